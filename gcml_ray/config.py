@@ -1,0 +1,417 @@
+"""The configuration of one federation: frozen, strict, one file a run.
+
+Every section is a pydantic model that refuses unknown keys and coerces nothing but int to float.
+Reading a file and applying ``--set`` overrides is in :mod:`gcml_ray.config_file`.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+
+class Section(BaseModel):
+    """Shared rules of all sections."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
+
+
+def _sequence(item: Any, **limits: Any) -> Any:
+    """A tuple field that also takes a YAML list; its items stay strict."""
+    return Annotated[tuple[item, ...], Field(strict=False, **limits)]
+
+
+Names = _sequence(str, min_length=1)
+Sizes = _sequence(Annotated[int, Field(gt=0)], min_length=2, max_length=3)
+Lengths = _sequence(Annotated[float, Field(gt=0)], min_length=2, max_length=3)
+Axes = _sequence(Annotated[int, Field(ge=0, le=2)])
+Weights = _sequence(Annotated[float, Field(ge=0)], min_length=1)
+Fraction = Annotated[float, Field(ge=0, le=1)]
+Positive = Annotated[float, Field(gt=0)]
+NonNegative = Annotated[float, Field(ge=0)]
+Count = Annotated[int, Field(ge=1)]
+CountOrZero = Annotated[int, Field(ge=0)]
+
+
+# --- data ------------------------------------------------------------------------------------
+
+
+class SplitConfig(Section):
+    """Shares of a site's cases; every site keeps at least one validation and one test case."""
+
+    validation: Fraction = 0.1
+    test: Fraction = 0.2
+
+    @model_validator(mode="after")
+    def _leaves_training_cases(self) -> SplitConfig:
+        if self.validation + self.test >= 1:
+            raise ValueError("validation + test must stay below 1, else nothing is left to train on")
+        return self
+
+
+class AugmentConfig(Section):
+    """Random changes of a training patch; a probability of 0 switches one off."""
+
+    flip_axes: Axes = (0,)
+    flip_probability: Fraction = 0.5
+    intensity_probability: Fraction = 0.5
+    intensity_scale: Fraction = 0.1
+    intensity_shift: Fraction = 0.1
+    noise_probability: Fraction = 0.0
+    noise_std: NonNegative = 0.05
+
+
+class DataConfig(Section):
+    """What the images and labels are, and how patches are made from them.
+
+    ``labels`` maps each class name to its value in the label files; the first one is the background.
+    With ``regions`` (nested foreground channels, e.g. BraTS WT/TC/ET as lists of label names) the
+    target is sigmoid, without it softmax. ``spacing_is_real: false`` says that the voxel sizes in the
+    headers mean nothing: nothing is resampled by them, and distances are reported in voxels.
+    """
+
+    datalist: str
+    channels: Names
+    labels: dict[str, int]
+    regions: dict[str, _sequence(str, min_length=1)] | None = None  # type: ignore[valid-type]
+    spatial_dims: Literal[2, 3] = 3
+    spacing_is_real: bool
+    target_spacing_mm: Lengths | None = None
+    orientation: str | None = "RAS"
+    resize: Sizes | None = None
+    normalise: Literal["nonzero", "all"] = "nonzero"
+    patch_size: Sizes
+    batch_size: Count = 2
+    foreground_share: Fraction = 0.67
+    augment: AugmentConfig = AugmentConfig()
+    split: SplitConfig = SplitConfig()
+
+    @property
+    def is_sigmoid(self) -> bool:
+        """Whether the target is nested sigmoid channels rather than softmax classes."""
+        return self.regions is not None
+
+    @property
+    def num_outputs(self) -> int:
+        """Output channels of a network: classes with background (softmax) or regions (sigmoid)."""
+        return len(self.regions) if self.regions is not None else len(self.labels)
+
+    @property
+    def foreground_names(self) -> tuple[str, ...]:
+        """Names that metrics are reported for: the regions, or every class but the background."""
+        return tuple(self.regions) if self.regions is not None else tuple(self.labels)[1:]
+
+    @property
+    def distance_unit(self) -> str:
+        """Unit of HD95 and of the surface tolerance."""
+        return "mm" if self.spacing_is_real else "voxel"
+
+    @model_validator(mode="after")
+    def _is_consistent(self) -> DataConfig:
+        if len(self.labels) < 2:
+            raise ValueError("labels needs the background and at least one more class")
+        if len(set(self.labels.values())) != len(self.labels):
+            raise ValueError(f"labels gives one value to two classes: {self.labels}")
+        for region, parts in (self.regions or {}).items():
+            unknown = [part for part in parts if part not in self.labels]
+            if unknown:
+                raise ValueError(f"regions.{region} names {unknown}, not among labels {list(self.labels)}")
+        for key in ("patch_size", "resize", "target_spacing_mm"):
+            value = getattr(self, key)
+            if value is not None and len(value) != self.spatial_dims:
+                raise ValueError(f"{key} has {len(value)} numbers, spatial_dims is {self.spatial_dims}")
+        if self.target_spacing_mm is not None and not self.spacing_is_real:
+            raise ValueError("target_spacing_mm is set but spacing_is_real is false: there is nothing to resample from")
+        if self.target_spacing_mm is not None and self.resize is not None:
+            raise ValueError("set target_spacing_mm or resize, not both")
+        if any(axis >= self.spatial_dims for axis in self.augment.flip_axes):
+            raise ValueError(f"augment.flip_axes {self.augment.flip_axes} goes beyond {self.spatial_dims} axes")
+        return self
+
+
+# --- network, loss, optimiser ----------------------------------------------------------------
+
+
+class NetworkConfig(Section):
+    """A network by name; ``options`` are the arguments of its constructor (see networks/registry.py)."""
+
+    name: str
+    options: dict[str, Any] = {}
+
+
+class LossConfig(Section):
+    """Segmentation loss: ``jaccard_weight`` x Jaccard + (1 - ``jaccard_weight``) x cross-entropy or focal.
+
+    ``head_weights`` weighs the heads under deep supervision, main head first.
+    """
+
+    name: Literal["jaccard_ce", "jaccard_focal"] = "jaccard_ce"
+    jaccard_weight: Fraction = 0.5
+    smooth: Positive = 1.0
+    include_background: bool = True
+    batch_sums: bool = True
+    class_weights: Weights | None = None
+    focal_gamma: NonNegative | None = None
+    head_weights: Weights | None = None
+
+    @model_validator(mode="after")
+    def _gamma_only_for_focal(self) -> LossConfig:
+        if self.focal_gamma is not None and self.name != "jaccard_focal":
+            raise ValueError("focal_gamma would be ignored: only jaccard_focal has it")
+        return self
+
+
+class OptimiserConfig(Section):
+    """The optimiser of every model; the learning rate follows ``schedule`` over the whole run."""
+
+    name: Literal["adam", "adamw", "sgd"] = "adamw"
+    learning_rate: Positive
+    weight_decay: NonNegative = 0.0
+    momentum: Fraction | None = None
+    amsgrad: bool = False
+    clip_norm: Positive | None = None
+    schedule: Literal["constant", "cosine", "polynomial"] = "cosine"
+
+    @model_validator(mode="after")
+    def _nothing_is_ignored(self) -> OptimiserConfig:
+        if self.momentum is not None and self.name != "sgd":
+            raise ValueError(f"momentum would be ignored by {self.name}: only sgd has it")
+        if self.amsgrad and self.name == "sgd":
+            raise ValueError("amsgrad would be ignored by sgd")
+        return self
+
+
+# --- method ----------------------------------------------------------------------------------
+
+
+class BernoulliTopology(Section):
+    """Each site sends with a probability in proportion to its training cases (GML)."""
+
+    name: Literal["bernoulli"]
+    expected_senders: Positive
+
+
+class MatchingTopology(Section):
+    """Random pairs; ``symmetric``: both directions of a pair, else one at random."""
+
+    name: Literal["matching"]
+    symmetric: bool = True
+
+
+class PushKTopology(Section):
+    """Every site sends to ``k`` random others."""
+
+    name: Literal["push_k"]
+    k: Count = 1
+
+
+class RingTopology(Section):
+    """Every site sends to the next one in the order of names."""
+
+    name: Literal["ring"]
+
+
+class ExponentialTopology(Section):
+    """One-peer exponential graph: in round t, site i sends to i + 2^(t mod log2 N)."""
+
+    name: Literal["exponential"]
+
+
+Topology = Annotated[
+    BernoulliTopology | MatchingTopology | PushKTopology | RingTopology | ExponentialTopology,
+    Field(discriminator="name"),
+]
+
+
+class DcmlConfig(Section):
+    """Weights of deep contrastive mutual learning (specification section 3; losses/mutual.py).
+
+    ``weight`` is the paper's lambda, ``beta`` the share of the push-away term, ``tau`` its bound in nats.
+    """
+
+    variant: Literal[
+        "contrast", "contrast_hinge", "contrast_advantage", "contrast_soft", "regional", "mutual", "none"
+    ] = "contrast"
+    weight: NonNegative = Field(default=0.1, alias="lambda")
+    beta: NonNegative = 0.1
+    tau: Positive = 1.0
+    normalise: Literal["region", "omega", "volume"] = "region"
+    classwise: bool = False
+    ramp_up_rounds: CountOrZero = 0
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, populate_by_name=True)
+
+
+class LocalMethod(Section):
+    """Every site trains alone."""
+
+    name: Literal["local"]
+
+
+class GossipMethod(Section):
+    """What all gossip methods share: who sends to whom, and what a message holds.
+
+    ``max_incoming`` bounds the models a receiver takes in a round. ``buffers`` says whether the
+    floating-point buffers (BatchNorm statistics) travel with the parameters or stay local; integer
+    counters never travel.
+    """
+
+    topology: Topology
+    max_incoming: Count = 1
+    buffers: Literal["send", "keep"] = "send"
+
+
+class GossipAvgMethod(GossipMethod):
+    """Gossip averaging (Ormandi 2013): size-weighted mean on receipt, then local steps."""
+
+    name: Literal["gossip_avg"]
+
+
+class GmlMethod(GossipMethod):
+    """Gossip mutual learning (arXiv 2401.06180): regional mutual steps, the local model is kept."""
+
+    name: Literal["gml"]
+    weight: NonNegative = Field(default=0.3, alias="lambda")
+
+    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, populate_by_name=True)
+
+
+class GcmlMethod(GossipMethod):
+    """Gossip contrastive mutual learning (arXiv 2503.03883).
+
+    ``merge_first`` mixes the incoming weights into the local ones before the mutual steps,
+    ``merge`` decides what becomes of the two models after them (specification section 4).
+    """
+
+    name: Literal["gcml"]
+    dcml: DcmlConfig = DcmlConfig()
+    merge: Literal["keep_local", "val_weighted", "size_weighted", "select_best", "replace"] = "select_best"
+    merge_first: Literal["none", "size_weighted", "val_weighted"] = "none"
+
+    @property
+    def mixes_weights(self) -> bool:
+        """Whether the two models must have the same architecture."""
+        return self.merge != "keep_local" or self.merge_first != "none"
+
+
+Method = Annotated[LocalMethod | GossipAvgMethod | GmlMethod | GcmlMethod, Field(discriminator="name")]
+
+
+# --- federation, resources, evaluation, tracking, output -------------------------------------
+
+
+class FederationConfig(Section):
+    """Rounds and clocks. ``rounds`` counts them all: warm-up, exchange and cool-down.
+
+    ``warmup_rounds`` defaults to 10 % of the rounds, ``cooldown_rounds`` to 25 % (both rounded down).
+    The round timeout bounds one round's training of one site, evaluation included.
+    """
+
+    rounds: Count
+    local_steps: Count
+    warmup_rounds: CountOrZero | None = None
+    cooldown_rounds: CountOrZero | None = None
+    common_init: bool = True
+    mode: Literal["sync"] = "sync"
+    seed: int = 0
+    sites: Names | None = None
+    evaluate_every: Count = 1
+    start_timeout_s: Positive = 600.0
+    push_timeout_s: Positive = 120.0
+    round_timeout_s: Positive = 3600.0
+
+    @property
+    def num_warmup(self) -> int:
+        """Rounds at the start in which every site trains alone."""
+        return math.floor(self.rounds * 0.1) if self.warmup_rounds is None else self.warmup_rounds
+
+    @property
+    def num_cooldown(self) -> int:
+        """Rounds at the end in which every site trains alone."""
+        return math.floor(self.rounds * 0.25) if self.cooldown_rounds is None else self.cooldown_rounds
+
+    @model_validator(mode="after")
+    def _phases_fit(self) -> FederationConfig:
+        if self.num_warmup + self.num_cooldown > self.rounds:
+            raise ValueError(
+                f"warmup_rounds {self.num_warmup} + cooldown_rounds {self.num_cooldown} exceed rounds {self.rounds}"
+            )
+        return self
+
+
+class ResourcesConfig(Section):
+    """Where sites run and what each one may use. Fractions of a GPU are shares, not memory limits.
+
+    ``placement``: ``none`` anywhere, ``label`` on the node whose label ``label_key`` equals the site's
+    name (the data never leaves it), ``pg`` one placement group with a bundle a site.
+    """
+
+    pool: Literal["ray", "local"] = "ray"
+    cpus_per_site: Positive = 1.0
+    gpus_per_site: NonNegative = 0.0
+    placement: Literal["none", "label", "pg"] = "none"
+    label_key: str = "site"
+    amp: Literal["none", "bf16", "fp16"] = "none"
+
+
+class EvaluationConfig(Section):
+    """Sliding-window inference and metrics. The tolerance's unit is mm, or voxels where spacing is unreal."""
+
+    window_overlap: Annotated[float, Field(ge=0, lt=1)] = 0.25
+    window_batch: Count = 4
+    surface_tolerance: Positive = 1.0
+
+
+class TrackingConfig(Section):
+    """MLflow. Without ``uri`` the runs go to ``<output.folder>/../mlflow.db`` (sqlite)."""
+
+    enabled: bool = True
+    uri: str | None = None
+    experiment: str = "gcml-ray"
+
+
+class OutputConfig(Section):
+    """The run folder, and how often sites write a checkpoint to resume from."""
+
+    folder: str
+    checkpoint_every: Count = 1
+    num_overlays: CountOrZero = 2
+
+
+class Config(Section):
+    """One federation, whole."""
+
+    name: str
+    data: DataConfig
+    network: NetworkConfig
+    site_networks: dict[str, NetworkConfig] = {}
+    loss: LossConfig = LossConfig()
+    optimiser: OptimiserConfig
+    method: Method
+    federation: FederationConfig
+    resources: ResourcesConfig = ResourcesConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    tracking: TrackingConfig = TrackingConfig()
+    output: OutputConfig
+
+    def network_of(self, site: str) -> NetworkConfig:
+        """The network that a site trains: its own from ``site_networks``, or the common one."""
+        return self.site_networks.get(site, self.network)
+
+    @model_validator(mode="after")
+    def _sections_agree(self) -> Config:
+        method = self.method
+        mixes = isinstance(method, GossipAvgMethod) or (isinstance(method, GcmlMethod) and method.mixes_weights)
+        if mixes and any(network != self.network for network in self.site_networks.values()):
+            raise ValueError(
+                "site_networks gives sites different networks, but method mixes weights: "
+                "use method.name gml, or gcml with merge: keep_local and merge_first: none"
+            )
+        weights = self.loss.class_weights
+        if weights is not None and len(weights) != self.data.num_outputs:
+            raise ValueError(f"loss.class_weights has {len(weights)} numbers for {self.data.num_outputs} outputs")
+        if isinstance(method, GcmlMethod) and method.dcml.classwise and method.dcml.variant == "none":
+            raise ValueError("method.dcml.classwise would be ignored: variant is none")
+        return self

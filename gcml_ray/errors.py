@@ -1,0 +1,44 @@
+"""Every error a user of gcml-ray can meet, each naming what happened and what to change."""
+
+from __future__ import annotations
+
+
+class GcmlError(Exception):
+    """Root of the errors that gcml-ray raises on purpose; the CLI prints them without a traceback."""
+
+
+class ConfigError(GcmlError):
+    """A configuration key is unknown, has the wrong type or range, or contradicts another key."""
+
+
+class DataError(GcmlError):
+    """A datalist, image or label cannot be used; the message names the file or the case."""
+
+
+class CheckpointError(GcmlError):
+    """A checkpoint or run folder cannot be read, or belongs to another configuration."""
+
+
+class ClusterError(GcmlError):
+    """Ray cannot be reached, or the cluster cannot hold the federation that was asked for."""
+
+
+class SiteError(GcmlError):
+    """A site failed at a known round and stage.
+
+    Args:
+        site: name of the site.
+        round_number: the round it was in; 0 is the start.
+        stage: what it was doing, e.g. ``"start"`` or ``"train"``.
+        message: the cause, in words.
+    """
+
+    def __init__(self, site: str, round_number: int, stage: str, message: str) -> None:
+        super().__init__(f"site {site}, round {round_number}, {stage}: {message}")
+        self.site = site
+        self.round_number = round_number
+        self.stage = stage
+        self.message = message
+
+    def __reduce__(self) -> tuple[type[SiteError], tuple[str, int, str, str]]:
+        return (SiteError, (self.site, self.round_number, self.stage, self.message))

@@ -1,0 +1,175 @@
+"""The small records that cross module and process borders: frozen, typed, free of tensors.
+
+Everything a site tells the driver is one of these. None holds weights, images or labels.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Phase = Literal["warmup", "exchange", "cooldown"]
+Split = Literal["train", "validation", "test"]
+
+
+@dataclass(frozen=True, order=True)
+class Edge:
+    """One push: ``sender``'s weights go to ``receiver``."""
+
+    sender: str
+    receiver: str
+
+
+@dataclass(frozen=True)
+class RoundPlan:
+    """What happens in one round: who pushes to whom; everybody alive trains."""
+
+    round_number: int
+    phase: Phase
+    sites: tuple[str, ...]
+    edges: tuple[Edge, ...]
+
+
+@dataclass(frozen=True)
+class PushReceipt:
+    """The receiver's answer to one push. ``reason`` is empty where it was accepted."""
+
+    round_number: int
+    sender: str
+    receiver: str
+    accepted: bool
+    reason: str
+    size_bytes: int
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class PushReport:
+    """What a sender tells the driver after its pushes of a round."""
+
+    site: str
+    round_number: int
+    receipts: tuple[PushReceipt, ...]
+
+
+@dataclass(frozen=True)
+class SiteInfo:
+    """What a site tells the driver when it is ready to train."""
+
+    site: str
+    num_train: int
+    num_validation: int
+    num_test: int
+    num_parameters: int
+    push_bytes: int
+    device: str
+    node: str
+    pid: int
+    restored_round: int
+    seconds: float
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class TrainOrder:
+    """What the driver asks of a site for one round."""
+
+    round_number: int
+    phase: Phase
+    evaluate: bool
+    checkpoint: bool
+
+
+@dataclass(frozen=True)
+class TrainReport:
+    """What a site tells the driver after a round.
+
+    ``losses``: mean over the steps, by part (``segmentation``, ``mutual``, ``incoming_segmentation``...).
+    ``regions``: mean share of voxels in the pull and push regions, in percent of the patch.
+    ``merge``: which model was kept after a mutual round (``local_after``, ``mix``...), empty otherwise.
+    ``validation_dice``: mean over cases and foreground classes; None in rounds without evaluation.
+    ``seconds``: by stage (``train``, ``merge``, ``validate``, ``checkpoint``).
+    """
+
+    site: str
+    round_number: int
+    peers: tuple[str, ...]
+    num_steps: int
+    losses: dict[str, float]
+    regions: dict[str, float]
+    merge: str
+    candidate_dice: dict[str, float]
+    validation_dice: float | None
+    is_best: bool
+    seconds: dict[str, float]
+    learning_rate: float
+    peak_memory_bytes: int
+
+
+@dataclass(frozen=True)
+class CaseScore:
+    """One case, one foreground class, one model. A distance is NaN where it is undefined."""
+
+    site: str
+    case: str
+    split: Split
+    model: str
+    class_name: str
+    dice: float
+    hd95: float
+    surface_dice: float
+
+
+@dataclass(frozen=True)
+class EvaluationReport:
+    """All case scores of one site, split and model."""
+
+    site: str
+    split: Split
+    model: str
+    round_number: int
+    scores: tuple[CaseScore, ...]
+    seconds: float
+
+
+@dataclass(frozen=True)
+class SiteStatus:
+    """A site's answer to a status call while it works."""
+
+    site: str
+    round_number: int
+    stage: str
+    step: int
+    num_steps: int
+    loss: float | None
+
+
+@dataclass(frozen=True)
+class SiteFailure:
+    """A call to a site that did not succeed. ``kind``: ``raised``, ``died``, ``unreachable`` or ``late``."""
+
+    site: str
+    round_number: int
+    stage: str
+    kind: Literal["raised", "died", "unreachable", "late"]
+    message: str
+    traceback: str = ""
+
+
+@dataclass(frozen=True)
+class RoundRecord:
+    """One line of ``rounds.jsonl``: everything the driver knows about a finished round."""
+
+    plan: RoundPlan
+    trained: tuple[TrainReport, ...]
+    pushes: tuple[PushReceipt, ...]
+    failures: tuple[SiteFailure, ...]
+    seconds: float
+    finished_at: str = ""
+    stage_seconds: dict[str, float] = field(default_factory=dict)
+
+
+def to_plain(record: Any) -> dict[str, Any]:
+    """A record as nested plain dicts, lists and numbers, ready for JSON."""
+    return dataclasses.asdict(record)
