@@ -1,0 +1,1 @@
+"""Where the algorithm runs: sites, pools of sites, the driver, the cluster."""

@@ -1,0 +1,1 @@
+"""Datalists, loading, patches, phantom sites."""

@@ -1,0 +1,1 @@
+"""From public data layouts to a datalist."""

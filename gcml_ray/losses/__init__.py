@@ -1,0 +1,1 @@
+"""Segmentation losses and the divergences of mutual learning."""

@@ -1,0 +1,1 @@
+"""The search over DCML weights with Ray Tune."""
