@@ -6,6 +6,8 @@ Reading a file and applying ``--set`` overrides is in :mod:`gcml_ray.config_file
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 from typing import Annotated, Any, Literal
 
@@ -18,16 +20,12 @@ class Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
 
 
-def _sequence(item: Any, **limits: Any) -> Any:
-    """A tuple field that also takes a YAML list; its items stay strict."""
-    return Annotated[tuple[item, ...], Field(strict=False, **limits)]
-
-
-Names = _sequence(str, min_length=1)
-Sizes = _sequence(Annotated[int, Field(gt=0)], min_length=2, max_length=3)
-Lengths = _sequence(Annotated[float, Field(gt=0)], min_length=2, max_length=3)
-Axes = _sequence(Annotated[int, Field(ge=0, le=2)])
-Weights = _sequence(Annotated[float, Field(ge=0)], min_length=1)
+# Tuples that also take a YAML list; their items stay strict.
+Names = Annotated[tuple[str, ...], Field(strict=False, min_length=1)]
+Sizes = Annotated[tuple[Annotated[int, Field(gt=0)], ...], Field(strict=False, min_length=2, max_length=3)]
+Lengths = Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(strict=False, min_length=2, max_length=3)]
+Axes = Annotated[tuple[Annotated[int, Field(ge=0, le=2)], ...], Field(strict=False)]
+Weights = Annotated[tuple[Annotated[float, Field(ge=0)], ...], Field(strict=False, min_length=1)]
 Fraction = Annotated[float, Field(ge=0, le=1)]
 Positive = Annotated[float, Field(gt=0)]
 NonNegative = Annotated[float, Field(ge=0)]
@@ -75,7 +73,7 @@ class DataConfig(Section):
     datalist: str
     channels: Names
     labels: dict[str, int]
-    regions: dict[str, _sequence(str, min_length=1)] | None = None  # type: ignore[valid-type]
+    regions: dict[str, Names] | None = None
     spatial_dims: Literal[2, 3] = 3
     spacing_is_real: bool
     target_spacing_mm: Lengths | None = None
@@ -344,11 +342,14 @@ class FederationConfig(Section):
 class ResourcesConfig(Section):
     """Where sites run and what each one may use. Fractions of a GPU are shares, not memory limits.
 
+    ``address``: ``auto`` joins the running cluster (``RAY_ADDRESS``, or ``ray start`` on this machine) and
+    starts a local one where there is none; ``local`` always starts one; anything else is an address.
     ``placement``: ``none`` anywhere, ``label`` on the node whose label ``label_key`` equals the site's
     name (the data never leaves it), ``pg`` one placement group with a bundle a site.
     """
 
     pool: Literal["ray", "local"] = "ray"
+    address: str = "auto"
     cpus_per_site: Positive = 1.0
     gpus_per_site: NonNegative = 0.0
     placement: Literal["none", "label", "pg"] = "none"
@@ -399,6 +400,24 @@ class Config(Section):
     def network_of(self, site: str) -> NetworkConfig:
         """The network that a site trains: its own from ``site_networks``, or the common one."""
         return self.site_networks.get(site, self.network)
+
+    @property
+    def identity(self) -> str:
+        """Short hash of all that decides a run's result; resources, tracking and output do not."""
+        clocks = {"start_timeout_s", "push_timeout_s", "round_timeout_s"}
+        science = self.model_dump(
+            mode="json",
+            exclude={
+                "name": True,
+                "resources": True,
+                "evaluation": True,
+                "tracking": True,
+                "output": True,
+                "data": {"datalist"},
+                "federation": clocks,
+            },
+        )
+        return hashlib.blake2b(json.dumps(science, sort_keys=True).encode(), digest_size=8).hexdigest()
 
     @model_validator(mode="after")
     def _sections_agree(self) -> Config:

@@ -142,7 +142,6 @@ class SiteStatus:
     stage: str
     step: int
     num_steps: int
-    loss: float | None
 
 
 @dataclass(frozen=True)
@@ -154,6 +153,7 @@ class SiteFailure:
     stage: str
     kind: Literal["raised", "died", "unreachable", "late"]
     message: str
+    error_type: str = ""
     traceback: str = ""
 
 

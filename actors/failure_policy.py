@@ -1,0 +1,48 @@
+"""What to do about a site that failed: a pure function of the failure and the site's history."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass
+
+from gcml_ray.records import SiteFailure
+
+MAX_FAILURES_IN_A_ROW = 3
+MAX_RESTARTS = 3
+
+
+class Decision(enum.Enum):
+    """What the driver does next."""
+
+    SKIP = "skip"
+    """Leave the site out of this round and ask it again in the next."""
+    RESTART = "restart"
+    """New process, restored from the site's newest checkpoint; it rejoins in the next round."""
+    DROP = "drop"
+    """Go on without it."""
+    ABORT = "abort"
+    """End the run: going on would not give what was asked for."""
+
+
+@dataclass(frozen=True)
+class History:
+    """A site's failures so far: in a row since its last good round, and restarts over the whole run."""
+
+    failures_in_a_row: int = 0
+    restarts: int = 0
+
+
+def decide(failure: SiteFailure, history: History) -> Decision:
+    """The rule, in words: bad input ends the run at its start; later, one site never stops the others.
+
+    Args:
+        failure: what happened.
+        history: the site's failures before this one.
+    """
+    if failure.stage == "start" and failure.round_number == 0:
+        return Decision.ABORT
+    if history.failures_in_a_row + 1 >= MAX_FAILURES_IN_A_ROW:
+        return Decision.DROP
+    if failure.kind == "raised":
+        return Decision.SKIP
+    return Decision.DROP if history.restarts >= MAX_RESTARTS else Decision.RESTART

@@ -1,0 +1,167 @@
+"""Sites in this process, one after the other: the oracle for tests, and the runner where Ray is missing.
+
+:class:`SitePool` is the interface that the driver knows; ``actors/pool.py`` has the Ray one.
+"""
+
+from __future__ import annotations
+
+import traceback
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from actors.site import Site, TrainerFactory
+from gcml_ray.config import Config
+from gcml_ray.records import PushReceipt, SiteFailure, SiteStatus
+from gcml_ray.wire import Buffer, PushHeader
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How one call to a site ended: ``result`` is a record, or ``failure`` says why there is none."""
+
+    site: str
+    method: str
+    result: Any = None
+    failure: SiteFailure | None = None
+
+
+class SitePool(Protocol):
+    """Sites by name, and calls to them. Calls to one site run in order; sites run independently."""
+
+    def launch(self, sites: Sequence[str]) -> None:
+        """Creates the sites. Raises ClusterError where they do not fit."""
+        ...
+
+    def start(self, site: str, *, resume_round: int | None) -> None:
+        """Submits a site's ``start``, which loads its data and model."""
+        ...
+
+    def submit(self, site: str, method: str, *arguments: Any, round_number: int) -> None:
+        """Submits a call; its outcome comes from :meth:`wait`."""
+        ...
+
+    def wait(self, timeout_s: float) -> list[Outcome]:
+        """Outcomes that are ready, at least one unless the timeout passes first."""
+        ...
+
+    def statuses(self) -> list[SiteStatus]:
+        """What the sites are doing, as far as it can be told without waiting."""
+        ...
+
+    def restart(self, site: str) -> None:
+        """Ends a site's process and makes a new one; outcomes of its open calls are dropped."""
+        ...
+
+    def remove(self, site: str) -> None:
+        """Ends a site for good."""
+        ...
+
+    def shutdown(self) -> None:
+        """Ends all sites; safe to call twice."""
+        ...
+
+
+class LocalTransport:
+    """Hands a copy of the buffer to the receiver directly."""
+
+    def __init__(self, sites: dict[str, Site]) -> None:
+        self._sites = sites
+
+    def check_placement(self, site: str) -> None:
+        """Every site may run in this process."""
+
+    def send(
+        self, header: PushHeader, buffer: Buffer, receivers: Sequence[str], *, timeout_s: float
+    ) -> tuple[PushReceipt, ...]:
+        """One read-only copy for all receivers, as the object store makes one."""
+        del timeout_s  # a direct call cannot be late
+        copy = buffer.copy()
+        copy.flags.writeable = False
+        return tuple(self._deliver(header, copy, receiver) for receiver in receivers)
+
+    def _deliver(self, header: PushHeader, buffer: Buffer, receiver: str) -> PushReceipt:
+        site = self._sites.get(receiver)
+        if site is None:
+            reason = "unreachable: the receiver has left"
+            return PushReceipt(header.round_number, header.sender, receiver, False, reason, buffer.nbytes)
+        return site.receive(header, buffer)
+
+
+class LocalPool:
+    """All sites in this process; :meth:`wait` runs the next call and gives its outcome.
+
+    Args:
+        config: the federation's configuration.
+        folder: the run folder.
+        run_id: identifies the run on every push.
+        make_trainer: see :class:`actors.site.Site`.
+    """
+
+    def __init__(self, config: Config, folder: str, *, run_id: str, make_trainer: TrainerFactory | None = None) -> None:
+        self._config = config
+        self._folder = folder
+        self._run_id = run_id
+        self._make_trainer = make_trainer
+        self._sites: dict[str, Site] = {}
+        self._queue: deque[tuple[str, str, tuple[Any, ...], int]] = deque()
+        self._transport = LocalTransport(self._sites)
+
+    def launch(self, sites: Sequence[str]) -> None:
+        """Creates the site objects."""
+        self._names = tuple(sites)
+        for site in sites:
+            self._create(site)
+
+    def _create(self, site: str) -> None:
+        self._sites[site] = Site(
+            self._config,
+            site,
+            self._folder,
+            run_id=self._run_id,
+            use_gpu=self._config.resources.gpus_per_site > 0,
+            make_trainer=self._make_trainer,
+        )
+
+    def start(self, site: str, *, resume_round: int | None) -> None:
+        """See :class:`SitePool`."""
+        self.submit(site, "start", self._transport, self._names, resume_round, round_number=0)
+
+    def submit(self, site: str, method: str, *arguments: Any, round_number: int) -> None:
+        """See :class:`SitePool`."""
+        self._queue.append((site, method, arguments, round_number))
+
+    def wait(self, timeout_s: float) -> list[Outcome]:
+        """Runs the oldest call to its end, however long it takes; an empty list where nothing is open."""
+        del timeout_s
+        if not self._queue:
+            return []
+        site, method, arguments, round_number = self._queue.popleft()
+        try:
+            result = getattr(self._sites[site], method)(*arguments)
+        except Exception as error:  # whatever a site raises is a record for the driver, as with Ray
+            failure = SiteFailure(
+                site, round_number, method, "raised", str(error), type(error).__name__, traceback.format_exc()
+            )
+            return [Outcome(site, method, failure=failure)]
+        return [Outcome(site, method, result=result)]
+
+    def statuses(self) -> list[SiteStatus]:
+        """What each site last noted."""
+        return [site.status() for site in self._sites.values()]
+
+    def restart(self, site: str) -> None:
+        """See :class:`SitePool`."""
+        self._queue = deque(call for call in self._queue if call[0] != site)
+        self._create(site)
+
+    def remove(self, site: str) -> None:
+        """See :class:`SitePool`."""
+        self._queue = deque(call for call in self._queue if call[0] != site)
+        self._sites.pop(site, None)
+
+    def shutdown(self) -> None:
+        """See :class:`SitePool`."""
+        self._queue.clear()
+        self._sites.clear()

@@ -1,0 +1,186 @@
+"""A site's checkpoints: safetensors with a JSON header, written whole or not at all.
+
+Two kinds of file lie in ``checkpoints/<site>/``. ``round_00012.safetensors`` is what a run resumes from:
+weights, counters, optimiser moments and a :class:`SiteState`. ``model_00012.safetensors`` is a model to
+take away: weights and counters under the network's own names. The last two rounds are kept, so that a
+site which is one round ahead of the others can go back.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from gcml_ray.errors import CheckpointError
+from gcml_ray.learner import Learner
+from gcml_ray.weights import FlatModel
+
+log = logging.getLogger(__name__)
+
+Array = np.ndarray[tuple[int, ...], np.dtype[np.generic]]
+
+ROUND_FILE = re.compile(r"round_(\d{5,})\.safetensors")
+KEPT_ROUNDS = 2
+
+
+@dataclass(frozen=True)
+class SiteState:
+    """What a site knows beside its tensors. Model files are named relative to the checkpoint's folder."""
+
+    site: str
+    round_number: int
+    identity: str
+    best_round: int = 0
+    best_dice: float = -1.0
+    best_file: str = ""
+    before_gossip_file: str = ""
+
+
+def round_file(folder: Path, round_number: int) -> Path:
+    """Where the checkpoint of a round lies."""
+    return folder / f"round_{round_number:05d}.safetensors"
+
+
+def saved_rounds(folder: Path) -> list[int]:
+    """The rounds that have a checkpoint, ascending."""
+    matches = (ROUND_FILE.fullmatch(path.name) for path in folder.glob("round_*.safetensors"))
+    return sorted(int(match.group(1)) for match in matches if match)
+
+
+def save_round(folder: Path, learner: Learner, state: SiteState) -> None:
+    """Writes a round's checkpoint and removes those that are no longer needed."""
+    tensors = {f"model.{name}": array for name, array in _model_arrays(learner.model).items()}
+    for moments in learner.optimiser.state.values():
+        for key, value in moments.items():
+            tensors[f"optimiser.{key}"] = _array(value)
+    scaler = json.dumps(learner.scaler.state_dict())
+    _write(round_file(folder, state.round_number), tensors, {"state": json.dumps(asdict(state)), "scaler": scaler})
+    _prune(folder, state)
+
+
+def load_round(folder: Path, learner: Learner, *, site: str, round_number: int, identity: str) -> SiteState:
+    """Restores weights, counters and optimiser from a round's checkpoint.
+
+    Raises:
+        CheckpointError: the file is missing, unreadable, or belongs to another site, network or configuration.
+    """
+    path = round_file(folder, round_number)
+    tensors, metadata = _read(path)
+    state = SiteState(**json.loads(metadata["state"]))
+    if (state.site, state.identity) != (site, identity):
+        raise CheckpointError(
+            f"{path} belongs to site {state.site} of configuration {state.identity}, not to {site} of {identity}: "
+            "resume with the configuration that the run was started with"
+        )
+    _load_model(path, learner.model, {k.removeprefix("model."): v for k, v in tensors.items() if k[:6] == "model."})
+    learner.optimiser.state.clear()
+    moments = {k.removeprefix("optimiser."): v for k, v in tensors.items() if k.startswith("optimiser.")}
+    if moments:
+        flat = learner.model.flat
+        learner.optimiser.state[learner.model.parameter] = {
+            key: torch.from_numpy(value).to(flat.device) for key, value in moments.items()
+        }
+    learner.scaler.load_state_dict(json.loads(metadata["scaler"]))
+    return state
+
+
+def save_model(path: Path, model: FlatModel, *, facts: Mapping[str, str]) -> None:
+    """Writes a model to take away; ``facts`` (site, round, network...) go into the file's header."""
+    _write(path, _model_arrays(model), dict(facts))
+
+
+def load_model(path: Path, model: FlatModel) -> dict[str, str]:
+    """Loads a model file into a network of the same architecture; returns its facts."""
+    tensors, facts = _read(path)
+    _load_model(path, model, tensors)
+    return facts
+
+
+def _array(value: object) -> Array:
+    """A contiguous CPU array of a tensor or number."""
+    tensor = value if isinstance(value, torch.Tensor) else torch.tensor(value)
+    return np.ascontiguousarray(tensor.detach().cpu().numpy())
+
+
+def _model_arrays(model: FlatModel) -> dict[str, Array]:
+    """All weights and counters by name."""
+    flat = model.flat.detach().cpu().numpy()
+    arrays: dict[str, Array] = {
+        spec.name: flat[spec.offset : spec.offset + int(np.prod(spec.shape))].reshape(spec.shape)
+        for spec in model.layout
+    }
+    return arrays | {name: _array(counter) for name, counter in model.counters().items()}
+
+
+def _load_model(
+    path: Path, model: FlatModel, arrays: Mapping[str, Array]
+) -> None:
+    """Copies arrays by name into a model, refusing another architecture."""
+    counters = model.counters()
+    shapes = {spec.name: spec.shape for spec in model.layout} | {k: tuple(v.shape) for k, v in counters.items()}
+    found = {name: array.shape for name, array in arrays.items()}
+    if shapes != found:
+        odd = sorted(name for name in shapes.keys() | found.keys() if shapes.get(name) != found.get(name))
+        raise CheckpointError(f"{path} holds another network: {', '.join(odd[:5])} differ; check network in the config")
+    for spec in model.layout:
+        view = model.flat[spec.offset : spec.offset + int(np.prod(spec.shape))]
+        view.copy_(torch.from_numpy(arrays[spec.name].reshape(-1)))
+    for name, counter in counters.items():
+        counter.copy_(torch.from_numpy(arrays[name]))
+
+
+def _write(
+    path: Path, tensors: dict[str, Array], metadata: dict[str, str]
+) -> None:
+    """Temporary file, flush to disk, rename: a reader sees the old file or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_suffix(".tmp")
+    save_file(tensors, temporary, metadata=metadata)
+    with temporary.open("rb") as handle:
+        os.fsync(handle.fileno())
+    os.replace(temporary, path)
+
+
+def _read(path: Path) -> tuple[dict[str, Array], dict[str, str]]:
+    """All tensors and the JSON header of a file."""
+    if not path.is_file():
+        raise CheckpointError(f"{path} does not exist")
+    try:
+        with safe_open(path, framework="np") as handle:
+            return {key: handle.get_tensor(key) for key in handle.keys()}, handle.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path} cannot be read ({error}); delete it and resume from an earlier round") from error
+
+
+def _prune(folder: Path, newest: SiteState) -> None:
+    """Removes all but the last rounds, and the model files that none of those names."""
+    rounds = saved_rounds(folder)
+    for old in rounds[:-KEPT_ROUNDS]:
+        round_file(folder, old).unlink(missing_ok=True)
+    kept = {newest.best_file, newest.before_gossip_file}
+    for number in rounds[-KEPT_ROUNDS:]:
+        kept |= _models_named_by(round_file(folder, number))
+    for path in folder.glob("model_*.safetensors"):
+        if path.name not in kept:
+            path.unlink(missing_ok=True)
+
+
+def _models_named_by(path: Path) -> set[str]:
+    """The model files that a checkpoint's header names; none where it cannot be read any more."""
+    try:
+        with safe_open(path, framework="np") as handle:
+            state = SiteState(**json.loads((handle.metadata() or {})["state"]))
+    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+        log.warning("%s cannot be read (%s); a resume will not be able to use it", path, error)
+        return set()
+    return {state.best_file, state.before_gossip_file}

@@ -1,0 +1,119 @@
+"""A CSV table with one line a case to a list of cases."""
+
+from __future__ import annotations
+
+import csv
+import os
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+from gcml_ray.data.datalist import SPLITS, Case, duplicate_problems, listed, name_from_file, name_problem
+from gcml_ray.errors import DataError
+from gcml_ray.records import Split
+
+RULE = re.compile(r"\s*value\s*>\s*(-?\d+(?:\.\d+)?)\s*")
+
+
+@dataclass(frozen=True)
+class _Columns:
+    """Which column holds what, and the folder that paths start from."""
+
+    site: str
+    case: str
+    images: tuple[str, ...]
+    label: str
+    rule: str | None
+    root: Path
+
+
+def prepare_manifest(
+    csv_path: str | Path,
+    *,
+    image_columns: Sequence[str],
+    label_column: str,
+    site_column: str = "site",
+    case_column: str = "case",
+    label_rule_column: str | None = None,
+    root: str | Path | None = None,
+) -> tuple[Case, ...]:
+    """Read a manifest. A column ``split`` (train, validation, test or empty) is used where there is one.
+
+    Args:
+        csv_path: the table, with a header line.
+        image_columns: path columns; several are the channels, in this order.
+        label_column: path column of the label.
+        site_column: column of the site's name.
+        case_column: column of the case's name; without that column the label's file name serves.
+        label_rule_column: column with rules such as ``value>127`` that make a mask of a grey label; an empty
+            cell means that the label holds class values.
+        root: folder that relative paths start from; the table's own folder by default.
+
+    Raises:
+        DataError: columns are missing, or lines are wrong; names all of them by their line number.
+    """
+    path = Path(os.path.abspath(csv_path))
+    folder = path.parent if root is None else Path(os.path.abspath(root))
+    columns = _Columns(site_column, case_column, tuple(image_columns), label_column, label_rule_column, folder)
+    problems: list[str] = []
+    cases: list[Case] = []
+    for number, line in _lines(path, columns):
+        wrong = _line_problems(line, columns)
+        problems += [f"line {number}: {problem}" for problem in wrong]
+        if not wrong:
+            cases.append(_case(line, columns))
+    problems += duplicate_problems(cases)
+    if problems:
+        raise DataError(f"{path}: {len(problems)} problem(s) in the manifest:{listed(problems)}")
+    return tuple(cases)
+
+
+def _lines(path: Path, columns: _Columns) -> list[tuple[int, dict[str, str]]]:
+    """(line number, column -> cell) of every line; cells stripped."""
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file)
+            lines = [
+                (reader.line_num, {key: (cell or "").strip() for key, cell in line.items() if isinstance(key, str)})
+                for line in reader
+            ]
+            header = list(reader.fieldnames or ())
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{path}: cannot be read as a CSV table ({error})") from error
+    wanted = [columns.site, *columns.images, columns.label, *([columns.rule] if columns.rule else [])]
+    missing = [column for column in wanted if column not in header]
+    if missing:
+        raise DataError(f"{path}: has no column {', '.join(missing)}; its columns are {', '.join(header) or 'none'}")
+    if not lines:
+        raise DataError(f"{path}: has a header but no line below it")
+    return lines
+
+
+def _line_problems(line: dict[str, str], columns: _Columns) -> list[str]:
+    problems = [name_problem(columns.site, line[columns.site])]
+    if line.get(columns.case):
+        problems.append(name_problem(columns.case, line[columns.case]))
+    for column in (*columns.images, columns.label):
+        if not line[column]:
+            problems.append(f"{column} is empty")
+        elif not (columns.root / line[column]).is_file():
+            problems.append(f"{column}: no such file {columns.root / line[column]}")
+    if line.get("split") and line["split"] not in SPLITS:
+        problems.append(f"split is {line['split']!r}; allowed are {', '.join(SPLITS)} or nothing")
+    if columns.rule and line[columns.rule] and not RULE.fullmatch(line[columns.rule]):
+        problems.append(f"{columns.rule} is {line[columns.rule]!r}; a rule looks like value>127")
+    return [problem for problem in problems if problem is not None]
+
+
+def _case(line: dict[str, str], columns: _Columns) -> Case:
+    rule = RULE.fullmatch(line[columns.rule]) if columns.rule else None
+    return Case(
+        site=line[columns.site],
+        name=line.get(columns.case) or name_from_file(line[columns.label]),
+        images=tuple(os.path.abspath(columns.root / line[column]) for column in columns.images),
+        label=os.path.abspath(columns.root / line[columns.label]),
+        split=cast(Split, line["split"]) if line.get("split") else None,
+        label_threshold=float(rule.group(1)) if rule else None,
+    )

@@ -1,0 +1,293 @@
+"""The list of cases: which images and labels belong to which site, and how they are split.
+
+A datalist is a JSON file in the style of MONAI and the Medical Segmentation Decathlon, with a site on each case::
+
+    {"cases": [{"site": "A", "image": ["a_t1.nii.gz", "a_flair.nii.gz"], "label": "a_seg.nii.gz", "split": "train"}]}
+
+Reads names and paths only, never an image: the driver uses it too.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, get_args
+
+from gcml_ray.config import SplitConfig
+from gcml_ray.errors import DataError
+from gcml_ray.records import Split
+
+log = logging.getLogger(__name__)
+
+MAX_LISTED = 20
+SPLITS: tuple[Split, ...] = get_args(Split)
+CASE_KEYS = ("site", "case", "image", "label", "split", "label_threshold")
+
+
+@dataclass(frozen=True)
+class Case:
+    """One case of one site: its images (one file, or one a channel) and its label.
+
+    Paths are absolute. ``split`` is None until :func:`assign_splits` decides it. With ``label_threshold``
+    the label file is a grey mask: foreground is where its value exceeds the threshold.
+    """
+
+    site: str
+    name: str
+    images: tuple[str, ...]
+    label: str
+    split: Split | None
+    label_threshold: float | None = None
+
+
+def listed(problems: Sequence[str]) -> str:
+    """Problems as an indented list, the first 20 and then a count."""
+    lines = [f"\n  - {problem}" for problem in problems[:MAX_LISTED]]
+    if len(problems) > MAX_LISTED:
+        lines.append(f"\n  - and {len(problems) - MAX_LISTED} more")
+    return "".join(lines)
+
+
+# --- reading and writing -----------------------------------------------------------------------
+
+
+def read_datalist(path: str | Path) -> tuple[Case, ...]:
+    """Read and check a datalist; relative paths in it are relative to its folder.
+
+    Raises:
+        DataError: the file is missing or not JSON, or entries are wrong; names every wrong entry.
+    """
+    path = Path(os.path.abspath(path))
+    entries = _entries(path)
+    problems: list[str] = []
+    cases: list[Case] = []
+    for index, entry in enumerate(entries):
+        wrong = _entry_problems(entry)
+        problems += [f"entry {index}: {problem}" for problem in wrong]
+        if not wrong:
+            cases.append(_case(entry, path.parent))
+    problems += duplicate_problems(cases)
+    if problems:
+        raise DataError(f"{path}: {len(problems)} problem(s) in the datalist:{listed(problems)}")
+    return tuple(cases)
+
+
+def write_datalist(path: str | Path, cases: Iterable[Case], *, description: str) -> None:
+    """Write a datalist in one step (a crash leaves the old file); paths become relative to its folder."""
+    path = Path(os.path.abspath(path))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    entries = [_entry(case, path.parent) for case in cases]
+    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    draft.write_text(json.dumps({"description": description, "cases": entries}, indent=1) + "\n", encoding="utf-8")
+    os.replace(draft, path)
+
+
+def name_from_file(path: str) -> str:
+    """A case's name from a file name: the last part without its extension (``.nii.gz`` is one extension)."""
+    name = Path(path).name
+    return name[: -len(".nii.gz")] if name.lower().endswith(".nii.gz") else Path(name).stem
+
+
+def duplicate_problems(cases: Iterable[Case]) -> list[str]:
+    """One sentence for each case name that a site has more than once."""
+    counts = Counter((case.site, case.name) for case in cases)
+    return [
+        f"site {site}: case {name} is listed {count} times; give each its own `case` name"
+        for (site, name), count in counts.items()
+        if count > 1
+    ]
+
+
+def name_problem(key: str, value: str) -> str | None:
+    """Why a site's or case's name cannot be used (names become file names), or None."""
+    if not value.strip():
+        return f"{key} is empty"
+    if any(mark in value for mark in "/\\\0") or value in (".", ".."):
+        return f"{key} is {value!r}; it becomes a file name and must not hold a slash"
+    return None
+
+
+def _entries(path: Path) -> list[Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such datalist; check data.datalist, or make one with `gcml prepare`") from None
+    except (OSError, ValueError) as error:
+        raise DataError(f"{path}: cannot be read as JSON ({error})") from error
+    if not isinstance(content, dict):
+        raise DataError(f"{path}: holds a {type(content).__name__}; an object with a list `cases` was expected")
+    keys = [key for key in ("cases", "training") if key in content]
+    if len(keys) != 1:
+        raise DataError(f"{path}: needs `cases` (or `training`, not both); it has the keys {sorted(content)}")
+    entries = content[keys[0]]
+    if not isinstance(entries, list) or not entries:
+        raise DataError(f"{path}: `{keys[0]}` must be a list of at least one case, got {_shown(entries)}")
+    for key in ("validation", "test", "testing"):
+        if content.get(key):
+            log.warning("%s: the list `%s` is not read; put the cases into `cases` with a `split` each", path, key)
+    return entries
+
+
+def _entry_problems(entry: Any) -> list[str]:
+    if not isinstance(entry, dict):
+        return [f"is {_shown(entry)}; an object with {', '.join(CASE_KEYS)} was expected"]
+    problems = [f"unknown key {key!r}; allowed are {', '.join(CASE_KEYS)}" for key in entry if key not in CASE_KEYS]
+    problems += [f"`{key}` is missing" for key in ("site", "image", "label") if key not in entry]
+    for key in ("site", "case", "label"):
+        if key in entry and not isinstance(entry[key], str):
+            problems.append(f"`{key}` must be text, got {_shown(entry[key])}")
+    for key in ("site", "case"):
+        problem = name_problem(f"`{key}`", entry[key]) if isinstance(entry.get(key), str) else None
+        problems += [problem] if problem else []
+    image = entry.get("image", "")
+    if not isinstance(image, str) and not (isinstance(image, list) and image and all(_is_text(p) for p in image)):
+        problems.append(f"`image` must be one path or a list of channel paths, got {_shown(image)}")
+    problems += [f"`{key}` is empty" for key in ("image", "label") if entry.get(key, "x") == ""]
+    if entry.get("split") is not None and entry["split"] not in SPLITS:
+        problems.append(f"`split` must be one of {', '.join(SPLITS)}, got {_shown(entry['split'])}")
+    threshold = entry.get("label_threshold")
+    if threshold is not None and (isinstance(threshold, bool) or not isinstance(threshold, int | float)):
+        problems.append(f"`label_threshold` must be a number, got {_shown(threshold)}")
+    return problems
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and value != ""
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:57]}..."
+
+
+def _case(entry: dict[str, Any], folder: Path) -> Case:
+    image = entry["image"]
+    threshold = entry.get("label_threshold")
+    return Case(
+        site=entry["site"],
+        name=entry.get("case") or name_from_file(entry["label"]),
+        images=tuple(os.path.abspath(folder / part) for part in ([image] if isinstance(image, str) else image)),
+        label=os.path.abspath(folder / entry["label"]),
+        split=entry.get("split"),
+        label_threshold=None if threshold is None else float(threshold),
+    )
+
+
+def _entry(case: Case, folder: Path) -> dict[str, Any]:
+    images = [_relative(image, folder) for image in case.images]
+    entry: dict[str, Any] = {
+        "site": case.site,
+        "case": case.name,
+        "image": images if len(images) > 1 else images[0],
+        "label": _relative(case.label, folder),
+    }
+    if case.split is not None:
+        entry["split"] = case.split
+    if case.label_threshold is not None:
+        entry["label_threshold"] = case.label_threshold
+    return entry
+
+
+def _relative(path: str, folder: Path) -> str:
+    """Relative where the file lies below the folder or beside it; further away it stays absolute."""
+    relative = os.path.relpath(path, folder)
+    return path if relative.startswith(os.path.join("..", "..")) else Path(relative).as_posix()
+
+
+# --- questions to a list of cases --------------------------------------------------------------
+
+
+def site_names(cases: Iterable[Case]) -> tuple[str, ...]:
+    """All sites, sorted."""
+    return tuple(sorted({case.site for case in cases}))
+
+
+def cases_of_site(cases: Iterable[Case], site: str) -> tuple[Case, ...]:
+    """A site's cases, in the order of the list."""
+    return tuple(case for case in cases if case.site == site)
+
+
+def check_files(cases: Iterable[Case]) -> None:
+    """Check that every image and label file exists.
+
+    Raises:
+        DataError: names the first 20 missing files with site and case, and counts the rest.
+    """
+    missing = [
+        f"site {case.site}, case {case.name}: {path}"
+        for case in cases
+        for path in (*case.images, case.label)
+        if not os.path.isfile(path)
+    ]
+    if missing:
+        raise DataError(f"{len(missing)} file(s) of the datalist do not exist:{listed(missing)}")
+
+
+# --- splits ------------------------------------------------------------------------------------
+
+
+def assign_splits(cases: Sequence[Case], split: SplitConfig) -> tuple[Case, ...]:
+    """Give every case without a split one: validation, test or train, by its name alone.
+
+    The cases of a site are ordered by a hash of ``site/case``, so neither their order in the list nor
+    other sites change the outcome; the first get validation, the next test, the rest train. The shares count
+    against all cases of the site, those with an explicit split included. Every site keeps at least one
+    case of each.
+
+    Raises:
+        DataError: a site has fewer than 3 cases, or its explicit splits leave one of the three empty.
+    """
+    chosen: dict[tuple[str, str], Split] = {}
+    problems: list[str] = []
+    for site in site_names(cases):
+        own = cases_of_site(cases, site)
+        if len(own) < len(SPLITS):
+            names = ", ".join(case.name for case in own)
+            problems.append(
+                f"site {site} has {len(own)} case(s) ({names}); it needs at least 3, one each to train, validate "
+                "and test: add cases, or leave the site out with federation.sites"
+            )
+            continue
+        splits = _site_splits(own, split)
+        empty = [name for name in SPLITS if name not in splits.values()]
+        if empty:
+            problems.append(
+                f"site {site}: the explicit splits of its {len(own)} cases leave no case for {', '.join(empty)}; "
+                "change `split` of some, or remove it so that the share of data.split decides"
+            )
+        chosen |= {(site, name): value for name, value in splits.items()}
+    if problems:
+        raise DataError(f"cases cannot be split into train, validation and test:{listed(problems)}")
+    return tuple(replace(case, split=chosen[case.site, case.name]) for case in cases)
+
+
+def _site_splits(own: Sequence[Case], split: SplitConfig) -> dict[str, Split]:
+    result: dict[str, Split] = {case.name: case.split for case in own if case.split is not None}
+    explicit = Counter(result.values())
+    free = sorted((case.name for case in own if case.split is None), key=lambda name: _order(own[0].site, name))
+    num_validation = max(0, max(1, round(split.validation * len(own))) - explicit["validation"])
+    num_test = max(0, max(1, round(split.test * len(own))) - explicit["test"])
+    room = max(0, len(free) - (0 if explicit["train"] else 1))
+    while num_validation + num_test > room:
+        if num_test >= num_validation:
+            num_test -= 1
+        else:
+            num_validation -= 1
+    for position, name in enumerate(free):
+        if position < num_validation:
+            result[name] = "validation"
+        elif position < num_validation + num_test:
+            result[name] = "test"
+        else:
+            result[name] = "train"
+    return result
+
+
+def _order(site: str, name: str) -> bytes:
+    return hashlib.blake2b(f"{site}/{name}".encode(), digest_size=8).digest()

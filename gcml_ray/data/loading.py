@@ -1,0 +1,275 @@
+"""The deterministic part of the data: one case from its files to a normalised image and class indices.
+
+Legend: C channels, K classes, R regions, D H W voxels (2D: H rows, W columns), N voxels.
+Order of the steps: read, check, orient (3D), resample or resize, normalise. Padding waits until a patch is
+cut, so evaluation sees the unpadded grid.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from monai.data.meta_tensor import MetaTensor
+from monai.transforms.intensity.array import NormalizeIntensity
+from monai.transforms.spatial.array import Orientation, Resize, Spacing
+from monai.transforms.utils import map_binary_to_indices
+from numpy.typing import NDArray
+from torch import Tensor
+
+from gcml_ray.config import DataConfig
+from gcml_ray.data.datalist import Case, listed
+from gcml_ray.data.reading import Header, Volume, is_picture, read_header, read_volume
+from gcml_ray.errors import DataError
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, eq=False)
+class Sample:
+    """One preprocessed case.
+
+    Attributes:
+        case: the case's name.
+        image: (C, *spatial), float32, normalised a channel.
+        label: (1, *spatial) class indices, uint8 (softmax), or (R, *spatial) float32 in {0, 1} (regions).
+        spacing: voxel size on this grid, in mm where ``data.spacing_is_real``, else ones (voxels).
+        foreground: flat int32 indices over ``spatial`` of labelled voxels; empty outside training cases.
+        background: the same for all others.
+    """
+
+    case: str
+    image: Tensor
+    label: Tensor
+    spacing: tuple[float, ...]
+    foreground: Tensor
+    background: Tensor
+
+    @property
+    def num_bytes(self) -> int:
+        """Memory that the tensors take."""
+        return sum(part.nbytes for part in (self.image, self.label, self.foreground, self.background))
+
+
+def load_sample(case: Case, data: DataConfig) -> Sample:
+    """Read, check and preprocess one case; every file is read once.
+
+    Raises:
+        DataError: names site, case and every problem of its files.
+    """
+    images, label = _read_case(case, data)
+    affine = images[0].affine
+    image_on_grid = _to_grid(torch.cat([volume.array for volume in images]), affine, data, is_label=False)
+    label_on_grid = _to_grid(_class_indices(label.array, case, data), affine, data, is_label=True)
+    normalise = NormalizeIntensity(nonzero=data.normalise == "nonzero", channel_wise=True)
+    image = normalise(image_on_grid.as_tensor()).to(torch.float32)
+    target = _target(label_on_grid.as_tensor().round().to(torch.uint8), data)
+    foreground, background = _crop_indices(target, case)
+    return Sample(
+        case=case.name,
+        image=torch.as_tensor(_plain(image)).contiguous(),
+        label=target,
+        spacing=_spacing(image_on_grid, data),
+        foreground=foreground,
+        background=background,
+    )
+
+
+def check_headers(case: Case, data: DataConfig) -> list[str]:
+    """Problems of a case that its files' headers show, without reading voxels; empty where there are none."""
+    headers: list[Header] = []
+    problems: list[str] = []
+    for path in (*case.images, case.label):
+        try:
+            headers.append(read_header(path, spatial_dims=data.spatial_dims))
+        except DataError as error:
+            problems.append(str(error))
+    if not problems:
+        shapes = [header.shape for header in headers]
+        problems = _shape_problems(case, shapes, data) + _affine_problems(case, headers[0].affine, data)
+    return [f"site {case.site}, case {case.name}: {problem}" for problem in problems]
+
+
+# --- reading and checks --------------------------------------------------------------------------
+
+
+def _read_case(case: Case, data: DataConfig) -> tuple[list[Volume], Volume]:
+    """All files of a case, checked; every problem that can be seen is in the one error."""
+    volumes: list[Volume] = []
+    problems: list[str] = []
+    for path in (*case.images, case.label):
+        try:
+            volumes.append(read_volume(path, spatial_dims=data.spatial_dims))
+        except DataError as error:
+            problems.append(str(error))
+    if not problems:
+        problems = _shape_problems(case, [tuple(volume.array.shape) for volume in volumes], data)
+        problems += _affine_problems(case, volumes[0].affine, data)
+        problems += _intensity_problems(case, volumes[:-1], data)
+        problems += _label_problems(case, volumes[-1].array, data)
+    if problems:
+        raise DataError(f"site {case.site}, case {case.name}: {len(problems)} problem(s):{listed(problems)}")
+    _warn_affines(case, volumes)
+    return volumes[:-1], volumes[-1]
+
+
+def _shape_problems(case: Case, shapes: Sequence[tuple[int, ...]], data: DataConfig) -> list[str]:
+    """``shapes``: (channels, *spatial) of each image file, the label's last."""
+    problems = []
+    num_channels = sum(shape[0] for shape in shapes[:-1])
+    if num_channels != len(data.channels):
+        hint = "; is one an alpha channel?" if num_channels == len(data.channels) + 1 else ""
+        problems.append(
+            f"the image has {num_channels} channel(s) in {len(case.images)} file(s), data.channels lists "
+            f"{len(data.channels)} ({', '.join(data.channels)}){hint}"
+        )
+    first = shapes[0][1:]
+    for path, shape in zip((*case.images, case.label), shapes, strict=True):
+        if shape[1:] != first:
+            kind = "label" if path == case.label else "image"
+            problems.append(
+                f"{kind} {path} has the shape {shape[1:]}, image {case.images[0]} has {first}; they must be on one grid"
+            )
+    return problems
+
+
+def _affine_problems(case: Case, affine: NDArray[np.float64] | None, data: DataConfig) -> list[str]:
+    path = case.images[0]
+    if affine is None:
+        if data.spacing_is_real:
+            return [f"{path} is a picture and stores no voxel size; set data.spacing_is_real: false"]
+        return []
+    sizes = np.linalg.norm(affine[:3, :3], axis=0)
+    if not np.isfinite(affine).all() or (sizes[: data.spatial_dims] <= 0).any():
+        return [f"{path} has an unusable affine (voxel sizes {sizes.tolist()}); write its header again"]
+    return []
+
+
+def _intensity_problems(case: Case, images: Sequence[Volume], data: DataConfig) -> list[str]:
+    problems = []
+    for path, volume in zip(case.images, images, strict=True):
+        num_bad = int((~torch.isfinite(volume.array)).sum())
+        if num_bad:
+            problems.append(f"image {path} has {num_bad} NaN or infinite value(s); replace them, e.g. by 0")
+    channels = torch.cat([volume.array.flatten(1) for volume in images]) if _same_size(images) else torch.zeros(0)
+    for name, values in zip(data.channels, channels, strict=False):
+        if values.min() == values.max():
+            log.warning("site %s, case %s: channel %s is %g everywhere", case.site, case.name, name, values[0])
+    return problems
+
+
+def _same_size(volumes: Sequence[Volume]) -> bool:
+    return len({volume.array[0].numel() for volume in volumes}) == 1
+
+
+def _label_problems(case: Case, label: Tensor, data: DataConfig) -> list[str]:
+    if case.label_threshold is not None:
+        if len(data.labels) == 2:
+            return []
+        return [
+            f"label_threshold makes a mask of two classes, data.labels lists {len(data.labels)} "
+            f"({', '.join(data.labels)}); remove the threshold or the further classes"
+        ]
+    if not torch.isfinite(label).all():
+        return [f"label {case.label} has NaN or infinite values; write it again with whole numbers"]
+    label = _without_alpha(label, case.label)
+    if not (label == label[:1]).all():
+        return [
+            f"label {case.label} has {label.shape[0]} differing channels; store one channel of label values, "
+            "or set label_threshold"
+        ]
+    values = torch.unique(label[0])
+    foreign = sorted(set(values.tolist()) - {float(value) for value in data.labels.values()})
+    if not foreign:
+        return []
+    shown = ", ".join(f"{value:g}" for value in foreign[:10]) + (", ..." if len(foreign) > 10 else "")
+    return [
+        f"label {case.label} holds the values {shown}, data.labels allows {dict(data.labels)}; add them there, "
+        "or set label_threshold for a grey mask"
+    ]
+
+
+def _warn_affines(case: Case, volumes: Sequence[Volume]) -> None:
+    """Files of one case are matched voxel by voxel; say so where their headers disagree."""
+    first = volumes[0].affine
+    for path, volume in zip((*case.images, case.label), volumes, strict=True):
+        if first is not None and volume.affine is not None and not np.allclose(first, volume.affine, atol=1e-3):
+            log.warning(
+                "site %s, case %s: %s has another affine than %s; voxels are matched by index and the latter is used",
+                case.site,
+                case.name,
+                path,
+                case.images[0],
+            )
+
+
+# --- preprocessing -------------------------------------------------------------------------------
+
+
+def _class_indices(label: Tensor, case: Case, data: DataConfig) -> Tensor:
+    """(1, *spatial) uint8: the place of each value in ``data.labels``; a thresholded mask gives 0 and 1.
+
+    Of a coloured mask any colour above the threshold is foreground.
+    """
+    label = _without_alpha(label, case.label)
+    if case.label_threshold is not None:
+        return (label > case.label_threshold).any(dim=0, keepdim=True).to(torch.uint8)
+    indices = torch.zeros_like(label[:1], dtype=torch.uint8)
+    for index, value in enumerate(data.labels.values()):
+        indices[label[:1] == value] = index
+    return indices
+
+
+def _without_alpha(label: Tensor, path: str) -> Tensor:
+    """A picture's second or fourth channel is its opacity, not a label."""
+    return label[:-1] if is_picture(path) and label.shape[0] in (2, 4) else label
+
+
+def _to_grid(array: Tensor, affine: NDArray[np.float64] | None, data: DataConfig, *, is_label: bool) -> MetaTensor:
+    """Orient and resample (C, *spatial); the result keeps its affine.
+
+    Images shrink by the mean over each new voxel (``area``) and grow linearly. Labels take the nearest
+    voxel's centre (``nearest-exact``, which stays aligned with the image; ``nearest`` shifts it by half a
+    voxel): it keeps the share of thin structures, which a majority vote would erase.
+    """
+    grid = MetaTensor(array, affine=torch.eye(4, dtype=torch.float64) if affine is None else torch.as_tensor(affine))
+    if data.spatial_dims == 3 and data.orientation is not None:
+        grid = Orientation(axcodes=data.orientation, labels=(("L", "R"), ("P", "A"), ("I", "S")))(grid)
+    if data.target_spacing_mm is not None:
+        grid = Spacing(data.target_spacing_mm, mode="nearest" if is_label else "bilinear")(grid)
+    if data.resize is not None and tuple(grid.shape[1:]) != tuple(data.resize):
+        shrinks = all(new <= old for new, old in zip(data.resize, grid.shape[1:], strict=True))
+        linear = "bilinear" if data.spatial_dims == 2 else "trilinear"
+        mode = "nearest-exact" if is_label else "area" if shrinks else linear
+        grid = Resize(data.resize, mode=mode, anti_aliasing=mode == linear)(grid)
+    return grid
+
+
+def _target(indices: Tensor, data: DataConfig) -> Tensor:
+    """(1, *spatial) uint8 class indices as they are, or (R, *spatial) float32 regions."""
+    if data.regions is None:
+        return indices.contiguous()
+    names = list(data.labels)
+    members = [torch.tensor([names.index(part) for part in parts], dtype=torch.uint8) for parts in data.regions.values()]
+    return torch.cat([torch.isin(indices, member) for member in members]).to(torch.float32)
+
+
+def _crop_indices(target: Tensor, case: Case) -> tuple[Tensor, Tensor]:
+    """Where patches of a training case may be centred; int32 halves the memory of MONAI's int64."""
+    if case.split not in (None, "train"):
+        return torch.empty(0, dtype=torch.int32), torch.empty(0, dtype=torch.int32)
+    foreground, background = map_binary_to_indices((target > 0).any(dim=0, keepdim=True))
+    return foreground.to(torch.int32), background.to(torch.int32)
+
+
+def _spacing(grid: MetaTensor, data: DataConfig) -> tuple[float, ...]:
+    if not data.spacing_is_real:
+        return (1.0,) * data.spatial_dims
+    return tuple(float(size) for size in grid.pixdim[: data.spatial_dims])
+
+
+def _plain(tensor: Tensor) -> Tensor:
+    return tensor.as_tensor() if isinstance(tensor, MetaTensor) else tensor

@@ -1,0 +1,189 @@
+"""Who pushes to whom in a round: the directed gossip graphs, drawn over the sites that are alive.
+
+Everything here is a pure function of its arguments and of a generator that is derived from the
+federation's seed and the round, so a graph depends neither on scheduling nor on where a run was resumed.
+Sites are numbered in the order of their names; a graph is drawn as two index arrays (senders,
+receivers) and becomes :class:`~gcml_ray.records.Edge` records at the very end.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import numpy as np
+from numpy.typing import NDArray
+
+from gcml_ray.config import (
+    BernoulliTopology,
+    ExponentialTopology,
+    FederationConfig,
+    LocalMethod,
+    MatchingTopology,
+    Method,
+    PushKTopology,
+    RingTopology,
+    Topology,
+)
+from gcml_ray.records import Edge, Phase, RoundPlan
+from gcml_ray.seeding import numpy_generator
+
+Indices = NDArray[np.int64]
+Arcs = tuple[Indices, Indices]  # senders and receivers, one entry a push
+
+
+def plan_round(
+    method: Method, federation: FederationConfig, *, round_number: int, num_train: Mapping[str, int]
+) -> RoundPlan:
+    """The plan of one round: its phase, the sites that train and the pushes between them.
+
+    Args:
+        method: the ``method`` section; local training never has edges.
+        federation: rounds, phases and the seed.
+        round_number: 1 to ``federation.rounds``.
+        num_train: training cases of every site that is alive; a site that is not named here neither
+            sends nor receives.
+    """
+    phase = phase_of(federation, round_number)
+    edges: tuple[Edge, ...] = ()
+    if phase == "exchange" and not isinstance(method, LocalMethod):
+        edges = sample_edges(
+            method.topology,
+            num_train,
+            max_incoming=method.max_incoming,
+            rng=numpy_generator(federation.seed, "gossip", round_number),
+            exchange_round=round_number - federation.num_warmup - 1,
+        )
+    return RoundPlan(round_number=round_number, phase=phase, sites=tuple(sorted(num_train)), edges=edges)
+
+
+def phase_of(federation: FederationConfig, round_number: int) -> Phase:
+    """The phase of a round: the first ``num_warmup`` and the last ``num_cooldown`` have no exchange."""
+    assert 1 <= round_number <= federation.rounds, f"round {round_number} is outside 1..{federation.rounds}"
+    if round_number <= federation.num_warmup:
+        return "warmup"
+    return "cooldown" if round_number > federation.rounds - federation.num_cooldown else "exchange"
+
+
+def sample_edges(
+    topology: Topology,
+    num_train: Mapping[str, int],
+    *,
+    max_incoming: int,
+    rng: np.random.Generator,
+    exchange_round: int,
+) -> tuple[Edge, ...]:
+    """Draws the pushes of one exchange round, sorted by sender, then receiver.
+
+    Args:
+        topology: the graph's family.
+        num_train: training cases by site, alive sites only. A single site has nobody to push to.
+        max_incoming: models that a receiver takes at most, at least 1.
+        rng: the round's generator.
+        exchange_round: exchange rounds before this one; only ``exponential`` depends on it.
+    """
+    assert max_incoming >= 1
+    names = sorted(num_train)
+    if len(names) < 2:
+        return ()
+    match topology:
+        case BernoulliTopology():
+            cases = np.array([num_train[name] for name in names], dtype=np.float64)
+            arcs = _bernoulli(cases, topology.expected_senders, max_incoming=max_incoming, rng=rng)
+        case MatchingTopology():
+            arcs = _matching(len(names), symmetric=topology.symmetric, rng=rng)
+        case PushKTopology():
+            arcs = _push_k(len(names), topology.k, max_incoming=max_incoming, rng=rng)
+        case RingTopology():
+            arcs = _shift(len(names), 1)
+        case ExponentialTopology():
+            arcs = _shift(len(names), 2 ** (exchange_round % (len(names) - 1).bit_length()))
+    return _to_edges(arcs, names)
+
+
+def _bernoulli(cases: NDArray[np.float64], expected: float, *, max_incoming: int, rng: np.random.Generator) -> Arcs:
+    """Site i sends with probability min(1, m n_i / sum n), to one other site (GML, arXiv 2401.06180).
+
+    Our reading: where a receiver's places are taken, the sender picks again among the others with
+    room, which keeps the expected number of pushes at m; a sender with nobody left stays idle. The
+    draw goes in batches: all senders pick at once, every receiver keeps the first ``max_incoming`` in
+    random order, the others pick again.
+    """
+    assert cases.sum() > 0, "no site has training cases"
+    probability = np.minimum(1.0, expected * cases / cases.sum())
+    waiting: Indices = rng.permutation(np.flatnonzero(rng.random(len(cases)) < probability))
+    room = np.full(len(cases), max_incoming)
+    senders: list[Indices] = []
+    receivers: list[Indices] = []
+    while len(waiting):
+        waiting, picks = _pick_with_room(waiting, room, rng)
+        places = _rank_within(picks)
+        accepted = places < room[picks]
+        np.subtract.at(room, picks[accepted], 1)
+        senders.append(waiting[accepted])
+        receivers.append(picks[accepted])
+        waiting = waiting[~accepted]
+    none = np.empty(0, dtype=np.int64)
+    return np.concatenate([none, *senders]), np.concatenate([none, *receivers])
+
+
+def _pick_with_room(waiting: Indices, room: Indices, rng: np.random.Generator) -> Arcs:
+    """One site with room for each waiting sender, never itself; senders with no choice are left out."""
+    is_open = room > 0
+    open_sites = np.flatnonzero(is_open)
+    num_choices = len(open_sites) - is_open[waiting]
+    waiting = waiting[num_choices > 0]
+    picks = rng.integers(0, num_choices[num_choices > 0])
+    own_position = np.searchsorted(open_sites, waiting)
+    return waiting, open_sites[picks + (is_open[waiting] & (picks >= own_position))]
+
+
+def _rank_within(values: Indices) -> Indices:
+    """For each entry, how many equal entries come before it: [5, 2, 5, 5] gives [0, 0, 1, 2]."""
+    order = np.argsort(values, kind="stable")
+    _, starts, counts = np.unique(values[order], return_index=True, return_counts=True)
+    ranks = np.empty(len(values), dtype=np.int64)
+    ranks[order] = np.arange(len(values)) - np.repeat(starts, counts)
+    return ranks
+
+
+def _matching(num_sites: int, *, symmetric: bool, rng: np.random.Generator) -> Arcs:
+    """A random perfect matching; an odd site is left out at random, one direction is random as well."""
+    order = rng.permutation(num_sites)[: num_sites // 2 * 2]
+    first, second = order[0::2], order[1::2]
+    if not symmetric:
+        return first, second
+    return np.concatenate([first, second]), np.concatenate([second, first])
+
+
+def _push_k(num_sites: int, k: int, *, max_incoming: int, rng: np.random.Generator) -> Arcs:
+    """Every site sends to k others and k others send to it; every ordered pair is equally likely.
+
+    Our reading: the sites are seated at random on a circle and each sends to the ones at k random,
+    distinct distances. So no receiver is over-subscribed while k <= ``max_incoming``. With a larger k
+    each receiver keeps ``max_incoming`` of its k pushes, chosen at random. k above N - 1 is N - 1.
+    """
+    k = min(k, num_sites - 1)
+    seats = rng.permutation(num_sites)
+    distances = 1 + rng.choice(num_sites - 1, size=k, replace=False)
+    kept = distances[None, :].repeat(num_sites, axis=0)
+    if k > max_incoming:
+        kept = rng.permuted(kept, axis=1)[:, :max_incoming]
+    receivers = np.arange(num_sites)[:, None]
+    return seats[(receivers - kept) % num_sites].ravel(), seats[receivers.repeat(kept.shape[1], axis=1)].ravel()
+
+
+def _shift(num_sites: int, distance: int) -> Arcs:
+    """Site i sends to i + distance modulo N: the ring, and one step of the one-peer exponential graph.
+
+    The exponential graph (Assran et al. 2019, arXiv 1811.10792; Ying et al. 2021, arXiv 2110.13363)
+    goes through the distances 1, 2, 4, ... below N, one a round.
+    """
+    senders = np.arange(num_sites)
+    return senders, (senders + distance) % num_sites
+
+
+def _to_edges(arcs: Arcs, names: list[str]) -> tuple[Edge, ...]:
+    senders, receivers = arcs
+    order = np.lexsort((receivers, senders))  # by index is by name; sorting Edge objects takes seconds at 100,000
+    pairs = zip(senders[order].tolist(), receivers[order].tolist(), strict=True)
+    return tuple(Edge(sender=names[sender], receiver=names[receiver]) for sender, receiver in pairs)

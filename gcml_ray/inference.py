@@ -1,0 +1,80 @@
+"""From a network and a whole image to logits and labels, window by window.
+
+Legend: C channels or classes, R regions, *spatial = D H W (3D) or H W (2D). No batch axis: one case a call.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import torch
+from monai.inferers.utils import sliding_window_inference
+from torch import Tensor, nn
+
+from gcml_ray.networks.registry import forward_heads
+
+Amp = Literal["none", "bf16", "fp16"]
+
+
+def predict_logits(
+    module: nn.Module,
+    image: Tensor,
+    *,
+    patch_size: Sequence[int],
+    overlap: float,
+    window_batch: int,
+    device: torch.device,
+    amp: Amp,
+) -> Tensor:
+    """Logits of the main head for one image, with the module in eval mode for the time of the call.
+
+    Windows overlap and are blended by a Gaussian that trusts their centre most (MONAI's
+    ``sliding_window_inference``, mode ``gaussian``; the scheme of nnU-Net, Isensee et al. 2021). An image
+    smaller than the patch is padded with zeros, and the padding is cut off again.
+
+    Args:
+        module: the network, on ``device``. Each of its modules gets its training flag back, also after an error.
+        image: (C, *spatial), float, on any device.
+        patch_size: voxels of a window, one number an axis.
+        overlap: share of a window that the next one covers again, 0 <= overlap < 1.
+        window_batch: windows a forward pass.
+        device: where the windows run and the logits are put together.
+        amp: precision of the forward passes; has no effect on a CPU. Blending is always float32.
+
+    Returns:
+        Logits (C, *spatial), float32, on ``device``.
+    """
+    dtype = torch.float16 if amp == "fp16" else torch.bfloat16
+    autocast = torch.autocast(device.type, dtype=dtype, enabled=amp != "none" and device.type != "cpu")
+
+    def main_head(windows: Tensor) -> Tensor:
+        with autocast:
+            logits = forward_heads(module, windows)[0]
+        return logits.float()
+
+    flags = {part: part.training for part in module.modules()}
+    module.eval()
+    try:
+        with torch.inference_mode():
+            logits: Tensor = sliding_window_inference(
+                image[None].float().to(device),
+                roi_size=tuple(patch_size),
+                sw_batch_size=window_batch,
+                predictor=main_head,
+                overlap=overlap,
+                mode="gaussian",
+            )
+    finally:
+        for part, training in flags.items():
+            part.training = training
+    return logits[0]
+
+
+def predict_labels(logits: Tensor, *, sigmoid: bool) -> Tensor:
+    """The hard prediction behind logits (C, *spatial).
+
+    Softmax: the class with the highest logit, (1, *spatial), int64; of equal ones the first. Sigmoid:
+    a region where its probability exceeds 0.5, (R, *spatial), int64 of 0 and 1.
+    """
+    return (logits > 0).long() if sigmoid else logits.argmax(dim=0, keepdim=True)

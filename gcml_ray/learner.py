@@ -1,0 +1,190 @@
+"""One model in training, and the two kinds of optimiser step: local and mutual.
+
+Legend: B batch, C classes or regions, D H W voxels. A step never synchronises with the device: its
+statistics stay tensors until the round is over.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from gcml_ray.config import DcmlConfig, FederationConfig, OptimiserConfig
+from gcml_ray.data.site_data import Batch
+from gcml_ray.losses.mutual import mutual_divergence
+from gcml_ray.networks.registry import forward_heads
+from gcml_ray.weights import FlatModel
+
+SegmentationLoss = Callable[[Sequence[Tensor], Tensor], Tensor]
+Statistics = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Precision:
+    """How forward passes run: full precision, or autocast on a GPU."""
+
+    device_type: str
+    amp: str
+
+    def autocast(self) -> Any:
+        """The context of a forward pass."""
+        if self.amp == "none" or self.device_type == "cpu":
+            return nullcontext()
+        dtype = torch.bfloat16 if self.amp == "bf16" else torch.float16
+        return torch.autocast(self.device_type, dtype=dtype)
+
+
+class Learner:
+    """A flat model with its optimiser.
+
+    Args:
+        module: the network, already on its device.
+        send_buffers: see :class:`gcml_ray.weights.FlatModel`.
+        optimiser: name and constants; the learning rate is set before each step.
+        precision: AMP or not.
+    """
+
+    def __init__(
+        self, module: nn.Module, *, send_buffers: bool, optimiser: OptimiserConfig, precision: Precision
+    ) -> None:
+        self.model = FlatModel(module, send_buffers=send_buffers)
+        self.optimiser = build_optimiser(self.model.parameter, optimiser)
+        self.clip_norm = optimiser.clip_norm
+        self.precision = precision
+        scaling = precision.amp == "fp16" and precision.device_type != "cpu"
+        self.scaler = torch.amp.GradScaler(precision.device_type, enabled=scaling)
+
+    def forward(self, image: Tensor) -> list[Tensor]:
+        """Logits of every head, main head first, for images (B, C, *spatial)."""
+        with self.precision.autocast():
+            return forward_heads(self.model.module, image)
+
+    def apply_gradients(self, loss: Tensor) -> None:
+        """Backward, clip, one optimiser step."""
+        self.model.gradient.zero_()
+        self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        if self.clip_norm is not None:
+            self.scaler.unscale_(self.optimiser)
+            nn.utils.clip_grad_norm_([self.model.parameter], self.clip_norm)
+        self.scaler.step(self.optimiser)
+        self.scaler.update()
+
+    def set_learning_rate(self, learning_rate: float) -> None:
+        """The rate of the next steps."""
+        for group in self.optimiser.param_groups:
+            group["lr"] = learning_rate
+
+    def forget_optimiser(self) -> None:
+        """Back to a fresh optimiser without giving its memory back: zero moments, step 0."""
+        for state in self.optimiser.state.values():
+            for value in state.values():
+                if isinstance(value, Tensor):
+                    value.zero_()
+
+
+def build_optimiser(parameter: nn.Parameter, optimiser: OptimiserConfig) -> torch.optim.Optimizer:
+    """The configured optimiser over one flat parameter (P,).
+
+    The element-wise optimisers give the same step on one flat vector as on the tensors it is made of.
+    """
+    rate, decay = optimiser.learning_rate, optimiser.weight_decay
+    if optimiser.name == "sgd":
+        return torch.optim.SGD([parameter], lr=rate, weight_decay=decay, momentum=optimiser.momentum or 0.0)
+    kind = torch.optim.AdamW if optimiser.name == "adamw" else torch.optim.Adam
+    return kind([parameter], lr=rate, weight_decay=decay, amsgrad=optimiser.amsgrad, fused=True)
+
+
+def learning_rate(optimiser: OptimiserConfig, federation: FederationConfig, *, round_number: int, step: int) -> float:
+    """The rate of one step, as a function of its place in the whole run.
+
+    ``cosine`` falls to 1 % of the start value, ``polynomial`` is (1 - progress)^0.9 (nnU-Net's habit).
+
+    Args:
+        optimiser: start value and schedule.
+        federation: rounds and local steps, which make up the run.
+        round_number: 1-based.
+        step: 0-based step within the round.
+    """
+    total = federation.rounds * federation.local_steps
+    progress = ((round_number - 1) * federation.local_steps + step) / total
+    if optimiser.schedule == "cosine":
+        return optimiser.learning_rate * (0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * progress)))
+    if optimiser.schedule == "polynomial":
+        return optimiser.learning_rate * float((1 - progress) ** 0.9)
+    return optimiser.learning_rate
+
+
+def local_step(learner: Learner, batch: Batch, loss: SegmentationLoss) -> Statistics:
+    """One supervised step on a batch of (B, C, *spatial) patches."""
+    value = loss(learner.forward(batch.image), batch.label)
+    learner.apply_gradients(value)
+    return {"segmentation": value.detach()}
+
+
+def mutual_step(
+    local: Learner,
+    incoming: Learner,
+    batch: Batch,
+    loss: SegmentationLoss,
+    *,
+    dcml: DcmlConfig,
+    weight: float,
+    sigmoid: bool,
+) -> Statistics:
+    """One DCML step (arXiv 2503.03883): both models learn from the labels and from each other.
+
+    Both see the same augmented patch in train mode; each has its own backward pass, clipping and
+    optimiser step, and neither's gradient reaches the other.
+
+    Args:
+        local: the receiver's model.
+        incoming: the sender's model, trained here on the receiver's data.
+        batch: patches (B, C, *spatial) and their targets.
+        loss: the segmentation loss.
+        dcml: variant and constants of the divergence.
+        weight: lambda of this round (after ramp-up).
+        sigmoid: nested sigmoid channels rather than softmax classes.
+    """
+    local_heads, incoming_heads = local.forward(batch.image), incoming.forward(batch.image)
+    local_loss = loss(local_heads, batch.label)
+    incoming_loss = loss(incoming_heads, batch.label)
+    statistics = {"segmentation": local_loss.detach(), "incoming_segmentation": incoming_loss.detach()}
+    if dcml.variant != "none" and weight > 0:
+        local_term, seen = mutual_divergence(
+            local_heads[0], incoming_heads[0], batch.label, dcml=dcml, sigmoid=sigmoid
+        )
+        incoming_term, _ = mutual_divergence(
+            incoming_heads[0], local_heads[0], batch.label, dcml=dcml, sigmoid=sigmoid
+        )
+        local_loss = local_loss + weight * local_term
+        incoming_loss = incoming_loss + weight * incoming_term
+        statistics |= {"mutual": local_term.detach(), "incoming_mutual": incoming_term.detach()}
+        statistics |= {"pull": seen.pull, "push": seen.push}
+        statistics |= {"region/pull": seen.pull_share, "region/push": seen.push_share, "region/omega": seen.omega_share}
+    local.apply_gradients(local_loss)
+    incoming.apply_gradients(incoming_loss)
+    return statistics
+
+
+class MeanStatistics:
+    """Running sums of step statistics on the device, read once at the end of a round."""
+
+    def __init__(self) -> None:
+        self._sums: Statistics = {}
+        self._counts: dict[str, int] = {}
+
+    def add(self, statistics: Statistics) -> None:
+        """Adds one step's values; a key may be missing in some steps."""
+        for name, value in statistics.items():
+            self._sums[name] = self._sums[name] + value if name in self._sums else value
+            self._counts[name] = self._counts.get(name, 0) + 1
+
+    def means(self) -> dict[str, float]:
+        """Mean by name: the one synchronisation of a round."""
+        return {name: float(total) / self._counts[name] for name, total in self._sums.items()}

@@ -1,0 +1,94 @@
+"""What becomes of the local and the incoming weights: mixing before, merging after the mutual steps.
+
+Specification, section 4 (our reading, but ``keep_local``, which is GML's "instead of averaging or
+merging", and ``replace``, which is Def-KT's). All weights are flat vectors; S values are those of a push.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from gcml_ray.learner import Learner
+from gcml_ray.methods.rounds import IncomingModel, RoundContext, RoundResult
+
+
+def own_share_by_score(own: float, other: float) -> float:
+    """a = own / (own + other); one half where neither model scores."""
+    return own / (own + other) if own + other > 0 else 0.5
+
+
+def merge_before(
+    local: Learner, incoming: Learner, message: IncomingModel, context: RoundContext, *, mode: str
+) -> None:
+    """Mixes the incoming weights into the local ones before the mutual steps (``merge_first``)."""
+    if mode == "none":
+        return
+    if mode == "size_weighted":
+        share = context.num_train / (context.num_train + message.num_train)
+    else:
+        share = own_share_by_score(context.score(local), context.score(incoming))
+    local.model.mix(incoming.model.flat[: incoming.model.num_sent], own_share=share)
+
+
+def merge_after(
+    local: Learner,
+    incoming: Learner,
+    message: IncomingModel,
+    context: RoundContext,
+    result: RoundResult,
+    *,
+    mode: str,
+    before: Tensor | None,
+) -> None:
+    """Leaves in ``local`` the model that goes on, and says in ``result`` which one that is.
+
+    Args:
+        local: the receiver's model after the mutual steps; changed in place.
+        incoming: the sender's model after the mutual steps.
+        message: the push, for the sender's number of cases.
+        context: for scores on the receiver's validation cases.
+        result: gets ``merge``, ``candidate_dice`` and, where the kept model was scored, ``validation_dice``.
+        mode: one of the specification's merge modes.
+        before: the local weights before the round (``select_best`` only).
+    """
+    incoming_weights = incoming.model.flat[: incoming.model.num_sent]
+    result.merge = mode
+    result.validation_dice = None
+    if mode == "size_weighted":
+        local.model.mix(incoming_weights, own_share=context.num_train / (context.num_train + message.num_train))
+    elif mode == "val_weighted":
+        scores = {"local_after": context.score(local), "incoming_after": context.score(incoming)}
+        share = own_share_by_score(scores["local_after"], scores["incoming_after"])
+        local.model.mix(incoming_weights, own_share=share)
+        result.candidate_dice = scores
+    elif mode == "replace":
+        local.model.load(incoming_weights)
+    elif mode == "select_best":
+        assert before is not None
+        _select_best(local, incoming, context, result, before=before)
+
+
+def _select_best(
+    local: Learner, incoming: Learner, context: RoundContext, result: RoundResult, *, before: Tensor
+) -> None:
+    """Keeps the best on validation of: local after, the mix, incoming after, local before; ties in that order.
+
+    The order prefers what has trained on: validation sets are small and ties are common.
+    """
+    after = local.model.flat.clone()
+    scores = {"local_after": context.score(local), "incoming_after": context.score(incoming)}
+    incoming_weights = incoming.model.flat[: incoming.model.num_sent]
+    local.model.mix(incoming_weights, own_share=own_share_by_score(*scores.values()))
+    mixed = local.model.flat.clone()
+    scores["mix"] = context.score(local)
+    local.model.flat.copy_(before)
+    scores["local_before"] = context.score(local)
+    best = max(("local_after", "mix", "incoming_after", "local_before"), key=lambda name: scores[name])
+    if best == "incoming_after":
+        local.model.flat.copy_(after)
+        local.model.load(incoming_weights)
+    elif best != "local_before":
+        local.model.flat.copy_(after if best == "local_after" else mixed)
+    result.merge = best
+    result.candidate_dice = scores
+    result.validation_dice = scores[best]

@@ -1,0 +1,67 @@
+"""Records as JSON and back, without loss: tuples, nested records and NaN survive.
+
+JSON has no NaN or infinity; both are written as ``null``, and ``null`` comes back as NaN where the
+record's type is ``float`` and as None where it is ``float | None``.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import types
+import typing
+from functools import cache
+from typing import Any, TypeVar
+
+from gcml_ray.records import to_plain
+
+Record = TypeVar("Record")
+
+
+def to_json(record: Any) -> str:
+    """A record as one line of strict JSON."""
+    return json.dumps(_without_nan(to_plain(record)), allow_nan=False)
+
+
+def from_json(kind: type[Record], text: str) -> Record:
+    """The record of type ``kind`` that :func:`to_json` wrote.
+
+    Raises:
+        ValueError: the text is not JSON, or its keys or types are not those of ``kind``.
+    """
+    plain = json.loads(text)
+    try:
+        return typing.cast(Record, _build(kind, plain))
+    except (TypeError, KeyError, AttributeError) as error:
+        raise ValueError(f"not a {kind.__name__}: {error}") from error
+
+
+def _without_nan(plain: Any) -> Any:
+    if isinstance(plain, dict):
+        return {key: _without_nan(value) for key, value in plain.items()}
+    if isinstance(plain, list | tuple):
+        return [_without_nan(value) for value in plain]
+    return None if isinstance(plain, float) and not math.isfinite(plain) else plain
+
+
+@cache
+def _field_types(kind: type) -> dict[str, Any]:
+    return typing.get_type_hints(kind)
+
+
+def _build(kind: Any, plain: Any) -> Any:
+    """``plain`` as a value of the type ``kind``: a record, tuple, dict, number or text."""
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if dataclasses.is_dataclass(kind) and isinstance(kind, type):
+        hints = _field_types(kind)
+        return kind(**{name: _build(hints[name], value) for name, value in plain.items()})
+    if origin is tuple:
+        return tuple(_build(arguments[0], value) for value in plain)
+    if origin is dict:
+        return {key: _build(arguments[1], value) for key, value in plain.items()}
+    if origin in (types.UnionType, typing.Union):
+        return None if plain is None else _build(arguments[0], plain)
+    if kind is float:
+        return math.nan if plain is None else float(plain)
+    return plain

@@ -1,0 +1,273 @@
+"""The folder of one run: what the driver writes as it goes, and what reports and a resume read back.
+
+=====================  =====================================================================
+``config.yaml``        the configuration, whole
+``rounds.jsonl``       one :class:`~gcml_ray.records.RoundRecord` a line; the truth about the run
+``transfers.csv``      one push a row, derived from the rounds
+``cases.csv``          one row a case, class and model
+``state.json``         how far the run is and which sites are alive
+``tracking.json``      the ids of its MLflow runs
+``checkpoints/SITE/``  what a site needs to resume, and its models
+``plots/``             figures of the run
+``overlays/SITE/``     reference and prediction drawn on images
+``log.txt``            the log
+=====================  =====================================================================
+
+A crash may tear the last line of ``rounds.jsonl``: it is ignored on reading and cut off by the next
+append. All other files are replaced as a whole.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+import os
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal, cast
+
+from gcml_ray.config import Config
+from gcml_ray.errors import CheckpointError, ConfigError
+from gcml_ray.record_json import from_json, to_json
+from gcml_ray.records import CaseScore, PushReceipt, RoundRecord, Split
+
+TRANSFER_COLUMNS = ("round", "sender", "receiver", "accepted", "reason", "size_bytes", "seconds")
+CASE_COLUMNS = ("site", "case", "split", "model", "class_name", "dice", "hd95", "surface_dice")
+_MARKERS = ("config.yaml", "rounds.jsonl", "state.json")
+_SITE_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*")
+
+
+@dataclass(frozen=True)
+class RunState:
+    """How far a run is; round 0 is the start. ``dropped``: the reason for each site that is no longer alive."""
+
+    last_complete_round: int
+    status: Literal["running", "stopped", "finished", "failed"]
+    alive: tuple[str, ...]
+    dropped: dict[str, str] = field(default_factory=dict)
+
+
+def check_site_name(name: str) -> str:
+    """The name, if it can be a folder and a metric name.
+
+    Raises:
+        ConfigError: it holds other characters than letters, digits, ``_``, ``-`` and ``.``, or starts with a dot.
+    """
+    if not _SITE_NAME.fullmatch(name):
+        raise ConfigError(
+            f"site name {name!r} cannot name a folder: use letters A-Z a-z, digits, '_', '-' and '.', "
+            "no dot at the start; rename the site in the datalist"
+        )
+    return name
+
+
+class RunFolder:
+    """The files of one run. One process appends (the driver); any number may read meanwhile."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config_file = path / "config.yaml"
+        self.rounds_file = path / "rounds.jsonl"
+        self.transfers_file = path / "transfers.csv"
+        self.cases_file = path / "cases.csv"
+        self.state_file = path / "state.json"
+        self.tracking_file = path / "tracking.json"
+        self.log_file = path / "log.txt"
+        self.plots = path / "plots"
+        self._is_repaired = False
+
+    @classmethod
+    def create(cls, path: str | Path, config: Config) -> RunFolder:
+        """Make the folder of a new run and write its ``config.yaml``.
+
+        Raises:
+            ConfigError: the folder already holds a run, or cannot be made or written.
+        """
+        from gcml_ray.config_file import save_config  # noqa: PLC0415 - reading a run needs no YAML
+
+        folder = cls(Path(path))
+        try:
+            if any((folder.path / name).exists() for name in _MARKERS):
+                raise ConfigError(
+                    f"output.folder: {folder.path} already holds a run. Continue it with "
+                    f"`gcml run --resume {folder.path}`, or set another output.folder"
+                )
+            folder.plots.mkdir(parents=True, exist_ok=True)
+            save_config(config, folder.config_file)
+        except OSError as error:
+            raise ConfigError(
+                f"output.folder: {folder.path} cannot be made or written ({error.strerror}). "
+                "Give a folder on a disk where you may write"
+            ) from error
+        return folder
+
+    @classmethod
+    def open(cls, path: str | Path) -> RunFolder:
+        """The folder of a run that was started earlier.
+
+        Raises:
+            CheckpointError: there is no such folder, or it holds no ``config.yaml``.
+        """
+        folder = cls(Path(path))
+        if not folder.config_file.is_file():
+            problem = "holds no config.yaml" if folder.path.is_dir() else "is not a folder"
+            raise CheckpointError(f"{folder.path} is not the folder of a run: it {problem}. Give a run's output.folder")
+        return folder
+
+    def checkpoints(self, site: str) -> Path:
+        """The folder of a site's checkpoints; it need not exist yet."""
+        return self.path / "checkpoints" / check_site_name(site)
+
+    def overlays(self, site: str) -> Path:
+        """The folder of a site's overlays; it need not exist yet."""
+        return self.path / "overlays" / check_site_name(site)
+
+    # --- rounds --------------------------------------------------------------------------------
+
+    def append_round(self, record: RoundRecord) -> None:
+        """Add a finished round; it is on disk when this returns."""
+        if not self._is_repaired:
+            self._rewrite(self.rounds())
+        _append(self.rounds_file, to_json(record) + "\n")
+        _append(self.transfers_file, _csv_text([_transfer_row(receipt) for receipt in record.pushes]))
+
+    def rounds(self) -> tuple[RoundRecord, ...]:
+        """All finished rounds, oldest first; empty before the first one.
+
+        Raises:
+            CheckpointError: a line before the last one cannot be read.
+        """
+        if not self.rounds_file.exists():
+            return ()
+        lines = self.rounds_file.read_text(encoding="utf-8", errors="replace").removesuffix("\n").split("\n")
+        records = []
+        for number, line in enumerate(lines, start=1):
+            try:
+                records.append(from_json(RoundRecord, line))
+            except ValueError as error:
+                if number < len(lines):
+                    raise CheckpointError(f"{self.rounds_file}, line {number} cannot be read: {error}") from error
+        return tuple(records)
+
+    def truncate_after(self, round_number: int) -> None:
+        """Forget the rounds after ``round_number``, as a resume from that round does."""
+        self._rewrite(record for record in self.rounds() if record.plan.round_number <= round_number)
+
+    def transfers(self) -> tuple[PushReceipt, ...]:
+        """Every push of the run, accepted or not."""
+        return tuple(receipt for record in self.rounds() for receipt in record.pushes)
+
+    def _rewrite(self, records: Iterable[RoundRecord]) -> None:
+        """Replace ``rounds.jsonl`` and, after it, the transfers that follow from it."""
+        kept = tuple(records)
+        replace_file(self.rounds_file, "".join(to_json(record) + "\n" for record in kept))
+        rows = [_transfer_row(receipt) for record in kept for receipt in record.pushes]
+        replace_file(self.transfers_file, _csv_text([TRANSFER_COLUMNS, *rows]))
+        self._is_repaired = True
+
+    # --- state ---------------------------------------------------------------------------------
+
+    def write_state(self, state: RunState) -> None:
+        """Replace ``state.json``."""
+        replace_file(self.state_file, to_json(state) + "\n")
+
+    def read_state(self) -> RunState:
+        """The state that was written last.
+
+        Raises:
+            CheckpointError: there is none, or it cannot be read.
+        """
+        try:
+            return from_json(RunState, self.state_file.read_text(encoding="utf-8"))
+        except FileNotFoundError as error:
+            raise CheckpointError(f"{self.state_file} does not exist: no round of this run has ended yet") from error
+        except ValueError as error:
+            raise CheckpointError(f"{self.state_file} cannot be read: {error}") from error
+
+    # --- cases ---------------------------------------------------------------------------------
+
+    def write_cases(self, scores: Iterable[CaseScore]) -> None:
+        """Add case scores. All earlier rows of the same (site, split, model) are replaced by them."""
+        new = tuple(scores)
+        groups = {(score.site, score.split, score.model) for score in new}
+        kept = [score for score in self.cases() if (score.site, score.split, score.model) not in groups]
+        replace_file(self.cases_file, _csv_text([CASE_COLUMNS, *map(_case_row, (*kept, *new))]))
+
+    def cases(self) -> tuple[CaseScore, ...]:
+        """All case scores written so far; an empty cell comes back as NaN.
+
+        Raises:
+            CheckpointError: a row cannot be read.
+        """
+        if not self.cases_file.exists():
+            return ()
+        with self.cases_file.open(encoding="utf-8", newline="") as file:
+            rows = list(csv.DictReader(file))
+        try:
+            return tuple(_case_score(row) for row in rows)
+        except (KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(
+                f"{self.cases_file} cannot be read ({error!r}); its columns must be {', '.join(CASE_COLUMNS)}"
+            ) from error
+
+
+# --- rows and files ----------------------------------------------------------------------------
+
+
+def replace_file(path: Path, text: str) -> None:
+    """Write a file so that a reader, or a crash, meets either the old text or the new one."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("w", encoding="utf-8", newline="") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+
+
+def _append(path: Path, text: str) -> None:
+    with path.open("a", encoding="utf-8", newline="") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _csv_text(rows: Iterable[Iterable[object]]) -> str:
+    buffer = io.StringIO()
+    csv.writer(buffer, lineterminator="\n").writerows(rows)
+    return buffer.getvalue()
+
+
+def _transfer_row(receipt: PushReceipt) -> tuple[object, ...]:
+    accepted = "yes" if receipt.accepted else "no"
+    return (
+        receipt.round_number,
+        receipt.sender,
+        receipt.receiver,
+        accepted,
+        receipt.reason,
+        receipt.size_bytes,
+        receipt.seconds,
+    )
+
+
+def _case_row(score: CaseScore) -> tuple[object, ...]:
+    numbers = ("" if math.isnan(value) else value for value in (score.dice, score.hd95, score.surface_dice))
+    return (score.site, score.case, score.split, score.model, score.class_name, *numbers)
+
+
+def _case_score(row: dict[str, str]) -> CaseScore:
+    dice, hd95, surface_dice = (float(row[key] or "nan") for key in ("dice", "hd95", "surface_dice"))
+    return CaseScore(
+        site=row["site"],
+        case=row["case"],
+        split=cast(Split, row["split"]),
+        model=row["model"],
+        class_name=row["class_name"],
+        dice=dice,
+        hd95=hd95,
+        surface_dice=surface_dice,
+    )

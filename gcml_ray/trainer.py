@@ -1,0 +1,437 @@
+"""One site's training: its data, its model, its checkpoints. Knows no other site and no transport.
+
+Legend: S values of a push. Everything random is derived from (seed, site, round), so a trainer that
+was restored at a round goes on exactly as one that never stopped.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import socket
+import time
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+
+from gcml_ray.checkpoint import SiteState, load_model, load_round, save_model, save_round, saved_rounds
+from gcml_ray.config import Config, GossipMethod, NetworkConfig
+from gcml_ray.data.contract import data_contract
+from gcml_ray.data.datalist import assign_splits, cases_of_site, check_files, read_datalist
+from gcml_ray.data.site_data import SiteData
+from gcml_ray.errors import CheckpointError
+from gcml_ray.inference import predict_labels, predict_logits
+from gcml_ray.learner import Learner, Precision, learning_rate
+from gcml_ray.losses.segmentation import build_segmentation_loss
+from gcml_ray.methods import METHODS
+from gcml_ray.methods.rounds import IncomingModel, RoundContext, RoundResult
+from gcml_ray.metrics import mean_validation_dice, score_case
+from gcml_ray.networks.registry import build_network, fingerprint
+from gcml_ray.records import CaseScore, EvaluationReport, SiteInfo, Split, TrainOrder, TrainReport
+from gcml_ray.seeding import derive_seed
+from gcml_ray.weights import FlatModel
+from gcml_ray.wire import WIRE_DTYPE, Buffer, Expectation, PushHeader, TensorSpec, checksum
+
+# Pushed weights are read-only on purpose; torch warns about that once a process.
+warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+
+PERSONALISED = "personalised"
+BEFORE_GOSSIP = "before_gossip"
+
+
+@dataclass(frozen=True)
+class WireFormat:
+    """What the pushes of one architecture look like."""
+
+    fingerprint: str
+    layout: tuple[TensorSpec, ...]
+    num_values: int
+
+
+class SiteTrainer:
+    """Trains and evaluates one site's model.
+
+    Args:
+        config: the federation's configuration.
+        site: this site's name.
+        folder: the run folder; checkpoints go to ``checkpoints/<site>``, overlays to ``overlays/<site>``.
+        use_gpu: whether a GPU was granted to this site.
+        on_progress: told (stage, step, number of steps) while it works; raises to stop the work.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        site: str,
+        folder: Path,
+        *,
+        use_gpu: bool,
+        on_progress: Callable[[str, int, int], None],
+    ) -> None:
+        self.config = config
+        self.site = site
+        self.checkpoints = folder / "checkpoints" / site
+        self.overlays = folder / "overlays" / site
+        self.on_progress = on_progress
+        self.device = torch.device("cuda" if use_gpu and torch.cuda.is_available() else "cpu")
+        self.wants_gpu = use_gpu
+        self.seed = config.federation.seed
+
+    # --- start -------------------------------------------------------------------------------
+
+    def start(self, *, resume_round: int | None) -> SiteInfo:
+        """Loads the data, builds the model and restores a checkpoint.
+
+        Args:
+            resume_round: 0 starts afresh, a positive number restores that round, None the newest one there is.
+
+        Raises:
+            DataError: a case of this site cannot be used.
+            ConfigError: the network or the loss does not fit the configuration.
+            CheckpointError: the checkpoint asked for is missing or belongs to something else.
+        """
+        began = time.perf_counter()
+        torch.set_num_threads(max(1, int(self.config.resources.cpus_per_site)))
+        self.data = self._load_data()
+        self.loss = build_segmentation_loss(self.config.loss, self.config.data)
+        self.contract = data_contract(self.config.data)
+        self.local = self._build_learner(self.config.network_of(self.site))
+        self.incoming: dict[str, Learner] = {}
+        self.wire_formats = self._wire_formats()
+        self.host_buffer = torch.empty(self.local.model.num_sent) if self.device.type == "cuda" else None
+        self.state = SiteState(site=self.site, round_number=0, identity=self.config.identity)
+        self._restore(resume_round)
+        return self._info(time.perf_counter() - began)
+
+    def _load_data(self) -> SiteData:
+        """This site's cases, checked and in memory."""
+        cases = cases_of_site(
+            assign_splits(
+                cases_of_site(read_datalist(self.config.data.datalist), self.site), self.config.data.split
+            ),
+            self.site,
+        )
+        check_files(cases)
+        data = SiteData(self.site, cases, self.config.data, seed=self.seed)
+        data.load(lambda done, total: self.on_progress("load", done, total))
+        return data
+
+    def _build_learner(self, network: NetworkConfig) -> Learner:
+        """A learner with the initial weights: common to all sites, or this site's own."""
+        keys = ("init",) if self.config.federation.common_init else ("init", self.site)
+        with torch.random.fork_rng(devices=[]):  # a learner built between two steps must not change dropout
+            torch.manual_seed(derive_seed(self.seed, *keys))
+            module = build_network(network, self.config.data).to(self.device)
+        method = self.config.method
+        return Learner(
+            module,
+            send_buffers=not isinstance(method, GossipMethod) or method.buffers == "send",
+            optimiser=self.config.optimiser,
+            precision=Precision(self.device.type, self.config.resources.amp),
+        )
+
+    def _wire_formats(self) -> dict[str, WireFormat]:
+        """What the pushes of each architecture in this federation look like, by its fingerprint."""
+        own = self.config.network_of(self.site)
+        formats = {}
+        for network in (self.config.network, *self.config.site_networks.values()):
+            key = fingerprint(network, self.config.data)
+            model = self.local.model if network == own else self._learner_for(network).model
+            formats[key] = WireFormat(key, model.sent_layout, model.num_sent)
+        return formats
+
+    def _restore(self, resume_round: int | None) -> None:
+        """Goes to the round asked for."""
+        rounds = saved_rounds(self.checkpoints)
+        if resume_round is None:
+            resume_round = rounds[-1] if rounds else 0
+        if resume_round == 0:
+            return
+        if resume_round not in rounds:
+            raise CheckpointError(
+                f"site {self.site} has no checkpoint of round {resume_round} in {self.checkpoints} (found {rounds}); "
+                "resume where the run was made, or start it anew in another output.folder"
+            )
+        self.state = load_round(
+            self.checkpoints, self.local, site=self.site, round_number=resume_round, identity=self.config.identity
+        )
+
+    def _info(self, seconds: float) -> SiteInfo:
+        """What the driver is told when this site is ready."""
+        notes = []
+        if self.wants_gpu and self.device.type == "cpu":
+            notes.append("a GPU was granted but CUDA is not available: training on the CPU")
+        return SiteInfo(
+            site=self.site,
+            num_train=self.data.count("train"),
+            num_validation=self.data.count("validation"),
+            num_test=self.data.count("test"),
+            num_parameters=self.local.model.num_parameters,
+            push_bytes=4 * self.local.model.num_sent,
+            device=str(self.device),
+            node=socket.gethostname(),
+            pid=os.getpid(),
+            restored_round=self.state.round_number,
+            seconds=seconds,
+            notes=tuple(notes),
+        )
+
+    # --- pushes ------------------------------------------------------------------------------
+
+    def export(self, run_id: str, round_number: int) -> tuple[PushHeader, Buffer]:
+        """The weights to push, (S,), with their header. On a CPU a view, not a copy: the transport copies."""
+        model = self.local.model
+        weights = model.flat[: model.num_sent]
+        if self.host_buffer is not None:
+            weights = self.host_buffer.copy_(weights)
+        buffer: Buffer = weights.detach().numpy()
+        header = PushHeader(
+            run_id=run_id,
+            round_number=round_number,
+            sender=self.site,
+            num_train=self.data.count("train"),
+            fingerprint=fingerprint(self.config.network_of(self.site), self.config.data),
+            contract=self.contract,
+            layout=model.sent_layout,
+            num_values=model.num_sent,
+            dtype=WIRE_DTYPE,
+            checksum=checksum(buffer),
+        )
+        return header, buffer
+
+    def expectation(self, run_id: str, sender: str, *, peers: frozenset[str]) -> Expectation:
+        """What a push of ``sender`` must look like to be taken in the next round."""
+        network = self.config.network_of(sender)
+        expected = self.wire_formats[fingerprint(network, self.config.data)]
+        return Expectation(
+            run_id=run_id,
+            senders=peers,
+            fingerprint=expected.fingerprint,
+            contract=self.contract,
+            layout=expected.layout,
+            num_values=expected.num_values,
+            oldest_round=self.state.round_number + 1,
+            newest_round=self.config.federation.rounds,
+        )
+
+    def _learner_for(self, network: NetworkConfig) -> Learner:
+        """The second learner, re-used from push to push; one for each architecture among the peers."""
+        key = fingerprint(network, self.config.data)
+        if key not in self.incoming:
+            self.incoming[key] = self._build_learner(network)
+        return self.incoming[key]
+
+    def _open_incoming(self, message: IncomingModel) -> Learner:
+        """Loads a push into the second learner: its weights, a fresh optimiser (our reading)."""
+        learner = self._learner_for(self.config.network_of(message.sender))
+        same_buffers = learner.model.flat.shape == self.local.model.flat.shape
+        if same_buffers:  # buffers that are not sent start from the receiver's own
+            learner.model.flat.copy_(self.local.model.flat)
+        learner.model.load(message.weights)
+        learner.forget_optimiser()
+        learner.model.module.train()
+        return learner
+
+    # --- a round -----------------------------------------------------------------------------
+
+    def train_round(self, order: TrainOrder, pushes: Sequence[tuple[PushHeader, Buffer]]) -> TrainReport:
+        """One round: train, validate if asked, keep the best model, write the checkpoint if asked.
+
+        Args:
+            order: the driver's order.
+            pushes: accepted pushes, in an order that depends on names alone.
+        """
+        incoming = [
+            IncomingModel(header.sender, header.num_train, torch.from_numpy(buffer)) for header, buffer in pushes
+        ]
+        seconds: dict[str, float] = {}
+        with _timed(seconds, "train"):
+            result = self._train(order, incoming, seconds)
+        seconds["train"] -= sum(value for key, value in seconds.items() if key != "train")
+        is_best, dice = False, result.validation_dice
+        if order.evaluate:
+            with _timed(seconds, "validate"):
+                self.on_progress("validate", 0, 1)
+                dice = self._score(self.local) if dice is None else dice
+            is_best = dice >= self.state.best_dice
+        with _timed(seconds, "checkpoint"):
+            self._advance(order, dice=dice, is_best=is_best)
+        means = result.statistics.means()
+        regions = {name: value for name, value in means.items() if name.startswith("region/")}
+        return TrainReport(
+            site=self.site,
+            round_number=order.round_number,
+            peers=tuple(message.sender for message in incoming),
+            num_steps=result.num_steps,
+            losses={name: value for name, value in means.items() if name not in regions},
+            regions={name.removeprefix("region/"): value for name, value in regions.items()},
+            merge=result.merge,
+            candidate_dice=result.candidate_dice,
+            validation_dice=dice,
+            is_best=is_best,
+            seconds=seconds,
+            learning_rate=self._rate(order.round_number, 0),
+            peak_memory_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        )
+
+    def _train(
+        self, order: TrainOrder, incoming: Sequence[IncomingModel], seconds: dict[str, float]
+    ) -> RoundResult:
+        """Runs the method; scoring inside it counts as merging time."""
+        number, steps = order.round_number, self.config.federation.local_steps
+        torch.manual_seed(derive_seed(self.seed, "torch", self.site, number))
+        self.local.model.module.train()
+
+        def score(learner: Learner) -> float:
+            with _timed(seconds, "merge"):
+                self.on_progress("merge", 0, 1)
+                return self._score(learner)
+
+        context = RoundContext(
+            round_number=number,
+            exchange_index=number - self.config.federation.num_warmup,
+            num_steps=steps,
+            num_train=self.data.count("train"),
+            batches=(batch.to(self.device) for batch in self.data.batches(number, steps)),
+            loss=self.loss,
+            sigmoid=self.config.data.is_sigmoid,
+            learning_rate=lambda step: self._rate(number, step),
+            score=score,
+            open_incoming=self._open_incoming,
+            on_step=lambda step: self.on_progress("train", step, steps),
+        )
+        return METHODS[self.config.method.name](self.local, incoming, context, self.config.method)
+
+    def _rate(self, round_number: int, step: int) -> float:
+        return learning_rate(
+            self.config.optimiser, self.config.federation, round_number=round_number, step=step
+        )
+
+    def _advance(self, order: TrainOrder, *, dice: float | None, is_best: bool) -> None:
+        """Moves the state to this round and writes what has to be kept."""
+        number = order.round_number
+        name = f"model_{number:05d}.safetensors"
+        ends_warmup = number == self.config.federation.num_warmup
+        if is_best or ends_warmup:
+            save_model(self.checkpoints / name, self.local.model, facts=self._facts(number, dice))
+        self.state = replace(self.state, round_number=number)
+        if is_best and dice is not None:
+            self.state = replace(self.state, best_round=number, best_dice=dice, best_file=name)
+        if ends_warmup:
+            self.state = replace(self.state, before_gossip_file=name)
+        if order.checkpoint:
+            self.on_progress("checkpoint", 0, 1)
+            save_round(self.checkpoints, self.local, self.state)
+
+    def _facts(self, round_number: int, dice: float | None) -> Mapping[str, str]:
+        """What a model file says of itself."""
+        network = self.config.network_of(self.site)
+        return {
+            "site": self.site,
+            "round": str(round_number),
+            "validation_dice": "" if dice is None else repr(dice),
+            "method": self.config.method.name,
+            "network": json.dumps(network.model_dump(mode="json")),
+            "fingerprint": fingerprint(network, self.config.data),
+            "data_contract": self.contract,
+            "seed": str(self.seed),
+        }
+
+    # --- evaluation --------------------------------------------------------------------------
+
+    def _predict(self, learner: Learner, image: torch.Tensor) -> torch.Tensor:
+        """Hard prediction of one preprocessed image (C, *spatial), on the CPU."""
+        logits = predict_logits(
+            learner.model.module,
+            image,
+            patch_size=self.config.data.patch_size,
+            overlap=self.config.evaluation.window_overlap,
+            window_batch=self.config.evaluation.window_batch,
+            device=self.device,
+            amp=self.config.resources.amp,
+        )
+        return predict_labels(logits, sigmoid=self.config.data.is_sigmoid).cpu()
+
+    def _score(self, learner: Learner) -> float:
+        """Mean Dice over validation cases and foreground classes."""
+        pairs = ((self._predict(learner, sample.image), sample.label) for sample in self.data.split("validation"))
+        return mean_validation_dice(pairs, data=self.config.data)
+
+    def evaluate(self, *, split: Split, model: str) -> EvaluationReport:
+        """Scores one model on one split, case by case, and draws its best and worst cases.
+
+        Args:
+            split: which of the site's cases.
+            model: ``personalised`` (best on validation) or ``before_gossip`` (at the end of the warm-up).
+        """
+        began = time.perf_counter()
+        learner, round_number = self._model_to_evaluate(model)
+        samples = self.data.split(split)
+        scores: list[tuple[CaseScore, ...]] = []
+        for index, sample in enumerate(samples):
+            self.on_progress(f"evaluate {split}", index, len(samples))
+            prediction = self._predict(learner, sample.image)
+            scores.append(
+                score_case(
+                    prediction,
+                    sample,
+                    data=self.config.data,
+                    tolerance=self.config.evaluation.surface_tolerance,
+                    site=self.site,
+                    split=split,
+                    model=model,
+                )
+            )
+        if model == PERSONALISED and split == "test":
+            self._draw(learner, scores)
+        flat = tuple(score for case in scores for score in case)
+        return EvaluationReport(self.site, split, model, round_number, flat, time.perf_counter() - began)
+
+    def _model_to_evaluate(self, model: str) -> tuple[Learner, int]:
+        """A learner holding the model asked for, and the round it comes from."""
+        name = self.state.best_file if model == PERSONALISED else self.state.before_gossip_file
+        if not name:
+            raise CheckpointError(f"site {self.site} has no {model} model: it was never evaluated or had no warm-up")
+        learner = self._learner_for(self.config.network_of(self.site))
+        facts = load_model(self.checkpoints / name, learner.model)
+        return learner, int(facts["round"])
+
+    def _draw(self, learner: Learner, scores: Sequence[tuple[CaseScore, ...]]) -> None:
+        """Overlays of the worst and the best test cases, on this site's own disk."""
+        from gcml_ray.report_overlays import draw_overlay  # matplotlib: half a second that training need not pay
+
+        def mean_dice(index: int) -> float:
+            return sum(score.dice for score in scores[index]) / len(scores[index])
+
+        order = sorted(range(len(scores)), key=mean_dice)
+        worst = [("worst", index) for index in order[: (self.config.output.num_overlays + 1) // 2]]
+        best = [("best", index) for index in order[::-1][: self.config.output.num_overlays // 2]]
+        samples = self.data.split("test")
+        for label, index in worst + best:
+            sample = samples[index]
+            draw_overlay(
+                sample.image.numpy(),
+                sample.label.numpy(),
+                self._predict(learner, sample.image).numpy(),
+                class_names=self.config.data.foreground_names,
+                title=f"{self.site}  {sample.case}  Dice {mean_dice(index):.3f}",
+                path=self.overlays / f"{label}_{sample.case}.png",
+            )
+
+
+def count_parameters(network: NetworkConfig, config: Config) -> int:
+    """Parameters of a network, without training it: for the forecast."""
+    return FlatModel(build_network(network, config.data), send_buffers=False).num_parameters
+
+
+@contextmanager
+def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
+    """Adds the time of a block to ``seconds[stage]``."""
+    began = time.perf_counter()
+    yield
+    seconds[stage] = seconds.get(stage, 0.0) + time.perf_counter() - began

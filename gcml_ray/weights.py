@@ -1,0 +1,90 @@
+"""One persistent flat buffer a model: parameters first, then floating-point buffers.
+
+Legend: P values of parameters, F values of floating-point buffers, S values that are sent (P or P + F).
+
+Every parameter and floating-point buffer of the network is a view into ``flat``, every gradient a view
+into ``gradient``; so exporting, importing, mixing, clipping and stepping are operations on one vector.
+"""
+
+from __future__ import annotations
+
+import itertools
+
+import torch
+from torch import Tensor, nn
+
+from gcml_ray.wire import TensorSpec
+
+
+class FlatModel:
+    """A network whose weights live in one vector.
+
+    Args:
+        module: a network in float32, already on its device. It is changed in place.
+        send_buffers: whether floating-point buffers (BatchNorm statistics) are part of a push. Integer
+            buffers (counters) never are.
+
+    Attributes:
+        flat: (P + F,) all weights, on the module's device.
+        gradient: (P,) their gradients; ``parameter.grad`` is this tensor.
+        parameter: (P,) the one parameter that an optimiser sees; shares memory with ``flat``.
+        num_sent: S, how many leading values of ``flat`` make up a push.
+    """
+
+    def __init__(self, module: nn.Module, *, send_buffers: bool) -> None:
+        parameters = dict(module.named_parameters())
+        buffers = {name: buffer for name, buffer in module.named_buffers() if buffer.is_floating_point()}
+        self.module = module
+        self.layout = _layout(parameters | buffers)
+        self.num_parameters = sum(parameter.numel() for parameter in parameters.values())
+        num_values = self.num_parameters + sum(buffer.numel() for buffer in buffers.values())
+        self.num_sent = num_values if send_buffers else self.num_parameters
+        device = next(iter(parameters.values())).device
+        self.flat = torch.empty(num_values, dtype=torch.float32, device=device)
+        self.gradient = torch.zeros(self.num_parameters, dtype=torch.float32, device=device)
+        self._adopt(parameters | buffers, set(parameters))
+        self.parameter = nn.Parameter(self.flat[: self.num_parameters])
+        self.parameter.grad = self.gradient
+
+    def _adopt(self, tensors: dict[str, Tensor], parameter_names: set[str]) -> None:
+        """Moves every tensor's values into ``flat`` and points the module at the views."""
+        for spec in self.layout:
+            tensor = tensors[spec.name]
+            end = spec.offset + tensor.numel()
+            view = self.flat[spec.offset : end].view(spec.shape)
+            view.copy_(tensor.detach())
+            tensor.data = view
+            if spec.name in parameter_names:
+                tensor.grad = self.gradient[spec.offset : end].view(spec.shape)
+
+    @property
+    def sent_layout(self) -> tuple[TensorSpec, ...]:
+        """The part of the layout that a push holds."""
+        return tuple(itertools.takewhile(lambda spec: spec.offset < self.num_sent, self.layout))
+
+    def export(self, out: Tensor) -> None:
+        """Copies what is sent into ``out``, (S,) float32 on any device: one copy."""
+        out.copy_(self.flat[: self.num_sent])
+
+    def load(self, weights: Tensor) -> None:
+        """Takes over sent weights, (S,) float32 on any device: one copy. Unsent buffers stay."""
+        self.flat[: self.num_sent].copy_(weights)
+
+    def mix(self, other: Tensor, *, own_share: float) -> None:
+        """``own_share`` x own weights + (1 - ``own_share``) x ``other``, (S,) on the same device, in place."""
+        self.flat[: self.num_sent].lerp_(other, 1.0 - own_share)
+
+    def counters(self) -> dict[str, Tensor]:
+        """The integer buffers: part of a checkpoint, never of a push."""
+        return {name: buffer for name, buffer in self.module.named_buffers() if not buffer.is_floating_point()}
+
+
+def _layout(tensors: dict[str, Tensor]) -> tuple[TensorSpec, ...]:
+    """Names, shapes and offsets in order; refuses what is not float32."""
+    specs, offset = [], 0
+    for name, tensor in tensors.items():
+        if tensor.dtype != torch.float32:
+            raise ValueError(f"weight {name} is {tensor.dtype}; networks are built in torch.float32")
+        specs.append(TensorSpec(name, tuple(tensor.shape), "float32", offset))
+        offset += tensor.numel()
+    return tuple(specs)
