@@ -1,0 +1,179 @@
+"""Joining a Ray cluster or starting a local one, and asking early whether the federation fits on it."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import ray
+
+from gcml_ray.config import ResourcesConfig
+from gcml_ray.errors import ClusterError
+
+REACH_TIMEOUT_S = 5.0
+NAMESPACE = "gcml"
+
+
+@dataclass(frozen=True)
+class Node:
+    """What one living node offers."""
+
+    name: str
+    cpus: float
+    gpus: float
+    labels: Mapping[str, str]
+
+
+@contextmanager
+def connected(resources: ResourcesConfig) -> Iterator[str]:
+    """A connection to Ray for the length of a block; a cluster that was started here ends with it.
+
+    Yields:
+        Where we are connected, in words.
+
+    Raises:
+        ClusterError: the address cannot be reached.
+    """
+    description = _connect(resources.address)
+    try:
+        yield description
+    finally:
+        ray.shutdown()
+
+
+def _connect(address: str) -> str:
+    """Joins the cluster at ``address``; with ``auto`` the running one, or else a new local one."""
+    wanted = os.environ.get("RAY_ADDRESS", "auto") if address == "auto" else address
+    if wanted in ("auto", "local"):
+        if wanted == "auto" and _join("auto"):
+            return f"the running cluster at {ray.get_runtime_context().gcs_address}"
+        os.environ.pop("RAY_ADDRESS", None)
+        ray.init("local", namespace=NAMESPACE, include_dashboard=False, log_to_driver=False)
+        return f"a local cluster with {int(ray.cluster_resources().get('CPU', 0))} CPUs, started for this run"
+    _check_reachable(wanted)
+    try:
+        ray.init(wanted, namespace=NAMESPACE, log_to_driver=False)
+    except Exception as error:  # ray raises ConnectionError, RuntimeError, AuthenticationError...
+        raise ClusterError(_cannot_join(wanted, str(error))) from error
+    return f"the cluster at {wanted}"
+
+
+def _join(address: str) -> bool:
+    """Joins a cluster that runs on this machine, if there is one."""
+    try:
+        ray.init(address, namespace=NAMESPACE, log_to_driver=False)
+    except ConnectionError:
+        return False
+    except Exception as error:
+        raise ClusterError(_cannot_join(address, str(error))) from error
+    return True
+
+
+def _check_reachable(address: str) -> None:
+    """Fails in seconds where Ray would keep trying for minutes."""
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    if not host or not port.isdigit():
+        raise ClusterError(f"Ray address {address!r} is not host:port; mend RAY_ADDRESS or resources.address")
+    try:
+        socket.create_connection((host, int(port)), timeout=REACH_TIMEOUT_S).close()
+    except OSError as error:
+        raise ClusterError(_cannot_join(address, str(error))) from error
+
+
+def _cannot_join(address: str, reason: str) -> str:
+    return (
+        f"cannot join the Ray cluster at {address} ({reason}). Check that `ray start --head` runs there and that "
+        "RAY_ADDRESS (or resources.address) is right; with token authentication every shell needs "
+        "RAY_AUTH_MODE=token and the cluster's token; resources.address=local starts a cluster of its own"
+    )
+
+
+def nodes() -> tuple[Node, ...]:
+    """The living nodes of the connected cluster."""
+    found: list[dict[str, Any]] = ray.nodes()
+    return tuple(
+        Node(
+            name=str(node["NodeManagerHostname"]),
+            cpus=float(node["Resources"].get("CPU", 0)),
+            gpus=float(node["Resources"].get("GPU", 0)),
+            labels=dict(node.get("Labels", {})),
+        )
+        for node in found
+        if node["Alive"]
+    )
+
+
+def check_capacity(resources: ResourcesConfig, sites: Sequence[str], available: Sequence[Node]) -> None:
+    """Whether every site has a place; what does not fit would otherwise wait for ever.
+
+    Args:
+        resources: what each site asks for, and where it must run.
+        sites: names of the sites.
+        available: the nodes of the cluster.
+
+    Raises:
+        ClusterError: it names what was asked, what there is, and the setting to change.
+    """
+    if resources.placement == "label":
+        _check_labels(resources, sites, available)
+        return
+    room = sum(_places(node, resources) for node in available)
+    if room >= len(sites):
+        return
+    cpus, gpus = sum(node.cpus for node in available), sum(node.gpus for node in available)
+    raise ClusterError(
+        f"{len(sites)} sites x ({resources.cpus_per_site:g} CPU, {resources.gpus_per_site:g} GPU) do not fit: "
+        f"the cluster has {cpus:g} CPU and {gpus:g} GPU on {len(available)} node(s), room for {room} site(s). "
+        + _advice(resources, len(sites), available)
+    )
+
+
+def _advice(resources: ResourcesConfig, num_sites: int, available: Sequence[Node]) -> str:
+    """The settings that would fit on what there is, as shares of hundredths."""
+    advice = []
+    cpus, gpus = max(node.cpus for node in available), max(node.gpus for node in available)
+    if num_sites * resources.cpus_per_site > sum(node.cpus for node in available) and cpus > 0:
+        advice.append(f"--set resources.cpus_per_site={_share(cpus, num_sites):g}")
+    if num_sites * resources.gpus_per_site > sum(node.gpus for node in available):
+        share = _share(gpus, num_sites) if gpus > 0 else 0
+        advice.append(f"--set resources.gpus_per_site={share:g}")
+    return "Use " + " ".join(advice) if advice else "Ask less of each site, or add nodes"
+
+
+def _share(amount: float, num_sites: int) -> float:
+    return int(amount / num_sites * 100) / 100
+
+
+def _places(node: Node, resources: ResourcesConfig) -> int:
+    """How many sites fit on one node. A GPU is shared by whole sites only: 0.6 + 0.6 needs two GPUs."""
+    by_cpu = int(node.cpus / resources.cpus_per_site + 1e-9)
+    if resources.gpus_per_site == 0:
+        return by_cpu
+    if resources.gpus_per_site < 1:
+        return min(by_cpu, int(node.gpus) * int(1 / resources.gpus_per_site + 1e-9))
+    return min(by_cpu, int(node.gpus / resources.gpus_per_site + 1e-9))
+
+
+def _check_labels(resources: ResourcesConfig, sites: Sequence[str], available: Sequence[Node]) -> None:
+    """Every site needs a living node of its own label that can hold it."""
+    problems = []
+    for site in sites:
+        own = [node for node in available if node.labels.get(resources.label_key) == site]
+        if not own:
+            problems.append(f"no living node has the label {resources.label_key}={site}")
+        elif not any(_places(node, resources) for node in own):
+            problems.append(
+                f"the node of {site} has {own[0].cpus:g} CPU and {own[0].gpus:g} GPU, "
+                f"{resources.cpus_per_site:g} and {resources.gpus_per_site:g} are asked for"
+            )
+    if problems:
+        present = sorted(node.labels[resources.label_key] for node in available if resources.label_key in node.labels)
+        raise ClusterError(
+            "; ".join(problems) + f". Labels there are: {present or 'none'}. Start a site's node with "
+            f'`ray start --address=HEAD:6379 --labels="{resources.label_key}=SITE"`, '
+            "or set resources.placement=none to run anywhere"
+        )

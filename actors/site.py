@@ -70,7 +70,7 @@ class Trainer(Protocol):
 TrainerFactory = Callable[..., Trainer]
 
 
-class Stopped(Exception):
+class StopRequestedError(Exception):
     """Raised inside a site's own work after ``stop``: the round is given up, its checkpoint stays."""
 
 
@@ -132,9 +132,7 @@ class Site:
             raise SiteError(self.name, round_number, "push", "asked for while the site trains")
         try:
             header, buffer = self.trainer.export(self.run_id, round_number)
-            receipts = self.transport.send(
-                header, buffer, receivers, timeout_s=self.config.federation.push_timeout_s
-            )
+            receipts = self.transport.send(header, buffer, receivers, timeout_s=self.config.federation.push_timeout_s)
         finally:
             self.training.release()
         return PushReport(self.name, round_number, receipts)
@@ -181,11 +179,11 @@ class Site:
         """Notes where the work is; the one place where it can be stopped."""
         self.current = SiteStatus(self.name, self.current.round_number, stage, step, num_steps)
         if self.stopping.is_set():
-            raise Stopped(f"site {self.name} was told to stop during {stage}")
+            raise StopRequestedError(f"site {self.name} was told to stop during {stage}")
 
 
 def _default_trainer(config: Config, name: str, folder: Path, **options: Any) -> Trainer:
-    """The real trainer; torch and MONAI are imported here and nowhere in the driver."""
-    from gcml_ray.trainer import SiteTrainer
+    """The real trainer, imported in the site's own process."""
+    from gcml_ray.trainer import SiteTrainer  # noqa: PLC0415 - torch and MONAI only where training happens
 
     return SiteTrainer(config, name, folder, **options)

@@ -122,9 +122,7 @@ def _model_arrays(model: FlatModel) -> dict[str, Array]:
     return arrays | {name: _array(counter) for name, counter in model.counters().items()}
 
 
-def _load_model(
-    path: Path, model: FlatModel, arrays: Mapping[str, Array]
-) -> None:
+def _load_model(path: Path, model: FlatModel, arrays: Mapping[str, Array]) -> None:
     """Copies arrays by name into a model, refusing another architecture."""
     counters = model.counters()
     shapes = {spec.name: spec.shape for spec in model.layout} | {k: tuple(v.shape) for k, v in counters.items()}
@@ -139,9 +137,7 @@ def _load_model(
         counter.copy_(torch.from_numpy(arrays[name]))
 
 
-def _write(
-    path: Path, tensors: dict[str, Array], metadata: dict[str, str]
-) -> None:
+def _write(path: Path, tensors: dict[str, Array], metadata: dict[str, str]) -> None:
     """Temporary file, flush to disk, rename: a reader sees the old file or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp")
@@ -157,7 +153,8 @@ def _read(path: Path) -> tuple[dict[str, Array], dict[str, str]]:
         raise CheckpointError(f"{path} does not exist")
     try:
         with safe_open(path, framework="np") as handle:
-            return {key: handle.get_tensor(key) for key in handle.keys()}, handle.metadata() or {}
+            names = list(handle.keys())
+            return {name: handle.get_tensor(name) for name in names}, handle.metadata() or {}
     except (SafetensorError, OSError) as error:
         raise CheckpointError(f"{path} cannot be read ({error}); delete it and resume from an earlier round") from error
 

@@ -29,13 +29,17 @@ _SQLITE = "sqlite:///"
 class _Loader(yaml.SafeLoader):
     """Safe YAML that refuses duplicate keys."""
 
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+    def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
+        # Here rather than in construct_mapping: by then a merge (<<) has put inherited keys beside the own ones.
+        node = super().compose_mapping_node(anchor)
         lines: dict[str, int] = {}
         for key, _ in node.value:
             line = key.start_mark.line + 1
-            if isinstance(key, yaml.ScalarNode) and lines.setdefault(key.value, line) != line:
+            if isinstance(key, yaml.ScalarNode) and key.value in lines:
                 raise ConfigError(f"line {line}: key {key.value!r} stands already on line {lines[key.value]}; keep one")
-        return super().construct_mapping(node, deep)
+            if isinstance(key, yaml.ScalarNode):
+                lines[key.value] = line
+        return node
 
 
 class _Dumper(yaml.SafeDumper):
@@ -97,7 +101,7 @@ def parse_config(raw: Mapping[str, Any], overrides: Sequence[str] = (), *, sourc
 def save_config(config: Config, path: str | Path) -> None:
     """Writes a configuration with all its defaults; :func:`load_config` gives an equal one back."""
     values = config.model_dump(mode="json", by_alias=True)
-    Path(path).write_text(yaml.dump(values, Dumper=_Dumper, sort_keys=False, allow_unicode=True), encoding="utf-8")
+    Path(path).write_text(yaml.dump(values, Dumper=_Dumper, sort_keys=False), encoding="utf-8")
 
 
 # --- YAML and overrides ----------------------------------------------------------------------

@@ -43,7 +43,7 @@ def predict_logits(
         amp: precision of the forward passes; has no effect on a CPU. Blending is always float32.
 
     Returns:
-        Logits (C, *spatial), float32, on ``device``.
+        Logits (C, *spatial), float32, on ``device``; an inference tensor, so no gradient can start here.
     """
     dtype = torch.float16 if amp == "fp16" else torch.bfloat16
     autocast = torch.autocast(device.type, dtype=dtype, enabled=amp != "none" and device.type != "cpu")
@@ -57,7 +57,7 @@ def predict_logits(
     module.eval()
     try:
         with torch.inference_mode():
-            logits: Tensor = sliding_window_inference(
+            logits = sliding_window_inference(
                 image[None].float().to(device),
                 roi_size=tuple(patch_size),
                 sw_batch_size=window_batch,
@@ -68,6 +68,7 @@ def predict_logits(
     finally:
         for part, training in flags.items():
             part.training = training
+    assert isinstance(logits, Tensor)
     return logits[0]
 
 

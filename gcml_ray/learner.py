@@ -156,12 +156,8 @@ def mutual_step(
     incoming_loss = loss(incoming_heads, batch.label)
     statistics = {"segmentation": local_loss.detach(), "incoming_segmentation": incoming_loss.detach()}
     if dcml.variant != "none" and weight > 0:
-        local_term, seen = mutual_divergence(
-            local_heads[0], incoming_heads[0], batch.label, dcml=dcml, sigmoid=sigmoid
-        )
-        incoming_term, _ = mutual_divergence(
-            incoming_heads[0], local_heads[0], batch.label, dcml=dcml, sigmoid=sigmoid
-        )
+        local_term, seen = mutual_divergence(local_heads[0], incoming_heads[0], batch.label, dcml=dcml, sigmoid=sigmoid)
+        incoming_term, _ = mutual_divergence(incoming_heads[0], local_heads[0], batch.label, dcml=dcml, sigmoid=sigmoid)
         local_loss = local_loss + weight * local_term
         incoming_loss = incoming_loss + weight * incoming_term
         statistics |= {"mutual": local_term.detach(), "incoming_mutual": incoming_term.detach()}

@@ -42,11 +42,16 @@ _SITE_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*")
 
 @dataclass(frozen=True)
 class RunState:
-    """How far a run is; round 0 is the start. ``dropped``: the reason for each site that is no longer alive."""
+    """How far a run is; round 0 is the start.
+
+    ``last_complete_round`` is the round to resume from, ``site_rounds`` the checkpoint that each site has of it
+    (an older one where the site was skipped), ``dropped`` the reason for each site that is no longer alive.
+    """
 
     last_complete_round: int
     status: Literal["running", "stopped", "finished", "failed"]
     alive: tuple[str, ...]
+    site_rounds: dict[str, int] = field(default_factory=dict)
     dropped: dict[str, str] = field(default_factory=dict)
 
 

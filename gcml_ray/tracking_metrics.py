@@ -16,7 +16,7 @@ child run (a site)                          meaning
 ``traffic/sent_bytes``, ``received_bytes``  on the wire, refused pushes included
 ``traffic/num_taken``, ``num_refused``      pushes of others to this site
 ``time/STAGE_s``                            seconds by stage
-``memory/peak_bytes``                       highest use of the device's memory
+``memory/peak_mib``                         highest use of the device's memory, in 2^20 bytes
 ``participation/has_trained``               1, or 0 where the site failed in this round
 ``test/dice/MODEL``                         final test: mean over cases and classes
 ``test/dice_by_class/MODEL/CLASS``          final test: mean over cases
@@ -90,7 +90,7 @@ def site_metrics(record: RoundRecord, site: str) -> Metrics:
 
 
 def _training_metrics(report: TrainReport) -> Metrics:
-    metrics = {"train/learning_rate": report.learning_rate, "memory/peak_bytes": float(report.peak_memory_bytes)}
+    metrics = {"train/learning_rate": report.learning_rate, "memory/peak_mib": report.peak_memory_bytes / 2**20}
     metrics |= {f"train/loss/{part}": value for part, value in report.losses.items()}
     metrics |= {f"mutual/region_percent/{region}": value for region, value in report.regions.items()}
     metrics |= {f"val/candidate_dice/{name}": value for name, value in report.candidate_dice.items()}

@@ -23,14 +23,15 @@ from gcml_ray.checkpoint import SiteState, load_model, load_round, save_model, s
 from gcml_ray.config import Config, GossipMethod, NetworkConfig
 from gcml_ray.data.contract import data_contract
 from gcml_ray.data.datalist import assign_splits, cases_of_site, check_files, read_datalist
-from gcml_ray.data.site_data import SiteData
+from gcml_ray.data.loading import Sample
+from gcml_ray.data.site_data import Batch, SiteData
 from gcml_ray.errors import CheckpointError
 from gcml_ray.inference import predict_labels, predict_logits
 from gcml_ray.learner import Learner, Precision, learning_rate
 from gcml_ray.losses.segmentation import build_segmentation_loss
 from gcml_ray.methods import METHODS
 from gcml_ray.methods.rounds import IncomingModel, RoundContext, RoundResult
-from gcml_ray.metrics import mean_validation_dice, score_case
+from gcml_ray.metrics import dice_per_class, score_case
 from gcml_ray.networks.registry import build_network, fingerprint
 from gcml_ray.records import CaseScore, EvaluationReport, SiteInfo, Split, TrainOrder, TrainReport
 from gcml_ray.seeding import derive_seed
@@ -111,9 +112,7 @@ class SiteTrainer:
     def _load_data(self) -> SiteData:
         """This site's cases, checked and in memory."""
         cases = cases_of_site(
-            assign_splits(
-                cases_of_site(read_datalist(self.config.data.datalist), self.site), self.config.data.split
-            ),
+            assign_splits(cases_of_site(read_datalist(self.config.data.datalist), self.site), self.config.data.split),
             self.site,
         )
         check_files(cases)
@@ -168,9 +167,9 @@ class SiteTrainer:
             notes.append("a GPU was granted but CUDA is not available: training on the CPU")
         return SiteInfo(
             site=self.site,
-            num_train=self.data.count("train"),
-            num_validation=self.data.count("validation"),
-            num_test=self.data.count("test"),
+            num_train=self.data.num_cases("train"),
+            num_validation=self.data.num_cases("validation"),
+            num_test=self.data.num_cases("test"),
             num_parameters=self.local.model.num_parameters,
             push_bytes=4 * self.local.model.num_sent,
             device=str(self.device),
@@ -194,7 +193,7 @@ class SiteTrainer:
             run_id=run_id,
             round_number=round_number,
             sender=self.site,
-            num_train=self.data.count("train"),
+            num_train=self.data.num_cases("train"),
             fingerprint=fingerprint(self.config.network_of(self.site), self.config.data),
             contract=self.contract,
             layout=model.sent_layout,
@@ -279,9 +278,7 @@ class SiteTrainer:
             peak_memory_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         )
 
-    def _train(
-        self, order: TrainOrder, incoming: Sequence[IncomingModel], seconds: dict[str, float]
-    ) -> RoundResult:
+    def _train(self, order: TrainOrder, incoming: Sequence[IncomingModel], seconds: dict[str, float]) -> RoundResult:
         """Runs the method; scoring inside it counts as merging time."""
         number, steps = order.round_number, self.config.federation.local_steps
         torch.manual_seed(derive_seed(self.seed, "torch", self.site, number))
@@ -296,8 +293,8 @@ class SiteTrainer:
             round_number=number,
             exchange_index=number - self.config.federation.num_warmup,
             num_steps=steps,
-            num_train=self.data.count("train"),
-            batches=(batch.to(self.device) for batch in self.data.batches(number, steps)),
+            num_train=self.data.num_cases("train"),
+            batches=(self._on_device(batch) for batch in self.data.batches(number, steps)),
             loss=self.loss,
             sigmoid=self.config.data.is_sigmoid,
             learning_rate=lambda step: self._rate(number, step),
@@ -307,10 +304,13 @@ class SiteTrainer:
         )
         return METHODS[self.config.method.name](self.local, incoming, context, self.config.method)
 
+    def _on_device(self, batch: Batch) -> Batch:
+        if self.device.type == "cpu":
+            return batch
+        return Batch(image=batch.image.to(self.device), label=batch.label.to(self.device))
+
     def _rate(self, round_number: int, step: int) -> float:
-        return learning_rate(
-            self.config.optimiser, self.config.federation, round_number=round_number, step=step
-        )
+        return learning_rate(self.config.optimiser, self.config.federation, round_number=round_number, step=step)
 
     def _advance(self, order: TrainOrder, *, dice: float | None, is_best: bool) -> None:
         """Moves the state to this round and writes what has to be kept."""
@@ -359,8 +359,17 @@ class SiteTrainer:
 
     def _score(self, learner: Learner) -> float:
         """Mean Dice over validation cases and foreground classes."""
-        pairs = ((self._predict(learner, sample.image), sample.label) for sample in self.data.split("validation"))
-        return mean_validation_dice(pairs, data=self.config.data)
+        data = self.config.data
+        scores = [
+            dice_per_class(
+                self._predict(learner, sample.image),
+                sample.label,
+                num_foreground=len(data.foreground_names),
+                sigmoid=data.is_sigmoid,
+            )
+            for sample in self.data.split("validation")
+        ]
+        return float(torch.stack(scores).mean())
 
     def evaluate(self, *, split: Split, model: str) -> EvaluationReport:
         """Scores one model on one split, case by case, and draws its best and worst cases.
@@ -375,22 +384,26 @@ class SiteTrainer:
         scores: list[tuple[CaseScore, ...]] = []
         for index, sample in enumerate(samples):
             self.on_progress(f"evaluate {split}", index, len(samples))
-            prediction = self._predict(learner, sample.image)
-            scores.append(
-                score_case(
-                    prediction,
-                    sample,
-                    data=self.config.data,
-                    tolerance=self.config.evaluation.surface_tolerance,
-                    site=self.site,
-                    split=split,
-                    model=model,
-                )
-            )
+            scores.append(self._score_case(learner, sample, split=split, model=model))
         if model == PERSONALISED and split == "test":
             self._draw(learner, scores)
         flat = tuple(score for case in scores for score in case)
         return EvaluationReport(self.site, split, model, round_number, flat, time.perf_counter() - began)
+
+    def _score_case(self, learner: Learner, sample: Sample, *, split: Split, model: str) -> tuple[CaseScore, ...]:
+        """All scores of one case, a record a foreground class."""
+        return score_case(
+            self._predict(learner, sample.image),
+            sample.label,
+            spacing=sample.spacing,
+            tolerance=self.config.evaluation.surface_tolerance,
+            class_names=self.config.data.foreground_names,
+            sigmoid=self.config.data.is_sigmoid,
+            site=self.site,
+            case=sample.case,
+            split=split,
+            model=model,
+        )
 
     def _model_to_evaluate(self, model: str) -> tuple[Learner, int]:
         """A learner holding the model asked for, and the round it comes from."""

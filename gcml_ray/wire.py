@@ -102,7 +102,9 @@ def refusal(header: PushHeader, buffer: Any, expected: Expectation) -> str:
         return reason
     if not isinstance(buffer, np.ndarray) or buffer.ndim != 1 or buffer.dtype != np.float32:
         shape = getattr(buffer, "shape", None)
-        return f"dtype: expected a flat {WIRE_DTYPE} array, got {getattr(buffer, 'dtype', type(buffer).__name__)} {shape}"
+        return (
+            f"dtype: expected a flat {WIRE_DTYPE} array, got {getattr(buffer, 'dtype', type(buffer).__name__)} {shape}"
+        )
     if buffer.size != expected.num_values:
         return f"size: expected {expected.num_values} values, got {buffer.size}"
     if checksum(buffer) != header.checksum:

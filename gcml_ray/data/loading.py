@@ -17,6 +17,7 @@ from monai.data.meta_tensor import MetaTensor
 from monai.transforms.intensity.array import NormalizeIntensity
 from monai.transforms.spatial.array import Orientation, Resize, Spacing
 from monai.transforms.utils import map_binary_to_indices
+from monai.utils.type_conversion import convert_to_tensor
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -65,12 +66,12 @@ def load_sample(case: Case, data: DataConfig) -> Sample:
     image_on_grid = _to_grid(torch.cat([volume.array for volume in images]), affine, data, is_label=False)
     label_on_grid = _to_grid(_class_indices(label.array, case, data), affine, data, is_label=True)
     normalise = NormalizeIntensity(nonzero=data.normalise == "nonzero", channel_wise=True)
-    image = normalise(image_on_grid.as_tensor()).to(torch.float32)
-    target = _target(label_on_grid.as_tensor().round().to(torch.uint8), data)
+    image = normalise(convert_to_tensor(image_on_grid, track_meta=False))
+    target = _target(convert_to_tensor(label_on_grid, dtype=torch.uint8, track_meta=False), data)
     foreground, background = _crop_indices(target, case)
     return Sample(
         case=case.name,
-        image=torch.as_tensor(_plain(image)).contiguous(),
+        image=convert_to_tensor(image, dtype=torch.float32, track_meta=False).contiguous(),
         label=target,
         spacing=_spacing(image_on_grid, data),
         foreground=foreground,
@@ -154,18 +155,16 @@ def _intensity_problems(case: Case, images: Sequence[Volume], data: DataConfig) 
         num_bad = int((~torch.isfinite(volume.array)).sum())
         if num_bad:
             problems.append(f"image {path} has {num_bad} NaN or infinite value(s); replace them, e.g. by 0")
-    channels = torch.cat([volume.array.flatten(1) for volume in images]) if _same_size(images) else torch.zeros(0)
-    for name, values in zip(data.channels, channels, strict=False):
-        if values.min() == values.max():
-            log.warning("site %s, case %s: channel %s is %g everywhere", case.site, case.name, name, values[0])
+    channels = [channel for volume in images for channel in volume.array]
+    for name, channel in zip(data.channels, channels, strict=False):
+        if channel.min() == channel.max():
+            log.warning("site %s, case %s: channel %s is %g everywhere", case.site, case.name, name, channel.min())
     return problems
 
 
-def _same_size(volumes: Sequence[Volume]) -> bool:
-    return len({volume.array[0].numel() for volume in volumes}) == 1
-
-
 def _label_problems(case: Case, label: Tensor, data: DataConfig) -> list[str]:
+    if not torch.isfinite(label).all():
+        return [f"label {case.label} has NaN or infinite values; write it again with whole numbers"]
     if case.label_threshold is not None:
         if len(data.labels) == 2:
             return []
@@ -173,8 +172,6 @@ def _label_problems(case: Case, label: Tensor, data: DataConfig) -> list[str]:
             f"label_threshold makes a mask of two classes, data.labels lists {len(data.labels)} "
             f"({', '.join(data.labels)}); remove the threshold or the further classes"
         ]
-    if not torch.isfinite(label).all():
-        return [f"label {case.label} has NaN or infinite values; write it again with whole numbers"]
     label = _without_alpha(label, case.label)
     if not (label == label[:1]).all():
         return [
@@ -235,7 +232,7 @@ def _to_grid(array: Tensor, affine: NDArray[np.float64] | None, data: DataConfig
     voxel's centre (``nearest-exact``, which stays aligned with the image; ``nearest`` shifts it by half a
     voxel): it keeps the share of thin structures, which a majority vote would erase.
     """
-    grid = MetaTensor(array, affine=torch.eye(4, dtype=torch.float64) if affine is None else torch.as_tensor(affine))
+    grid: Tensor = MetaTensor(array, affine=torch.as_tensor(np.eye(4) if affine is None else affine))
     if data.spatial_dims == 3 and data.orientation is not None:
         grid = Orientation(axcodes=data.orientation, labels=(("L", "R"), ("P", "A"), ("I", "S")))(grid)
     if data.target_spacing_mm is not None:
@@ -245,6 +242,7 @@ def _to_grid(array: Tensor, affine: NDArray[np.float64] | None, data: DataConfig
         linear = "bilinear" if data.spatial_dims == 2 else "trilinear"
         mode = "nearest-exact" if is_label else "area" if shrinks else linear
         grid = Resize(data.resize, mode=mode, anti_aliasing=mode == linear)(grid)
+    assert isinstance(grid, MetaTensor), "monai.data.set_track_meta(False) was called: affines are lost"
     return grid
 
 
@@ -253,7 +251,9 @@ def _target(indices: Tensor, data: DataConfig) -> Tensor:
     if data.regions is None:
         return indices.contiguous()
     names = list(data.labels)
-    members = [torch.tensor([names.index(part) for part in parts], dtype=torch.uint8) for parts in data.regions.values()]
+    members = [
+        torch.tensor([names.index(part) for part in parts], dtype=torch.uint8) for parts in data.regions.values()
+    ]
     return torch.cat([torch.isin(indices, member) for member in members]).to(torch.float32)
 
 
@@ -262,14 +262,10 @@ def _crop_indices(target: Tensor, case: Case) -> tuple[Tensor, Tensor]:
     if case.split not in (None, "train"):
         return torch.empty(0, dtype=torch.int32), torch.empty(0, dtype=torch.int32)
     foreground, background = map_binary_to_indices((target > 0).any(dim=0, keepdim=True))
-    return foreground.to(torch.int32), background.to(torch.int32)
+    return torch.as_tensor(foreground).to(torch.int32), torch.as_tensor(background).to(torch.int32)
 
 
 def _spacing(grid: MetaTensor, data: DataConfig) -> tuple[float, ...]:
     if not data.spacing_is_real:
         return (1.0,) * data.spatial_dims
     return tuple(float(size) for size in grid.pixdim[: data.spatial_dims])
-
-
-def _plain(tensor: Tensor) -> Tensor:
-    return tensor.as_tensor() if isinstance(tensor, MetaTensor) else tensor

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import numpy as np
 import torch
-from monai.data.meta_tensor import MetaTensor
 from monai.transforms.croppad.array import SpatialCrop, SpatialPad
 from monai.transforms.intensity.array import RandGaussianNoise, RandScaleIntensity, RandShiftIntensity
 from monai.transforms.utils import generate_pos_neg_label_crop_centers
+from monai.utils.type_conversion import convert_to_tensor
 from torch import Tensor
 
 from gcml_ray.config import DataConfig
@@ -59,7 +59,7 @@ class PatchSampler:
             image = transform(image)
         if tuple(image.shape[1:]) != tuple(self._data.patch_size):
             image, label = self._pad(image), self._pad(label)
-        return _plain(image), _plain(label)
+        return convert_to_tensor(image, track_meta=False), convert_to_tensor(label, track_meta=False)
 
     def _slices(self, sample: Sample, state: np.random.RandomState) -> tuple[slice, ...]:
         share = self._data.foreground_share
@@ -78,7 +78,3 @@ class PatchSampler:
         """Tensor axes to flip; axis 0 of the configuration is the first spatial one."""
         augment = self._data.augment
         return [axis + 1 for axis in augment.flip_axes if state.random_sample() < augment.flip_probability]
-
-
-def _plain(tensor: Tensor) -> Tensor:
-    return tensor.as_tensor() if isinstance(tensor, MetaTensor) else tensor

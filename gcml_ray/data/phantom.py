@@ -156,8 +156,9 @@ def make_case(
     flair = flair + anatomy.csf * (style.csf_flair - flair)
     t1, flair = _add_decoys(t1, flair, points, anatomy, lesion, style, rng)
     texture = 1 + 0.25 * _smooth_noise(shape, 1.5, rng)
-    t1 = t1 + style.t1_lesion * lesion * texture - 0.25 * core
-    flair = flair + style.flair_lesion * lesion * texture - (style.flair_lesion + 0.2) * core
+    strength = rng.uniform(0.7, 1.3, 2)
+    t1 = t1 + strength[0] * style.t1_lesion * lesion * texture - 0.25 * core
+    flair = flair + strength[1] * style.flair_lesion * lesion * texture - (style.flair_lesion + 0.2) * core
     channels = (_scan(t1, anatomy.brain, style, rng), _scan(flair, anatomy.brain, style, rng))
     return channels, _draw_label(lesion, anatomy.brain, style)
 

@@ -35,8 +35,6 @@ def train_round(
         peer = context.open_incoming(message)
         before = local.model.flat.clone() if method.merge == "select_best" else None
         merge_before(local, peer, message, context, mode=method.merge_first)
-        run_mutual_steps(
-            local, peer, context, result, num_steps=num_steps, dcml=method.dcml, weight=weight
-        )
+        run_mutual_steps(local, peer, context, result, num_steps=num_steps, dcml=method.dcml, weight=weight)
         merge_after(local, peer, message, context, result, mode=method.merge, before=before)
     return result

@@ -26,7 +26,5 @@ def train_round(
     regional = DcmlConfig(variant="regional", weight=method.weight)
     for message, num_steps in zip(incoming, share_steps(context.num_steps, len(incoming)), strict=True):
         peer = context.open_incoming(message)
-        run_mutual_steps(
-            local, peer, context, result, num_steps=num_steps, dcml=regional, weight=method.weight
-        )
+        run_mutual_steps(local, peer, context, result, num_steps=num_steps, dcml=regional, weight=method.weight)
     return result

@@ -13,7 +13,7 @@ from gcml_ray.methods.rounds import IncomingModel, RoundContext, RoundResult
 
 
 def own_share_by_score(own: float, other: float) -> float:
-    """a = own / (own + other); one half where neither model scores."""
+    """A = own / (own + other); one half where neither model scores."""
     return own / (own + other) if own + other > 0 else 0.5
 
 

@@ -93,9 +93,7 @@ def run_mutual_steps(
         incoming.set_learning_rate(rate)
         batch = next(context.batches)
         result.statistics.add(
-            mutual_step(
-                local, incoming, batch, context.loss, dcml=dcml, weight=weight, sigmoid=context.sigmoid
-            )
+            mutual_step(local, incoming, batch, context.loss, dcml=dcml, weight=weight, sigmoid=context.sigmoid)
         )
         result.num_steps += 1
         context.on_step(result.num_steps)

@@ -1,0 +1,391 @@
+"""The driver: samples the gossip graph, asks the sites, keeps the records. It never holds weights.
+
+The protocol of a synchronous round (architecture, "A round"): plan, push, train, record. Every answer of
+a site is a small record or a failure; what to do about a failure is decided in ``failure_policy.py``.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
+from typing import Any, Protocol
+
+from actors.failure_policy import Decision, History, decide
+from actors.local_pool import Outcome, SitePool
+from gcml_ray.config import Config
+from gcml_ray.errors import SiteError
+from gcml_ray.gossip import phase_of, plan_round
+from gcml_ray.records import (
+    EvaluationReport,
+    PushReceipt,
+    RoundPlan,
+    RoundRecord,
+    SiteFailure,
+    SiteInfo,
+    SiteStatus,
+    TrainOrder,
+    TrainReport,
+)
+from gcml_ray.run_folder import RunFolder, RunState
+from gcml_ray.tracking import Tracker
+
+log = logging.getLogger(__name__)
+
+POLL_S = 0.5
+
+
+class Listener(Protocol):
+    """Who watches a run; see ``gcml_ray/console.py``. Called from the driver's thread."""
+
+    def on_start(self, config: Config, sites: Sequence[str]) -> None:
+        """The sites are about to load their data."""
+
+    def on_site_ready(self, info: SiteInfo) -> None:
+        """A site is ready to train."""
+
+    def on_round_begin(self, plan: RoundPlan) -> None:
+        """A round begins."""
+
+    def on_status(self, statuses: Sequence[SiteStatus]) -> None:
+        """What the sites are doing, about twice a second."""
+
+    def on_site_trained(self, report: TrainReport) -> None:
+        """A site has finished its round."""
+
+    def on_failure(self, failure: SiteFailure, decision: Decision) -> None:
+        """A site failed, and this is what is done about it."""
+
+    def on_round_end(self, record: RoundRecord) -> None:
+        """A round is over and on disk."""
+
+    def on_evaluated(self, report: EvaluationReport) -> None:
+        """A site has scored a model on its test cases."""
+
+
+class NullListener:
+    """Watches nothing; also the base of listeners that watch little."""
+
+    def on_start(self, config: Config, sites: Sequence[str]) -> None:
+        """Nothing to do."""
+
+    def on_site_ready(self, info: SiteInfo) -> None:
+        """Nothing to do."""
+
+    def on_round_begin(self, plan: RoundPlan) -> None:
+        """Nothing to do."""
+
+    def on_status(self, statuses: Sequence[SiteStatus]) -> None:
+        """Nothing to do."""
+
+    def on_site_trained(self, report: TrainReport) -> None:
+        """Nothing to do."""
+
+    def on_failure(self, failure: SiteFailure, decision: Decision) -> None:
+        """Nothing to do."""
+
+    def on_round_end(self, record: RoundRecord) -> None:
+        """Nothing to do."""
+
+    def on_evaluated(self, report: EvaluationReport) -> None:
+        """Nothing to do."""
+
+
+@dataclass(frozen=True)
+class RunSummary:
+    """How a run ended. ``status``: finished, stopped (asked to) or failed (no site left)."""
+
+    status: str
+    last_round: int
+    infos: tuple[SiteInfo, ...]
+    evaluations: tuple[EvaluationReport, ...]
+    dropped: dict[str, str]
+    seconds: float
+
+
+@dataclass
+class _Site:
+    """What the driver knows of one site."""
+
+    info: SiteInfo
+    history: History = field(default_factory=History)
+    checkpoint_round: int = 0
+
+
+class Driver:
+    """Runs one federation over a pool of sites.
+
+    Args:
+        config: the federation's configuration.
+        pool: where the sites live.
+        folder: the run folder.
+        tracker: gets the records of every round.
+        listener: shows what happens.
+        stop: set from outside to end the run after the round in flight.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        pool: SitePool,
+        folder: RunFolder,
+        *,
+        tracker: Tracker,
+        listener: Listener,
+        stop: threading.Event,
+    ) -> None:
+        self.config = config
+        self.pool = pool
+        self.folder = folder
+        self.tracker = tracker
+        self.listener = listener
+        self.stop = stop
+        self.sites: dict[str, _Site] = {}
+        self.dropped: dict[str, str] = {}
+
+    # --- the run -----------------------------------------------------------------------------
+
+    def run(self, sites: Sequence[str], *, resume: RunState | None) -> RunSummary:
+        """All rounds from the first, or from where ``resume`` says, and the test at the end.
+
+        Args:
+            sites: names of the sites.
+            resume: the state of an earlier run in the same folder.
+
+        Raises:
+            SiteError: a site cannot start; bad input is for the user to mend.
+        """
+        began = time.perf_counter()
+        done = resume.last_complete_round if resume else 0
+        self.dropped = dict(resume.dropped) if resume else {}
+        self._start(sites, resume)
+        self.tracker.start(self.config, [site.info for site in self.sites.values()])
+        if resume:
+            self.folder.truncate_after(done)
+        self._write_state(done, "running")
+        for number in range(done + 1, self.config.federation.rounds + 1):
+            if self.stop.is_set() or not self.sites:
+                break
+            self._round(number)
+            done = number
+        status = "stopped" if self.stop.is_set() else "finished" if self.sites else "failed"
+        evaluations = self._test() if status == "finished" else ()
+        self._write_state(self._resume_round(), status)
+        infos = tuple(site.info for site in self.sites.values())
+        return RunSummary(status, done, infos, evaluations, self.dropped, time.perf_counter() - began)
+
+    def _start(self, sites: Sequence[str], resume: RunState | None) -> None:
+        """Launches all sites at once and waits until the last one is ready."""
+        living = [site for site in sites if site not in self.dropped]
+        self.listener.on_start(self.config, living)
+        self.pool.launch(living)
+        for site in living:
+            at = resume.site_rounds.get(site, resume.last_complete_round) if resume else 0
+            self.pool.start(site, resume_round=at)
+        outcomes = self._gather(living, timeout_s=self.config.federation.start_timeout_s, stage="start", number=0)
+        failures = [outcome.failure for outcome in outcomes if outcome.failure]
+        if failures:
+            raise _start_error(failures)
+        for outcome in sorted(outcomes, key=lambda outcome: outcome.site):
+            info: SiteInfo = outcome.result
+            self.sites[info.site] = _Site(info, checkpoint_round=info.restored_round)
+
+    # --- one round ---------------------------------------------------------------------------
+
+    def _round(self, number: int) -> None:
+        """Plan, push, train, record."""
+        began = time.perf_counter()
+        plan = plan_round(
+            self.config.method,
+            self.config.federation,
+            round_number=number,
+            num_train={name: site.info.num_train for name, site in self.sites.items()},
+        )
+        self.listener.on_round_begin(plan)
+        failures: list[SiteFailure] = []
+        pushes = self._push(plan, failures)
+        pushed = time.perf_counter()
+        trained = self._train(plan, failures)
+        ended = time.perf_counter()
+        record = RoundRecord(
+            plan=plan,
+            trained=trained,
+            pushes=pushes,
+            failures=tuple(failures),
+            seconds=ended - began,
+            finished_at=datetime.now(UTC).isoformat(timespec="seconds"),
+            stage_seconds={"push": pushed - began, "train": ended - pushed},
+        )
+        self.folder.append_round(record)
+        self._write_state(self._resume_round(), "running")
+        self.tracker.log_round(record)
+        self.listener.on_round_end(record)
+
+    def _push(self, plan: RoundPlan, failures: list[SiteFailure]) -> tuple[PushReceipt, ...]:
+        """Every sender pushes to its receivers; a sender that fails is left with its weights unsent."""
+        receivers: dict[str, list[str]] = {}
+        for edge in plan.edges:
+            receivers.setdefault(edge.sender, []).append(edge.receiver)
+        for sender, names in receivers.items():
+            self.pool.submit(sender, "push", plan.round_number, tuple(names), round_number=plan.round_number)
+        timeout_s = self.config.federation.push_timeout_s
+        outcomes = self._gather(list(receivers), timeout_s=timeout_s, stage="push", number=plan.round_number)
+        receipts: list[PushReceipt] = []
+        for outcome in outcomes:
+            if outcome.failure:
+                self._handle(outcome.failure, failures)
+            else:
+                receipts.extend(outcome.result.receipts)
+        for receipt in receipts:
+            if not receipt.accepted:
+                log.warning(
+                    "round %d: %s refused the push of %s: %s",
+                    receipt.round_number,
+                    receipt.receiver,
+                    receipt.sender,
+                    receipt.reason,
+                )
+        return tuple(sorted(receipts, key=lambda receipt: (receipt.sender, receipt.receiver)))
+
+    def _train(self, plan: RoundPlan, failures: list[SiteFailure]) -> tuple[TrainReport, ...]:
+        """Every living site trains; who fails or is late is left out of this round."""
+        order = self._order(plan.round_number)
+        names = [name for name in plan.sites if name in self.sites]
+        for name in names:
+            self.pool.submit(name, "train", order, round_number=plan.round_number)
+        timeout_s = self.config.federation.round_timeout_s
+        outcomes = self._gather(names, timeout_s=timeout_s, stage="train", number=plan.round_number)
+        reports: list[TrainReport] = []
+        for outcome in outcomes:
+            if outcome.failure:
+                self._handle(outcome.failure, failures)
+                continue
+            reports.append(outcome.result)
+            site = self.sites[outcome.site]
+            site.history = replace(site.history, failures_in_a_row=0)
+            if order.checkpoint:
+                site.checkpoint_round = plan.round_number
+        return tuple(sorted(reports, key=lambda report: report.site))
+
+    def _order(self, number: int) -> TrainOrder:
+        """Evaluation and checkpoints by their rhythm, and always where a phase or the run ends."""
+        federation = self.config.federation
+        last = number == federation.rounds
+        ends_warmup = number == federation.num_warmup
+        return TrainOrder(
+            round_number=number,
+            phase=phase_of(federation, number),
+            evaluate=number % federation.evaluate_every == 0 or ends_warmup or last,
+            checkpoint=number % self.config.output.checkpoint_every == 0 or last,
+        )
+
+    # --- calls and failures ------------------------------------------------------------------
+
+    def _gather(self, sites: Sequence[str], *, timeout_s: float, stage: str, number: int) -> list[Outcome]:
+        """Waits for one outcome of every site; who does not answer in time becomes a failure of kind ``late``."""
+        waiting = set(sites)
+        outcomes: list[Outcome] = []
+        deadline = time.monotonic() + timeout_s
+        while waiting and time.monotonic() < deadline:
+            for outcome in self.pool.wait(POLL_S):
+                if outcome.site in waiting and outcome.method == stage:
+                    waiting.discard(outcome.site)
+                    outcomes.append(outcome)
+                    self._announce(outcome)
+            self.listener.on_status(self.pool.statuses())
+        for site in sorted(waiting):
+            message = f"no answer within {timeout_s:g} s"
+            outcomes.append(Outcome(site, stage, failure=SiteFailure(site, number, stage, "late", message)))
+        return sorted(outcomes, key=lambda outcome: outcome.site)
+
+    def _announce(self, outcome: Outcome) -> None:
+        """Shows a result as soon as it is there."""
+        if isinstance(outcome.result, SiteInfo):
+            self.listener.on_site_ready(outcome.result)
+        elif isinstance(outcome.result, TrainReport):
+            self.listener.on_site_trained(outcome.result)
+        elif isinstance(outcome.result, EvaluationReport):
+            self.listener.on_evaluated(outcome.result)
+
+    def _handle(self, failure: SiteFailure, failures: list[SiteFailure]) -> None:
+        """Records a failure and does what the policy says."""
+        failures.append(failure)
+        site = self.sites[failure.site]
+        decision = decide(failure, site.history)
+        log.warning(
+            "site %s failed in round %d, %s (%s): %s -> %s",
+            failure.site,
+            failure.round_number,
+            failure.stage,
+            failure.kind,
+            failure.message,
+            decision.value,
+        )
+        self.listener.on_failure(failure, decision)
+        site.history = replace(site.history, failures_in_a_row=site.history.failures_in_a_row + 1)
+        if decision is Decision.RESTART:
+            site.history = replace(site.history, restarts=site.history.restarts + 1)
+            self._restart(failure.site)
+        elif decision is Decision.DROP:
+            self._drop(failure.site, f"{failure.stage}, {failure.kind}: {failure.message}")
+
+    def _restart(self, name: str) -> None:
+        """New process for a site, restored from its newest checkpoint; a site that cannot come back is dropped."""
+        self.pool.restart(name)
+        self.pool.start(name, resume_round=None)
+        timeout_s = self.config.federation.start_timeout_s
+        (outcome,) = self._gather([name], timeout_s=timeout_s, stage="start", number=0)
+        if outcome.failure:
+            self._drop(name, f"did not come back: {outcome.failure.message}")
+        else:
+            self.sites[name].info = outcome.result
+            self.sites[name].checkpoint_round = outcome.result.restored_round
+
+    def _drop(self, name: str, reason: str) -> None:
+        """Goes on without a site."""
+        self.pool.remove(name)
+        del self.sites[name]
+        self.dropped[name] = reason
+
+    # --- the end -----------------------------------------------------------------------------
+
+    def _test(self) -> tuple[EvaluationReport, ...]:
+        """Every site scores its personalised model, and its own model before gossip, on its test cases."""
+        models = ["personalised"]
+        if 0 < self.config.federation.num_warmup < self.config.federation.rounds:
+            models.append("before_gossip")
+        reports: list[EvaluationReport] = []
+        number = self.config.federation.rounds
+        for model in models:
+            names = list(self.sites)
+            for name in names:
+                self.pool.submit(name, "evaluate", "test", model, round_number=number)
+            timeout_s = self.config.federation.round_timeout_s
+            for outcome in self._gather(names, timeout_s=timeout_s, stage="evaluate", number=number):
+                if outcome.failure:
+                    log.warning("site %s was not evaluated: %s", outcome.site, outcome.failure.message)
+                    self.listener.on_failure(outcome.failure, Decision.SKIP)
+                else:
+                    reports.append(outcome.result)
+                    self.folder.write_cases(outcome.result.scores)
+        self.tracker.log_scores(reports)
+        return tuple(reports)
+
+    def _resume_round(self) -> int:
+        """The newest round from which the run could go on: the newest checkpoint of any site."""
+        return max((site.checkpoint_round for site in self.sites.values()), default=0)
+
+    def _write_state(self, resume_round: int, status: Any) -> None:
+        rounds = {name: site.checkpoint_round for name, site in self.sites.items()}
+        self.folder.write_state(RunState(resume_round, status, tuple(self.sites), rounds, self.dropped))
+
+
+def _start_error(failures: Sequence[SiteFailure]) -> SiteError:
+    """One error for all sites that could not start; the message keeps each site's own words."""
+    if len(failures) == 1:
+        return SiteError(failures[0].site, 0, "start", failures[0].message)
+    text = "\n".join(f"site {failure.site}: {failure.message}" for failure in failures)
+    return SiteError(", ".join(failure.site for failure in failures), 0, "start", f"cannot start\n{text}")

@@ -1,0 +1,114 @@
+"""One federation from its configuration to its results: folder, pool, driver, tracker, plots."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+
+from actors.driver import Driver, Listener, RunSummary
+from actors.local_pool import LocalPool, SitePool
+from actors.site import TrainerFactory
+from gcml_ray.config import Config
+from gcml_ray.data.datalist import read_datalist, site_names
+from gcml_ray.errors import ConfigError
+from gcml_ray.run_folder import RunFolder, RunState, check_site_name
+from gcml_ray.tracking import build_tracker
+
+log = logging.getLogger(__name__)
+
+
+def sites_of(config: Config) -> tuple[str, ...]:
+    """The sites of a federation: those the configuration names, or all in the datalist.
+
+    Raises:
+        ConfigError: a site is named that the datalist does not have, or cannot be a folder's name.
+    """
+    known = site_names(read_datalist(config.data.datalist))
+    wanted = config.federation.sites or known
+    missing = sorted((set(wanted) | set(config.site_networks)) - set(known))
+    if missing:
+        raise ConfigError(
+            f"federation.sites / site_networks name {missing}, not in {config.data.datalist}; it has {list(known)}"
+        )
+    return tuple(check_site_name(site) for site in sorted(wanted))
+
+
+def run_federation(
+    config: Config,
+    *,
+    listener: Listener,
+    stop: threading.Event,
+    resume: bool = False,
+    make_trainer: TrainerFactory | None = None,
+) -> RunSummary:
+    """Runs a federation to its end, or to where it is stopped.
+
+    Args:
+        config: the configuration; with ``resume`` the one saved in the run folder.
+        listener: shows what happens.
+        stop: set it to end after the round in flight; the folder can be resumed.
+        resume: go on in ``config.output.folder``, which then must hold a run.
+        make_trainer: see :class:`actors.site.Site`.
+
+    Raises:
+        GcmlError: the input, the cluster or a site's start is at fault; the message says what to change.
+    """
+    sites = sites_of(config)
+    path = Path(config.output.folder)
+    folder = RunFolder.open(path) if resume else RunFolder.create(path, config)
+    state = _state_to_resume(folder) if resume else None
+    tracker = build_tracker(config, path)
+    status = "failed"
+    try:
+        with pool_for(config, path, make_trainer=make_trainer) as pool:
+            driver = Driver(config, pool, folder, tracker=tracker, listener=listener, stop=stop)
+            summary = driver.run(sites, resume=state)
+        status = summary.status
+        _keep_artifacts(folder, tracker)
+    except KeyboardInterrupt:
+        status = "stopped"
+        raise
+    finally:
+        tracker.finish(status)  # type: ignore[arg-type]
+    return summary
+
+
+def _state_to_resume(folder: RunFolder) -> RunState | None:
+    """How far the run in a folder is; None where it stopped before its first round."""
+    return folder.read_state() if folder.state_file.exists() else None
+
+
+@contextmanager
+def pool_for(config: Config, folder: Path, *, make_trainer: TrainerFactory | None) -> Iterator[SitePool]:
+    """The configured pool; whatever happens inside, its sites are gone at the end."""
+    run_id = uuid.uuid4().hex[:12]
+    if config.resources.pool == "local":
+        local = LocalPool(config, str(folder), run_id=run_id, make_trainer=make_trainer)
+        try:
+            yield local
+        finally:
+            local.shutdown()
+        return
+    from actors.cluster import connected  # noqa: PLC0415 - a plain GPU machine has no ray
+    from actors.pool import RayPool  # noqa: PLC0415
+
+    with connected(config.resources) as where:
+        log.info("running on %s", where)
+        pool = RayPool(config, str(folder), run_id=run_id, make_trainer=make_trainer)
+        try:
+            yield pool
+        finally:
+            pool.shutdown()
+
+
+def _keep_artifacts(folder: RunFolder, tracker: object) -> None:
+    """Plots, and the files of the run, for the tracker."""
+    from gcml_ray.report import write_plots  # noqa: PLC0415 - matplotlib only when there is something to plot
+    from gcml_ray.tracking import Tracker  # noqa: PLC0415, F401
+
+    paths: Sequence[Path] = write_plots(folder)
+    tracker.log_artifacts([folder.config_file, folder.cases_file, folder.transfers_file, *paths])  # type: ignore[attr-defined]

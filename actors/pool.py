@@ -1,0 +1,267 @@
+"""Sites as Ray actors: one process each, weights from actor to actor through the object store."""
+
+from __future__ import annotations
+
+import logging
+import time
+import traceback
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import ray
+from ray.util.placement_group import placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from actors.cluster import check_capacity, nodes
+from actors.local_pool import Outcome
+from actors.site import Site, TrainerFactory
+from gcml_ray.config import Config
+from gcml_ray.errors import ClusterError
+from gcml_ray.records import PushReceipt, SiteFailure, SiteStatus
+from gcml_ray.wire import Buffer, PushHeader
+
+log = logging.getLogger(__name__)
+
+# A site's threads: training in the default group, so that pushes land while it trains.
+CONCURRENCY_GROUPS = {"push": 1, "inbox": 2, "control": 1}
+GROUP_OF = {"push": "push", "receive": "inbox", "status": "control", "stop": "control"}
+
+# No retries: a repeated round would train twice. Restarts come back empty and are started by the driver.
+SiteActor = ray.remote(
+    concurrency_groups=CONCURRENCY_GROUPS, max_restarts=-1, max_task_retries=0, allow_out_of_order_execution=True
+)(Site)
+
+STOP_TIMEOUT_S = 5.0
+
+
+class ObjectStoreTransport:
+    """One ``ray.put`` a round in the sender's process, one direct call a receiver.
+
+    Args:
+        handles: the actor of every site.
+        label_key: the node label that must equal the site's name; None where sites may run anywhere.
+    """
+
+    def __init__(self, handles: Mapping[str, Any], *, label_key: str | None) -> None:
+        self._handles = dict(handles)
+        self._label_key = label_key
+
+    def check_placement(self, site: str) -> None:
+        """The data-residency guard: with label placement, this process must be on the site's own node."""
+        if self._label_key is None:
+            return
+        labels = ray.get_runtime_context().get_node_labels()
+        if labels.get(self._label_key) != site:
+            raise ClusterError(
+                f"site {site} was placed on a node labelled {self._label_key}={labels.get(self._label_key)}: its data "
+                "must not leave its own node"
+            )
+
+    def send(
+        self, header: PushHeader, buffer: Buffer, receivers: Sequence[str], *, timeout_s: float
+    ) -> tuple[PushReceipt, ...]:
+        """Puts the buffer once and calls every receiver; none of it passes through the driver."""
+        began = time.perf_counter()
+        reference = ray.put(buffer)
+        calls = {
+            self._handles[receiver].receive.options(concurrency_group="inbox").remote(header, reference): receiver
+            for receiver in receivers
+        }
+        ready, _ = ray.wait(list(calls), num_returns=len(calls), timeout=timeout_s, fetch_local=False)
+        answered = set(ready)
+        return tuple(
+            self._receipt(header, call, receiver, buffer.nbytes, began if call in answered else None)
+            for call, receiver in calls.items()
+        )
+
+    def _receipt(
+        self, header: PushHeader, call: Any, receiver: str, size_bytes: int, began: float | None
+    ) -> PushReceipt:
+        """The receiver's own receipt with the sender's clock, or one that says why there is none."""
+        if began is None:
+            reason = "unreachable: the receiver did not answer in time"
+        else:
+            try:
+                receipt: PushReceipt = ray.get(call, timeout=STOP_TIMEOUT_S)
+            except ray.exceptions.RayError as error:
+                reason = f"unreachable: {_first_line(error)}"
+            else:
+                return PushReceipt(
+                    receipt.round_number,
+                    receipt.sender,
+                    receipt.receiver,
+                    receipt.accepted,
+                    receipt.reason,
+                    receipt.size_bytes,
+                    time.perf_counter() - began,
+                )
+        return PushReceipt(header.round_number, header.sender, receiver, False, reason, size_bytes)
+
+
+class RayPool:
+    """Sites as actors on the connected cluster; see :class:`actors.local_pool.SitePool`.
+
+    Args:
+        config: the federation's configuration.
+        folder: the run folder, an absolute path that means the same on every node (or each site's own disk).
+        run_id: identifies the run on every push.
+        make_trainer: see :class:`actors.site.Site`.
+    """
+
+    def __init__(self, config: Config, folder: str, *, run_id: str, make_trainer: TrainerFactory | None = None) -> None:
+        self._config = config
+        self._folder = folder
+        self._run_id = run_id
+        self._make_trainer = make_trainer
+        self._handles: dict[str, Any] = {}
+        self._names: tuple[str, ...] = ()
+        self._open: dict[Any, tuple[str, str, int]] = {}
+        self._status_calls: dict[str, Any] = {}
+        self._statuses: dict[str, SiteStatus] = {}
+        self._group: Any = None
+
+    def launch(self, sites: Sequence[str]) -> None:
+        """Creates one actor a site, all at once.
+
+        Raises:
+            ClusterError: the cluster cannot hold them.
+        """
+        resources = self._config.resources
+        check_capacity(resources, sites, nodes())
+        self._names = tuple(sites)
+        if resources.placement == "pg":
+            self._group = self._reserve(len(sites))
+        for index, site in enumerate(sites):
+            self._handles[site] = SiteActor.options(
+                name=f"site/{site}/{self._run_id}",
+                num_cpus=resources.cpus_per_site,
+                num_gpus=resources.gpus_per_site,
+                **self._placement(site, index),
+            ).remote(
+                self._config,
+                site,
+                self._folder,
+                run_id=self._run_id,
+                use_gpu=resources.gpus_per_site > 0,
+                make_trainer=self._make_trainer,
+            )
+
+    def _reserve(self, num_sites: int) -> Any:
+        """One placement group with a bundle a site; all or nothing."""
+        resources = self._config.resources
+        bundle = {"CPU": resources.cpus_per_site}
+        if resources.gpus_per_site > 0:
+            bundle["GPU"] = resources.gpus_per_site
+        group = placement_group([dict(bundle) for _ in range(num_sites)], strategy="PACK")
+        timeout_s = self._config.federation.start_timeout_s
+        if not group.wait(timeout_s):
+            remove_placement_group(group)
+            raise ClusterError(
+                f"the cluster did not free {num_sites} x {bundle} within {timeout_s:g} s (federation.start_timeout_s): "
+                "other jobs hold them; wait, or ask less of each site"
+            )
+        return group
+
+    def _placement(self, site: str, index: int) -> dict[str, Any]:
+        """Scheduling options of one site."""
+        if self._config.resources.placement == "label":
+            return {"label_selector": {self._config.resources.label_key: site}}
+        if self._group is not None:
+            strategy = PlacementGroupSchedulingStrategy(self._group, placement_group_bundle_index=index)
+            return {"scheduling_strategy": strategy}
+        return {}
+
+    def start(self, site: str, *, resume_round: int | None) -> None:
+        """See :class:`SitePool`."""
+        resources = self._config.resources
+        label_key = resources.label_key if resources.placement == "label" else None
+        transport = ObjectStoreTransport(self._handles, label_key=label_key)
+        self.submit(site, "start", transport, self._names, resume_round, round_number=0)
+
+    def submit(self, site: str, method: str, *arguments: Any, round_number: int) -> None:
+        """See :class:`SitePool`."""
+        call = self._call(site, method, *arguments)
+        self._open[call] = (site, method, round_number)
+
+    def _call(self, site: str, method: str, *arguments: Any) -> Any:
+        """Calls a site's method in its concurrency group; naming it keeps one queue from blocking another."""
+        bound = getattr(self._handles[site], method)
+        group = GROUP_OF.get(method)
+        return (bound.options(concurrency_group=group) if group else bound).remote(*arguments)
+
+    def wait(self, timeout_s: float) -> list[Outcome]:
+        """See :class:`SitePool`."""
+        if not self._open:
+            time.sleep(timeout_s)
+            return []
+        calls = list(self._open)
+        ready, _ = ray.wait(calls, num_returns=1, timeout=timeout_s, fetch_local=False)
+        if ready:  # whatever else is ready comes along
+            ready, _ = ray.wait(calls, num_returns=len(calls), timeout=0, fetch_local=False)
+        return [self._outcome(call) for call in ready]
+
+    def _outcome(self, call: Any) -> Outcome:
+        """The result of a finished call, or its failure as a record."""
+        site, method, number = self._open.pop(call)
+        try:
+            return Outcome(site, method, result=ray.get(call, timeout=STOP_TIMEOUT_S))
+        except ray.exceptions.RayError as error:
+            return Outcome(site, method, failure=classify(error, site=site, stage=method, round_number=number))
+
+    def statuses(self) -> list[SiteStatus]:
+        """The newest known status of each site; asks again without waiting for the answer."""
+        for site, handle in self._handles.items():
+            call = self._status_calls.get(site)
+            if call is not None:
+                ready, _ = ray.wait([call], timeout=0, fetch_local=False)
+                if not ready:
+                    continue
+                try:
+                    self._statuses[site] = ray.get(call, timeout=STOP_TIMEOUT_S)
+                except ray.exceptions.RayError:
+                    self._statuses.pop(site, None)  # the call that matters reports the failure
+            self._status_calls[site] = handle.status.options(concurrency_group="control").remote()
+        return list(self._statuses.values())
+
+    def restart(self, site: str) -> None:
+        """Kills a site's process; Ray starts a new one, which waits for ``start``."""
+        self._forget(site)
+        ray.kill(self._handles[site], no_restart=False)
+
+    def remove(self, site: str) -> None:
+        """See :class:`SitePool`."""
+        self._forget(site)
+        ray.kill(self._handles.pop(site))
+
+    def _forget(self, site: str) -> None:
+        """Drops a site's open calls."""
+        self._open = {call: about for call, about in self._open.items() if about[0] != site}
+        self._status_calls.pop(site, None)
+        self._statuses.pop(site, None)
+
+    def shutdown(self) -> None:
+        """Ends every actor and gives the placement group back."""
+        for handle in self._handles.values():
+            ray.kill(handle)
+        self._handles.clear()
+        self._open.clear()
+        self._status_calls.clear()
+        if self._group is not None:
+            remove_placement_group(self._group)
+            self._group = None
+
+
+def classify(error: ray.exceptions.RayError, *, site: str, stage: str, round_number: int) -> SiteFailure:
+    """A Ray error as a failure record: the site raised, died, or cannot be reached for now."""
+    if isinstance(error, ray.exceptions.ActorDiedError):
+        return SiteFailure(site, round_number, stage, "died", _first_line(error), type(error).__name__)
+    if isinstance(error, ray.exceptions.RayActorError):
+        return SiteFailure(site, round_number, stage, "unreachable", _first_line(error), type(error).__name__)
+    cause = getattr(error, "cause", None) or error
+    text = "".join(traceback.format_exception_only(cause)).strip() if cause is not error else str(error)
+    message = str(cause) if cause is not error else _first_line(error)
+    return SiteFailure(site, round_number, stage, "raised", message or text, type(cause).__name__, str(error))
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0]

@@ -1,0 +1,352 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from gcml_ray.config import Config, GcmlMethod, LocalMethod, RingTopology
+from gcml_ray.config_file import load_config, parse_config, save_config
+from gcml_ray.errors import ConfigError
+
+CONFIG = """\
+name: two-hospitals
+data:
+  datalist: lists/all.json
+  channels: [t1, flair]
+  labels: {background: 0, tumour: 1}
+  spacing_is_real: true
+  patch_size: [32, 32, 16]
+network: {name: unet, options: {channels: [8, 16]}}
+optimiser:
+  learning_rate: 1e-3
+method:
+  name: gcml
+  topology: {name: push_k, k: 2}
+  dcml: {lambda: 0.3}
+federation: {rounds: 20, local_steps: 5}
+output: {folder: runs/one}
+"""
+
+
+def write(folder: Path, text: str = CONFIG) -> Path:
+    path = folder / "config.yaml"
+    path.write_text(text)
+    return path
+
+
+def values(**sections: Any) -> dict[str, Any]:
+    result: dict[str, Any] = yaml.safe_load(CONFIG.replace("1e-3", "0.001"))
+    return result | sections
+
+
+def problems(path: Path, *overrides: str) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        load_config(path, overrides)
+    return str(caught.value).splitlines()[1:]
+
+
+# --- reading YAML ----------------------------------------------------------------------------
+
+
+def test_file_becomes_the_config_it_describes(tmp_path: Path) -> None:
+    config = load_config(write(tmp_path))
+    assert config.data.patch_size == (32, 32, 16)
+    assert isinstance(config.method, GcmlMethod)
+    assert config.method.dcml.weight == 0.3
+    assert config.federation.num_cooldown == 5
+
+
+@pytest.mark.parametrize("text", ["1e-3", "1.0e-3", "1E-3", "+1e-3", ".1e-2", "10e-4", "0.001"])
+def test_exponent_without_a_point_is_a_number(tmp_path: Path, text: str) -> None:
+    assert load_config(write(tmp_path, CONFIG.replace("1e-3", text))).optimiser.learning_rate == 0.001
+
+
+def test_duplicate_key_is_refused_with_both_lines(tmp_path: Path) -> None:
+    path = write(tmp_path, CONFIG.replace("  learning_rate: 1e-3", "  learning_rate: 1e-3\n  learning_rate: 2e-3"))
+    with pytest.raises(ConfigError, match="line 11: key 'learning_rate' stands already on line 10"):
+        load_config(path)
+
+
+def test_duplicate_key_on_one_line_is_refused(tmp_path: Path) -> None:
+    path = write(tmp_path, CONFIG.replace("{lambda: 0.3}", "{lambda: 0.3, lambda: 0.4}"))
+    with pytest.raises(ConfigError, match="line 14: key 'lambda' stands already on line 14"):
+        load_config(path)
+
+
+def test_merge_key_may_change_an_inherited_key(tmp_path: Path) -> None:
+    text = CONFIG + "site_networks:\n  A: &a {name: unet, options: {}}\n  B: &b {<<: *a, name: sanet}\n  C: {<<: *b}\n"
+    config = load_config(write(tmp_path, text), ["method={name: local}"])
+    assert [config.site_networks[site].name for site in "ABC"] == ["unet", "sanet", "sanet"]
+
+
+def test_missing_file_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"nothing\.yaml: No such file"):
+        load_config(tmp_path / "nothing.yaml")
+
+
+def test_folder_and_binary_file_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "image.yaml").write_bytes(b"\xff\xfe\x00\x81")
+    with pytest.raises(ConfigError, match=r"image\.yaml: not a UTF-8 text file"):
+        load_config(tmp_path / "image.yaml")
+    with pytest.raises(ConfigError, match="Is a directory"):
+        load_config(tmp_path)
+
+
+def test_broken_yaml_is_refused_with_its_line(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"config\.yaml: line 4: not valid YAML"):
+        load_config(write(tmp_path, "name: x\ndata:\n  labels: [a\nnetwork: 3\n"))
+
+
+@pytest.mark.parametrize(("text", "received"), [("", "an empty file"), ("- a\n", "a list"), ("hello\n", "a str")])
+def test_top_level_must_be_a_mapping(tmp_path: Path, text: str, received: str) -> None:
+    with pytest.raises(ConfigError, match=f"top level must be sections .* not {received}"):
+        load_config(write(tmp_path, text))
+
+
+def test_python_objects_are_never_built(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="not valid YAML: could not determine a constructor"):
+        load_config(write(tmp_path, "name: !!python/object/apply:os.getcwd []\n"))
+
+
+# --- saving ----------------------------------------------------------------------------------
+
+
+def test_saved_config_reads_back_equal(tmp_path: Path) -> None:
+    config = load_config(write(tmp_path))
+    save_config(config, tmp_path / "saved.yaml")
+    assert load_config(tmp_path / "saved.yaml") == config
+
+
+@settings(max_examples=50, deadline=None)
+@given(
+    name=st.one_of(st.text(), st.sampled_from(["1e-3", "on", "null", "~", "2024-01-01", "a: b", "1_0", "é"])),
+    rate=st.floats(min_value=0, exclude_min=True, allow_nan=False, allow_infinity=False),
+)
+def test_any_text_and_number_survive_saving(tmp_path_factory: pytest.TempPathFactory, name: str, rate: float) -> None:
+    config = Config.model_validate(values(name=name, optimiser={"learning_rate": rate}, output={"folder": "/o"}))
+    path = tmp_path_factory.mktemp("saved") / "config.yaml"
+    save_config(config, path)
+    loaded = load_config(path)
+    assert (loaded.name, loaded.optimiser) == (config.name, config.optimiser)
+
+
+def test_saved_file_uses_the_names_of_the_config_file(tmp_path: Path) -> None:
+    save_config(load_config(write(tmp_path)), tmp_path / "saved.yaml")
+    saved = yaml.safe_load((tmp_path / "saved.yaml").read_text())
+    assert saved["method"]["dcml"]["lambda"] == 0.3
+    assert "weight" not in saved["method"]["dcml"]
+
+
+# --- overrides -------------------------------------------------------------------------------
+
+
+def test_override_sets_one_key_with_a_yaml_value(tmp_path: Path) -> None:
+    config = load_config(
+        write(tmp_path), ["federation.rounds=7", "optimiser.learning_rate=2e-4", "data.patch_size=[8, 8, 8]"]
+    )
+    assert (config.federation.rounds, config.optimiser.learning_rate) == (7, 0.0002)
+    assert config.data.patch_size == (8, 8, 8)
+
+
+def test_override_replaces_a_whole_section(tmp_path: Path) -> None:
+    assert load_config(write(tmp_path), ["method={name: local}"]).method == LocalMethod(name="local")
+
+
+def test_override_reaches_a_section_that_the_file_leaves_out(tmp_path: Path) -> None:
+    assert load_config(write(tmp_path), ["evaluation.window_overlap=0.5"]).evaluation.window_overlap == 0.5
+
+
+def test_later_override_wins_and_builds_on_earlier_ones(tmp_path: Path) -> None:
+    overrides = ["method.topology={name: ring}", "method.merge=replace", "method.merge=keep_local"]
+    method = load_config(write(tmp_path), overrides).method
+    assert isinstance(method, GcmlMethod)
+    assert (method.topology, method.merge) == (RingTopology(name="ring"), "keep_local")
+
+
+def test_override_value_may_hold_an_equals_sign_and_null(tmp_path: Path) -> None:
+    config = load_config(write(tmp_path), ["name=a=b", "data.orientation=null"])
+    assert (config.name, config.data.orientation) == ("a=b", None)
+
+
+def test_override_of_one_section_leaves_its_yaml_alias_alone() -> None:
+    network = {"name": "unet", "options": {}}
+    config = parse_config(
+        values(network=network, site_networks={"CS": network}, method={"name": "local"}),
+        ["site_networks.CS.name=sanet"],
+        source="test",
+    )
+    assert (config.network.name, config.site_networks["CS"].name) == ("unet", "sanet")
+    assert network["name"] == "unet"
+
+
+@pytest.mark.parametrize("override", ["federation.rounds", "=3", "federation..rounds=3", ".rounds=3"])
+def test_override_without_key_or_value_is_refused(tmp_path: Path, override: str) -> None:
+    assert problems(write(tmp_path), override) == [f"  override {override!r}: expected section.key=value"]
+
+
+def test_override_below_a_plain_value_is_refused(tmp_path: Path) -> None:
+    (line,) = problems(write(tmp_path), "optimiser.learning_rate.start=1")
+    assert "optimiser.learning_rate is 0.001, which has no keys" in line
+
+
+def test_override_that_is_not_yaml_is_refused(tmp_path: Path) -> None:
+    (line,) = problems(write(tmp_path), "data.patch_size=[8, 8")
+    assert "override 'data.patch_size=[8, 8': line 1: not valid YAML" in line
+
+
+def test_override_of_an_unknown_key_is_refused_with_a_suggestion(tmp_path: Path) -> None:
+    unknown_section, unknown_key = problems(write(tmp_path), "federaton.rounds=3", "federation.local_step=3")[::-1]
+    assert "federaton: unknown key; did you mean 'federation'?" in unknown_section
+    assert "federation.local_step: unknown key; did you mean 'local_steps'?" in unknown_key
+
+
+# --- paths -----------------------------------------------------------------------------------
+
+
+def test_relative_paths_become_absolute_from_the_current_directory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = write(tmp_path)
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    config = load_config(path)
+    assert config.data.datalist == str(tmp_path / "elsewhere" / "lists" / "all.json")
+    assert config.output.folder == str(tmp_path / "elsewhere" / "runs" / "one")
+
+
+def test_variables_and_home_are_expanded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("SITE_DATA", "/store/site")
+    monkeypatch.setenv("HOME", "/home/someone")
+    config = load_config(write(tmp_path), ["data.datalist=${SITE_DATA}/all.json", "output.folder=~/runs"])
+    assert (config.data.datalist, config.output.folder) == ("/store/site/all.json", "/home/someone/runs")
+
+
+def test_undefined_variable_is_named_with_its_key_beside_other_problems(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("SITE_DATA", raising=False)
+    first, second = problems(write(tmp_path), "data.datalist=${SITE_DATA}/all.json", "federation.rounds=0")
+    assert "data.datalist" in first
+    assert "environment variable SITE_DATA is not set" in first
+    assert "federation.rounds: received 0" in second
+
+
+@pytest.mark.parametrize(
+    ("uri", "expected"),
+    [
+        ("http://host:5000", "http://host:5000"),
+        ("databricks", "databricks"),
+        ("sqlite:///runs/a.db", "sqlite:////here/runs/a.db"),
+        ("sqlite:////store/a.db", "sqlite:////store/a.db"),
+        ("runs/mlruns", "/here/runs/mlruns"),
+    ],
+)
+def test_only_local_tracking_uris_become_absolute(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, uri: str, expected: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    found = load_config(write(tmp_path), [f"tracking.uri={uri}"]).tracking.uri
+    assert found == expected.replace("/here", str(tmp_path))
+
+
+# --- problems --------------------------------------------------------------------------------
+
+
+def test_all_problems_are_listed_at_once_in_one_line_each(tmp_path: Path) -> None:
+    text = CONFIG.replace("rounds: 20", "rounds: 2.5").replace("name: push_k, k: 2", "name: pushk")
+    lines = problems(write(tmp_path, text.replace("[32, 32, 16]", "[32, big, 16]").replace("true", "'yes'")))
+    assert lines == [
+        "  data.spacing_is_real: received 'yes'; must be a valid boolean",
+        "  data.patch_size[1]: received 'big'; must be a valid integer",
+        "  method.topology.name: received 'pushk'; "
+        "allowed: 'bernoulli' or 'exponential' or 'matching' or 'push_k' or 'ring'",
+        "  federation.rounds: received 2.5; must be a valid integer",
+    ]
+
+
+def test_missing_key_says_what_it_should_hold(tmp_path: Path) -> None:
+    lines = problems(write(tmp_path, CONFIG.replace("  learning_rate: 1e-3", "  weight_decay: 0.1")))
+    assert lines == ["  optimiser.learning_rate: missing; required: a number above 0"]
+
+
+def test_missing_sections_say_what_they_need(tmp_path: Path) -> None:
+    lines = problems(write(tmp_path, "name: x\n"))
+    assert "  federation: missing; required: a section with rounds, local_steps" in lines
+    assert "  method: missing; required: a section whose name is 'gcml' or 'gml' or 'gossip_avg' or 'local'" in lines
+    assert len(lines) == 6
+
+
+def test_unknown_key_suggests_the_closest_one_and_lists_all(tmp_path: Path) -> None:
+    (line,) = problems(write(tmp_path, CONFIG.replace("{lambda: 0.3}", "{lamda: 0.3}")))
+    assert line.startswith("  method.dcml.lamda: unknown key; did you mean 'lambda'? allowed: variant, lambda, beta")
+
+
+@pytest.mark.parametrize("name", ["fedavg", "GCML", 3])
+def test_unknown_method_lists_the_methods(name: str | int) -> None:
+    with pytest.raises(ConfigError, match=rf"method\.name: received .*{name}.*; allowed: 'gcml' or 'gml' or"):
+        parse_config(values(method={"name": name}), source="test")
+
+
+def test_method_without_a_name_lists_the_methods(tmp_path: Path) -> None:
+    (line,) = problems(write(tmp_path), "method={merge: replace}")
+    assert line.startswith("  method.name: missing; allowed: 'gcml' or")
+
+
+def test_key_of_another_method_names_the_method_and_how_to_replace_it(tmp_path: Path) -> None:
+    lines = problems(write(tmp_path), "method.name=gml")
+    assert lines == [
+        "  method.dcml: method 'gml' has no such key; allowed: topology, max_incoming, buffers, name, lambda. "
+        "To change method, replace it whole, e.g. --set 'method={name: local}'"
+    ]
+
+
+def test_key_of_another_topology_names_the_topology(tmp_path: Path) -> None:
+    (line,) = problems(write(tmp_path), "method.topology.name=ring")
+    assert line.startswith("  method.topology.k: method.topology 'ring' has no such key")
+
+
+def test_contradiction_between_keys_is_told_at_their_section(tmp_path: Path) -> None:
+    assert problems(write(tmp_path), "data.patch_size=[8, 8]") == [
+        "  data: patch_size has 2 numbers, spatial_dims is 3"
+    ]
+
+
+def test_contradiction_between_sections_is_told(tmp_path: Path) -> None:
+    (line,) = problems(write(tmp_path), "loss.class_weights=[1, 1, 1]")
+    assert line == "  across sections: loss.class_weights has 3 numbers for 2 outputs"
+
+
+def test_value_where_a_section_belongs_is_told(tmp_path: Path) -> None:
+    assert problems(write(tmp_path), "tracking=off") == [
+        "  tracking: received False; must be a section of 'key: value' lines"
+    ]
+
+
+def test_unquoted_yaml_word_where_text_belongs_says_to_quote_it(tmp_path: Path) -> None:
+    """A site called NO is the boolean false in YAML 1.1."""
+    (line,) = problems(write(tmp_path), "federation.sites=[SE, NO]")
+    assert line == "  federation.sites[1]: received False; must be text, not bool: put it in quotes"
+
+
+def test_text_where_a_list_belongs_is_told(tmp_path: Path) -> None:
+    assert problems(write(tmp_path), "data.channels=t1") == ["  data.channels: received 't1'; must be a list, [a, b]"]
+
+
+def test_wrong_items_do_not_make_a_list_too_short(tmp_path: Path) -> None:
+    """Two of three numbers are wrong; that only one good one is left is no problem of its own."""
+    assert len(problems(write(tmp_path), "data.patch_size=[8, 0, a]")) == 2
+
+
+def test_short_list_is_told(tmp_path: Path) -> None:
+    (line,) = problems(write(tmp_path), "data.patch_size=[8]")
+    assert "data.patch_size: received [8]; must be" in line
+
+
+def test_error_opens_with_the_file_and_the_number_of_problems(tmp_path: Path) -> None:
+    path = write(tmp_path)
+    with pytest.raises(ConfigError, match=r"config\.yaml: 1 problem\(s\)\n  federation\.rounds: received 0"):
+        load_config(path, ["federation.rounds=0"])

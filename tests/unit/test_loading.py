@@ -1,0 +1,304 @@
+import gzip
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+import pytest
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+
+from gcml_ray.config import DataConfig
+from gcml_ray.data.datalist import Case
+from gcml_ray.data.loading import check_headers, load_sample
+from gcml_ray.errors import DataError
+
+Array = NDArray[Any]
+
+
+def save_nifti(path: Path, array: Array, affine: Array | None = None) -> str:
+    nibabel.save(nibabel.Nifti1Image(array, np.eye(4) if affine is None else affine), path)
+    return str(path)
+
+
+def save_picture(path: Path, array: Array) -> str:
+    Image.fromarray(array).save(path)
+    return str(path)
+
+
+def config(**changes: Any) -> DataConfig:
+    values: dict[str, Any] = {
+        "datalist": "x.json",
+        "channels": ("mr",),
+        "labels": {"background": 0, "a": 1, "b": 2},
+        "spacing_is_real": True,
+        "patch_size": (4, 4, 4),
+    }
+    return DataConfig(**(values | changes))
+
+
+def config_2d(**changes: Any) -> DataConfig:
+    values = {
+        "channels": ("r", "g", "b"),
+        "labels": {"background": 0, "vessel": 1},
+        "spacing_is_real": False,
+        "spatial_dims": 2,
+        "patch_size": (4, 4),
+        "normalise": "all",
+    }
+    return config(**(values | changes))
+
+
+def case_3d(tmp_path: Path, image: Array, label: Array, **affines: Array) -> Case:
+    images = (save_nifti(tmp_path / "img.nii.gz", image, affines.get("image")),)
+    return Case("A", "p1", images, save_nifti(tmp_path / "seg.nii.gz", label, affines.get("label")), "train")
+
+
+def random_image(*shape: int) -> Array:
+    return np.random.default_rng(0).normal(10, 2, shape).astype(np.float32)
+
+
+def block_label(*shape: int) -> Array:
+    label = np.zeros(shape, np.uint8)
+    label[1:3, 1:3] = 1
+    label[3, 3] = 2
+    return label
+
+
+# --- what comes out
+
+
+def test_image_is_normalised_and_label_keeps_its_place(tmp_path: Path) -> None:
+    image, label = random_image(6, 5, 4), block_label(6, 5, 4)
+    sample = load_sample(case_3d(tmp_path, image, label), config())
+    np.testing.assert_allclose(sample.image[0], (image - image.mean()) / image.std(), atol=1e-4)
+    np.testing.assert_array_equal(sample.label[0], label)
+    assert sample.image.dtype == torch.float32
+    assert type(sample.image) is torch.Tensor
+    assert type(sample.label) is torch.Tensor
+    assert sample.spacing == (1.0, 1.0, 1.0)
+
+
+def test_nonzero_normalisation_leaves_zeros_out(tmp_path: Path) -> None:
+    image = random_image(6, 5, 4)
+    image[:3] = 0
+    sample = load_sample(case_3d(tmp_path, image, block_label(6, 5, 4)), config())
+    inside = image[3:]
+    np.testing.assert_allclose(sample.image[0, 3:], (inside - inside.mean()) / inside.std(), atol=1e-4)
+    assert (sample.image[0, :3] == 0).all()
+
+
+def test_crop_indices_are_flat_positions_of_label_and_rest(tmp_path: Path) -> None:
+    label = block_label(6, 5, 4)
+    sample = load_sample(case_3d(tmp_path, random_image(6, 5, 4), label), config())
+    np.testing.assert_array_equal(sample.foreground, np.flatnonzero(label))
+    np.testing.assert_array_equal(sample.background, np.flatnonzero(label == 0))
+
+
+def test_label_values_become_their_place_in_the_config(tmp_path: Path) -> None:
+    label = block_label(6, 5, 4).astype(np.float32) * 2.0
+    sample = load_sample(
+        case_3d(tmp_path, random_image(6, 5, 4), label), config(labels={"background": 0, "b": 4, "a": 2})
+    )
+    expected = np.array([0, 0, 2, 0, 1])[label.astype(int)]
+    np.testing.assert_array_equal(sample.label[0], expected)
+
+
+def test_regions_are_nested_channels_of_zeros_and_ones(tmp_path: Path) -> None:
+    label = block_label(6, 5, 4)
+    data = config(regions={"whole": ("a", "b"), "core": ("b",)})
+    sample = load_sample(case_3d(tmp_path, random_image(6, 5, 4), label), data)
+    np.testing.assert_array_equal(sample.label, np.stack([label > 0, label == 2]).astype(np.float32))
+    assert sample.label.dtype == torch.float32
+    np.testing.assert_array_equal(sample.foreground, np.flatnonzero(label))
+
+
+def test_channel_files_and_one_file_with_channels_agree(tmp_path: Path) -> None:
+    image, label = random_image(6, 5, 4, 2), block_label(6, 5, 4)
+    whole = case_3d(tmp_path, image, label)
+    parts = tuple(save_nifti(tmp_path / f"c{i}.nii", image[..., i]) for i in range(2))
+    data = config(channels=("t1", "flair"))
+    one, several = load_sample(whole, data), load_sample(Case("A", "p1", parts, whole.label, "train"), data)
+    assert one.image.shape == (2, 6, 5, 4)
+    torch.testing.assert_close(one.image, several.image)
+
+
+def test_orientation_turns_image_and_label_alike(tmp_path: Path) -> None:
+    """Axes stored as L, P, S are turned to R, A, S: both first axes are reversed."""
+    image, label = random_image(6, 5, 4), block_label(6, 5, 4)
+    lps = np.diag([-1.0, -1.0, 2.0, 1.0])
+    sample = load_sample(case_3d(tmp_path, image, label, image=lps, label=lps), config())
+    np.testing.assert_array_equal(sample.label[0], label[::-1, ::-1])
+    np.testing.assert_allclose(sample.image[0], (image[::-1, ::-1] - image.mean()) / image.std(), atol=1e-4)
+    assert sample.spacing == (1.0, 1.0, 2.0)
+
+
+def test_target_spacing_resamples_and_is_reported(tmp_path: Path) -> None:
+    affine = np.diag([2.0, 2.0, 2.0, 1.0])
+    case = case_3d(tmp_path, random_image(8, 8, 8), block_label(8, 8, 8), image=affine, label=affine)
+    sample = load_sample(case, config(target_spacing_mm=(1.0, 2.0, 4.0)))
+    assert sample.image.shape == sample.label.shape
+    assert sample.image.shape[2] == 8
+    assert sample.image.shape[1] > 8 > sample.image.shape[3]
+    assert sample.spacing == (1.0, 2.0, 4.0)
+
+
+def test_unreal_spacing_is_ones(tmp_path: Path) -> None:
+    affine = np.diag([2.0, 2.0, 1.0, 1.0])
+    case = case_3d(tmp_path, random_image(6, 5, 4), block_label(6, 5, 4), image=affine, label=affine)
+    assert load_sample(case, config(spacing_is_real=False)).spacing == (1.0, 1.0, 1.0)
+
+
+def test_validation_case_has_no_crop_indices(tmp_path: Path) -> None:
+    case = case_3d(tmp_path, random_image(6, 5, 4), block_label(6, 5, 4))
+    sample = load_sample(Case("A", "p1", case.images, case.label, "validation"), config())
+    assert sample.foreground.numel() == sample.background.numel() == 0
+
+
+# --- pictures
+
+
+def picture_case(tmp_path: Path, image: Array, mask: Array, *, threshold: float | None = None) -> Case:
+    images = (save_picture(tmp_path / "img.png", image),)
+    return Case("A", "eye", images, save_picture(tmp_path / "mask.png", mask), "train", threshold)
+
+
+def random_picture(*shape: int) -> Array:
+    return np.random.default_rng(1).integers(1, 255, shape).astype(np.uint8)
+
+
+def test_picture_rows_are_the_first_axis(tmp_path: Path) -> None:
+    image, mask = random_picture(6, 9, 3), np.zeros((6, 9), np.uint8)
+    mask[1, 7] = 1
+    sample = load_sample(picture_case(tmp_path, image, mask), config_2d())
+    red = image[..., 0].astype(float)
+    np.testing.assert_allclose(sample.image[0], (red - red.mean()) / red.std(), atol=1e-4)
+    assert sample.label[0, 1, 7] == 1
+    assert sample.label.sum() == 1
+
+
+def test_threshold_makes_a_mask_of_a_grey_picture(tmp_path: Path) -> None:
+    mask = np.array([[0, 127], [128, 255]], np.uint8)
+    sample = load_sample(picture_case(tmp_path, random_picture(2, 2, 3), mask, threshold=127), config_2d())
+    assert sample.label.tolist() == [[[0, 0], [1, 1]]]
+
+
+def test_threshold_takes_any_colour_but_not_the_opacity(tmp_path: Path) -> None:
+    mask = np.zeros((1, 3, 4), np.uint8)
+    mask[..., 3] = 255
+    mask[0, 1, 2] = 200
+    sample = load_sample(picture_case(tmp_path, random_picture(1, 3, 3), mask, threshold=127), config_2d())
+    assert sample.label.tolist() == [[[0, 1, 0]]]
+
+
+def test_grey_mask_stored_as_three_equal_channels_is_read(tmp_path: Path) -> None:
+    mask = np.zeros((4, 5, 3), np.uint8)
+    mask[2, 3] = 1
+    sample = load_sample(picture_case(tmp_path, random_picture(4, 5, 3), mask), config_2d())
+    assert sample.label.nonzero().tolist() == [[0, 2, 3]]
+
+
+def test_resize_keeps_image_and_label_aligned(tmp_path: Path) -> None:
+    """Each new pixel covers 4 x 4 old ones; the mask is where the image is bright, before and after."""
+    coarse = np.random.default_rng(2).integers(0, 2, (8, 6)).astype(np.uint8)
+    fine = np.kron(coarse, np.ones((4, 4), np.uint8))
+    case = picture_case(tmp_path, np.repeat(fine[..., None] * 200, 3, axis=2), fine)
+    sample = load_sample(case, config_2d(resize=(8, 6)))
+    np.testing.assert_array_equal(sample.label[0], coarse)
+    np.testing.assert_array_equal(sample.image[1] > 0, coarse == 1)
+
+
+def test_picture_with_real_spacing_is_refused(tmp_path: Path) -> None:
+    case = picture_case(tmp_path, random_picture(4, 4, 3), np.zeros((4, 4), np.uint8))
+    with pytest.raises(DataError, match="stores no voxel size; set data.spacing_is_real: false"):
+        load_sample(case, config_2d(spacing_is_real=True))
+
+
+def test_alpha_channel_is_suspected(tmp_path: Path) -> None:
+    case = picture_case(tmp_path, random_picture(4, 4, 4), np.zeros((4, 4), np.uint8))
+    with pytest.raises(DataError, match=r"4 channel\(s\) in 1 file\(s\), data.channels lists 3 .*alpha"):
+        load_sample(case, config_2d())
+
+
+# --- what is refused
+
+
+def test_several_problems_of_a_case_are_in_one_error(tmp_path: Path) -> None:
+    image, label = random_image(6, 5, 4), block_label(6, 5, 4)
+    image[0, 0, 0], label[0, 0, 0] = np.nan, 7
+    with pytest.raises(DataError) as caught:
+        load_sample(case_3d(tmp_path, image, label), config())
+    message = str(caught.value)
+    assert "site A, case p1: 2 problem(s)" in message
+    assert "img.nii.gz has 1 NaN or infinite" in message
+    assert "seg.nii.gz holds the values 7, data.labels allows {'background': 0, 'a': 1, 'b': 2}" in message
+
+
+def test_label_between_two_values_is_refused(tmp_path: Path) -> None:
+    label = block_label(6, 5, 4) * np.float32(0.5)
+    with pytest.raises(DataError, match=r"holds the values 0\.5,"):
+        load_sample(case_3d(tmp_path, random_image(6, 5, 4), label), config())
+
+
+def test_shape_mismatch_gives_both_shapes(tmp_path: Path) -> None:
+    case = case_3d(tmp_path, random_image(6, 5, 4), block_label(6, 5, 3))
+    with pytest.raises(DataError, match=r"label .*seg.nii.gz has the shape \(6, 5, 3\).*img.nii.gz has \(6, 5, 4\)"):
+        load_sample(case, config())
+    assert "has the shape (6, 5, 3)" in check_headers(case, config())[0]
+
+
+def test_missing_and_corrupt_files_are_both_named(tmp_path: Path) -> None:
+    whole = Path(save_nifti(tmp_path / "x.nii.gz", random_image(16, 16, 16))).read_bytes()
+    (tmp_path / "cut.nii.gz").write_bytes(whole[: len(whole) // 2])
+    case = Case("A", "p1", (str(tmp_path / "cut.nii.gz"),), str(tmp_path / "none.nii.gz"), None)
+    with pytest.raises(DataError, match=r"(?s)cut.nii.gz: cannot be read.*none.nii.gz: no such file"):
+        load_sample(case, config())
+
+
+@pytest.mark.parametrize("name", ["x.nii.gz", "x.nii", "x.png", "x.dcm"])
+def test_file_that_is_no_image_is_named(tmp_path: Path, name: str) -> None:
+    (tmp_path / name).write_bytes(gzip.compress(b"hello") if name.endswith("gz") else b"hello" * 100)
+    case = Case("A", "p1", (str(tmp_path / name),), save_nifti(tmp_path / "s.nii", block_label(6, 5, 4)), None)
+    with pytest.raises(DataError, match=f"{name}: not an image"):
+        load_sample(case, config())
+
+
+def test_wrong_number_of_axes_is_named(tmp_path: Path) -> None:
+    flat = Case("A", "p", (save_nifti(tmp_path / "i.nii", random_image(6, 5)),) * 1, str(tmp_path / "i.nii"), None)
+    with pytest.raises(DataError, match=r"shape \(6, 5\), data.spatial_dims is 3"):
+        load_sample(flat, config())
+
+
+def test_volume_in_a_2d_config_shows_as_too_many_channels(tmp_path: Path) -> None:
+    case = case_3d(tmp_path, random_image(6, 5, 4), block_label(6, 5, 4)[..., 0])
+    with pytest.raises(DataError, match=r"4 channel\(s\).* lists 3"):
+        load_sample(case, config_2d())
+
+
+def test_threshold_with_three_classes_is_refused(tmp_path: Path) -> None:
+    case = case_3d(tmp_path, random_image(6, 5, 4), block_label(6, 5, 4))
+    with pytest.raises(DataError, match="label_threshold makes a mask of two classes, data.labels lists 3"):
+        load_sample(Case("A", "p", case.images, case.label, None, 0.5), config())
+
+
+def test_constant_channel_and_other_affine_only_warn(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    other = np.diag([1.0, 1.0, 3.0, 1.0])
+    case = case_3d(tmp_path, np.zeros((6, 5, 4), np.float32), block_label(6, 5, 4), label=other)
+    sample = load_sample(case, config())
+    assert "channel mr is 0 everywhere" in caplog.text
+    assert "has another affine" in caplog.text
+    assert sample.spacing == (1.0, 1.0, 1.0)
+    assert torch.isfinite(sample.image).all()
+
+
+def test_headers_of_a_good_case_show_no_problem(tmp_path: Path) -> None:
+    assert check_headers(case_3d(tmp_path, random_image(6, 5, 4), block_label(6, 5, 4)), config()) == []
+
+
+def test_header_check_reads_no_voxels(tmp_path: Path) -> None:
+    """A file cut in its voxels passes; only load_sample can see it."""
+    case = case_3d(tmp_path, random_image(32, 32, 32), block_label(32, 32, 32))
+    whole = Path(case.images[0]).read_bytes()
+    Path(case.images[0]).write_bytes(whole[: len(whole) // 2])
+    assert check_headers(case, config()) == []

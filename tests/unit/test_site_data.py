@@ -1,0 +1,144 @@
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+import pytest
+import torch
+
+from gcml_ray.config import DataConfig
+from gcml_ray.data.datalist import Case
+from gcml_ray.data.site_data import Batch, SiteData
+from gcml_ray.errors import DataError
+
+
+def config(**changes: Any) -> DataConfig:
+    values: dict[str, Any] = {
+        "datalist": "x.json",
+        "channels": ("mr",),
+        "labels": {"background": 0, "a": 1, "b": 2},
+        "spacing_is_real": True,
+        "patch_size": (4, 4, 4),
+        "batch_size": 2,
+    }
+    return DataConfig(**(values | changes))
+
+
+def make_cases(folder: Path, *, num_train: int = 5, site: str = "A") -> tuple[Case, ...]:
+    """``num_train`` training cases, one validation and one test case; random 6x6x6 volumes."""
+    random = np.random.default_rng(0)
+    cases = []
+    for index in range(num_train + 2):
+        image, label = folder / f"{site}{index}.nii", folder / f"{site}{index}_seg.nii"
+        nibabel.save(nibabel.Nifti1Image(random.normal(size=(6, 6, 6)).astype(np.float32), np.eye(4)), image)
+        nibabel.save(nibabel.Nifti1Image(random.integers(0, 3, (6, 6, 6)).astype(np.uint8), np.eye(4)), label)
+        split = "train" if index < num_train else "validation" if index == num_train else "test"
+        cases.append(Case(site, f"c{index}", (str(image),), str(label), split))  # type: ignore[arg-type]
+    return tuple(cases)
+
+
+def loaded(cases: tuple[Case, ...], *, seed: int = 7, **changes: Any) -> SiteData:
+    data = SiteData("A", cases, config(**changes), seed=seed)
+    data.load()
+    return data
+
+
+def same(left: list[Batch], right: list[Batch]) -> bool:
+    return all(
+        torch.equal(a.image, b.image) and torch.equal(a.label, b.label) for a, b in zip(left, right, strict=True)
+    )
+
+
+def test_batches_have_the_promised_shapes(tmp_path: Path) -> None:
+    (batch,) = loaded(make_cases(tmp_path)).batches(1, 1)
+    assert (batch.image.shape, batch.image.dtype) == ((2, 1, 4, 4, 4), torch.float32)
+    assert (batch.label.shape, batch.label.dtype) == ((2, 1, 4, 4, 4), torch.int64)
+
+
+def test_region_labels_are_float_channels(tmp_path: Path) -> None:
+    site = loaded(make_cases(tmp_path), regions={"whole": ("a", "b"), "core": ("b",)})
+    (batch,) = site.batches(1, 1)
+    assert (batch.label.shape, batch.label.dtype) == ((2, 2, 4, 4, 4), torch.float32)
+    assert set(batch.label.unique().tolist()) <= {0.0, 1.0}
+
+
+def test_resuming_at_any_round_gives_the_same_batches(tmp_path: Path) -> None:
+    cases = make_cases(tmp_path)
+    whole, resumed = loaded(cases), loaded(cases)
+    rounds = {number: list(whole.batches(number, 3)) for number in (1, 2, 3, 4)}
+    for number in (4, 2):
+        assert same(list(resumed.batches(number, 3)), rounds[number])
+    assert not same(rounds[1], rounds[2])
+
+
+def test_rounds_are_pieces_of_one_stream(tmp_path: Path) -> None:
+    """Two rounds of 3 steps hold what one round of 6 steps holds."""
+    site = loaded(make_cases(tmp_path))
+    assert same([*site.batches(1, 3), *site.batches(2, 3)], list(site.batches(1, 6)))
+
+
+def test_every_epoch_shows_each_training_case_once(tmp_path: Path) -> None:
+    """5 cases, 5 steps of 2: two epochs. A patch as large as the volume, unchanged, is recognised by its sum."""
+    still = {"flip_probability": 0.0, "intensity_probability": 0.0}
+    site = loaded(make_cases(tmp_path), patch_size=(6, 6, 6), augment=still)
+    seen = [float(image.double().pow(3).sum()) for batch in site.batches(1, 5) for image in batch.image]
+    known = [float(sample.image.double().pow(3).sum()) for sample in site.split("train")]
+    assert sorted(seen[:5]) == sorted(seen[5:]) == sorted(known)
+    assert seen[:5] != seen[5:]
+
+
+def test_seed_changes_the_batches(tmp_path: Path) -> None:
+    cases = make_cases(tmp_path)
+    assert not same(list(loaded(cases, seed=1).batches(1, 2)), list(loaded(cases, seed=2).batches(1, 2)))
+
+
+def test_each_file_is_read_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    cases = make_cases(tmp_path)
+    reads: Counter[str] = Counter()
+    load = nibabel.load
+    monkeypatch.setattr(nibabel, "load", lambda path, *a, **k: (reads.update([str(path)]), load(path, *a, **k))[1])
+    site = loaded(cases)
+    list(site.batches(1, 6))
+    assert reads == Counter({path: 1 for case in cases for path in (*case.images, case.label)})
+
+
+def test_splits_and_counts_belong_to_the_site_alone(tmp_path: Path) -> None:
+    site = loaded((*make_cases(tmp_path), *make_cases(tmp_path, site="B", num_train=2)))
+    assert [site.num_cases(split) for split in ("train", "validation", "test")] == [5, 1, 1]
+    assert [sample.case for sample in site.split("validation")] == ["c5"]
+    assert len(site.split("train")) == 5
+
+
+def test_num_bytes_counts_the_tensors(tmp_path: Path) -> None:
+    """216 voxels: 4 bytes of image and 1 of label a case, and 4 of crop index a voxel in 5 training cases."""
+    assert loaded(make_cases(tmp_path)).num_bytes == 216 * (7 * 5 + 5 * 4)
+
+
+def test_all_bad_cases_of_a_site_are_in_one_error(tmp_path: Path) -> None:
+    cases = make_cases(tmp_path)
+    Path(cases[1].label).unlink()
+    Path(cases[4].images[0]).write_bytes(b"x")
+    with pytest.raises(
+        DataError, match=r"(?s)site A: 2 of 7 cases are bad.*case c1.*no such file.*case c4.*not an image"
+    ):
+        loaded(cases)
+
+
+def test_progress_counts_cases(tmp_path: Path) -> None:
+    calls: list[tuple[int, int]] = []
+    SiteData("A", make_cases(tmp_path, num_train=1), config(), seed=0).load(
+        lambda done, total: calls.append((done, total))
+    )
+    assert calls == [(1, 3), (2, 3), (3, 3)]
+
+
+def test_site_without_cases_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="site Z has no case"):
+        SiteData("Z", make_cases(tmp_path), config(), seed=0).load()
+
+
+def test_cases_need_a_split(tmp_path: Path) -> None:
+    case = make_cases(tmp_path)[0]
+    with pytest.raises(DataError, match="cases without a split: c0"):
+        SiteData("A", (Case("A", "c0", case.images, case.label, None),), config(), seed=0).load()
