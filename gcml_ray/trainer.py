@@ -23,19 +23,16 @@ from gcml_ray.checkpoint import SiteState, load_model, load_round, save_model, s
 from gcml_ray.config import Config, GossipMethod, NetworkConfig
 from gcml_ray.data.contract import data_contract
 from gcml_ray.data.datalist import assign_splits, cases_of_site, check_files, read_datalist
-from gcml_ray.data.loading import Sample
 from gcml_ray.data.site_data import Batch, SiteData
 from gcml_ray.errors import CheckpointError
-from gcml_ray.inference import predict_labels, predict_logits
+from gcml_ray.evaluation import Evaluator
 from gcml_ray.learner import Learner, Precision, learning_rate
 from gcml_ray.losses.segmentation import build_segmentation_loss
 from gcml_ray.methods import METHODS
 from gcml_ray.methods.rounds import IncomingModel, RoundContext, RoundResult
-from gcml_ray.metrics import dice_per_class, score_case
 from gcml_ray.networks.registry import build_network, fingerprint
-from gcml_ray.records import CaseScore, EvaluationReport, SiteInfo, Split, TrainOrder, TrainReport
+from gcml_ray.records import EvaluationReport, SiteInfo, Split, TrainOrder, TrainReport
 from gcml_ray.seeding import derive_seed
-from gcml_ray.weights import FlatModel
 from gcml_ray.wire import WIRE_DTYPE, Buffer, Expectation, PushHeader, TensorSpec, checksum
 
 # Pushed weights are read-only on purpose; torch warns about that once a process.
@@ -100,6 +97,7 @@ class SiteTrainer:
         torch.set_num_threads(max(1, int(self.config.resources.cpus_per_site)))
         self.data = self._load_data()
         self.loss = build_segmentation_loss(self.config.loss, self.config.data)
+        self.evaluator = Evaluator(self.config, self.site, self.data, self.device)
         self.contract = data_contract(self.config.data)
         self.local = self._build_learner(self.config.network_of(self.site))
         self.incoming: dict[str, Learner] = {}
@@ -256,7 +254,7 @@ class SiteTrainer:
         if order.evaluate:
             with _timed(seconds, "validate"):
                 self.on_progress("validate", 0, 1)
-                dice = self._score(self.local) if dice is None else dice
+                dice = self.evaluator.validation_dice(self.local) if dice is None else dice
             is_best = dice >= self.state.best_dice
         with _timed(seconds, "checkpoint"):
             self._advance(order, dice=dice, is_best=is_best)
@@ -287,7 +285,7 @@ class SiteTrainer:
         def score(learner: Learner) -> float:
             with _timed(seconds, "merge"):
                 self.on_progress("merge", 0, 1)
-                return self._score(learner)
+                return self.evaluator.validation_dice(learner)
 
         context = RoundContext(
             round_number=number,
@@ -344,66 +342,20 @@ class SiteTrainer:
 
     # --- evaluation --------------------------------------------------------------------------
 
-    def _predict(self, learner: Learner, image: torch.Tensor) -> torch.Tensor:
-        """Hard prediction of one preprocessed image (C, *spatial), on the CPU."""
-        logits = predict_logits(
-            learner.model.module,
-            image,
-            patch_size=self.config.data.patch_size,
-            overlap=self.config.evaluation.window_overlap,
-            window_batch=self.config.evaluation.window_batch,
-            device=self.device,
-            amp=self.config.resources.amp,
-        )
-        return predict_labels(logits, sigmoid=self.config.data.is_sigmoid).cpu()
-
-    def _score(self, learner: Learner) -> float:
-        """Mean Dice over validation cases and foreground classes."""
-        data = self.config.data
-        scores = [
-            dice_per_class(
-                self._predict(learner, sample.image),
-                sample.label,
-                num_foreground=len(data.foreground_names),
-                sigmoid=data.is_sigmoid,
-            )
-            for sample in self.data.split("validation")
-        ]
-        return float(torch.stack(scores).mean())
-
     def evaluate(self, *, split: Split, model: str) -> EvaluationReport:
-        """Scores one model on one split, case by case, and draws its best and worst cases.
+        """Scores one of this site's models on one split, and draws its best and worst test cases.
 
         Args:
             split: which of the site's cases.
             model: ``personalised`` (best on validation) or ``before_gossip`` (at the end of the warm-up).
         """
-        began = time.perf_counter()
         learner, round_number = self._model_to_evaluate(model)
-        samples = self.data.split(split)
-        scores: list[tuple[CaseScore, ...]] = []
-        for index, sample in enumerate(samples):
-            self.on_progress(f"evaluate {split}", index, len(samples))
-            scores.append(self._score_case(learner, sample, split=split, model=model))
-        if model == PERSONALISED and split == "test":
-            self._draw(learner, scores)
-        flat = tuple(score for case in scores for score in case)
-        return EvaluationReport(self.site, split, model, round_number, flat, time.perf_counter() - began)
-
-    def _score_case(self, learner: Learner, sample: Sample, *, split: Split, model: str) -> tuple[CaseScore, ...]:
-        """All scores of one case, a record a foreground class."""
-        return score_case(
-            self._predict(learner, sample.image),
-            sample.label,
-            spacing=sample.spacing,
-            tolerance=self.config.evaluation.surface_tolerance,
-            class_names=self.config.data.foreground_names,
-            sigmoid=self.config.data.is_sigmoid,
-            site=self.site,
-            case=sample.case,
-            split=split,
-            model=model,
+        report = self.evaluator.evaluate(
+            learner, split=split, model=model, round_number=round_number, on_progress=self.on_progress
         )
+        if model == PERSONALISED and split == "test":
+            self.evaluator.draw(learner, report.scores, self.overlays)
+        return report
 
     def _model_to_evaluate(self, model: str) -> tuple[Learner, int]:
         """A learner holding the model asked for, and the round it comes from."""
@@ -413,33 +365,6 @@ class SiteTrainer:
         learner = self._learner_for(self.config.network_of(self.site))
         facts = load_model(self.checkpoints / name, learner.model)
         return learner, int(facts["round"])
-
-    def _draw(self, learner: Learner, scores: Sequence[tuple[CaseScore, ...]]) -> None:
-        """Overlays of the worst and the best test cases, on this site's own disk."""
-        from gcml_ray.report_overlays import draw_overlay  # matplotlib: half a second that training need not pay
-
-        def mean_dice(index: int) -> float:
-            return sum(score.dice for score in scores[index]) / len(scores[index])
-
-        order = sorted(range(len(scores)), key=mean_dice)
-        worst = [("worst", index) for index in order[: (self.config.output.num_overlays + 1) // 2]]
-        best = [("best", index) for index in order[::-1][: self.config.output.num_overlays // 2]]
-        samples = self.data.split("test")
-        for label, index in worst + best:
-            sample = samples[index]
-            draw_overlay(
-                sample.image.numpy(),
-                sample.label.numpy(),
-                self._predict(learner, sample.image).numpy(),
-                class_names=self.config.data.foreground_names,
-                title=f"{self.site}  {sample.case}  Dice {mean_dice(index):.3f}",
-                path=self.overlays / f"{label}_{sample.case}.png",
-            )
-
-
-def count_parameters(network: NetworkConfig, config: Config) -> int:
-    """Parameters of a network, without training it: for the forecast."""
-    return FlatModel(build_network(network, config.data), send_buffers=False).num_parameters
 
 
 @contextmanager

@@ -62,15 +62,12 @@ class PatchSampler:
         return convert_to_tensor(image, track_meta=False), convert_to_tensor(label, track_meta=False)
 
     def _slices(self, sample: Sample, state: np.random.RandomState) -> tuple[slice, ...]:
-        share = self._data.foreground_share
-        if sample.foreground.numel() == 0:
-            share = 0.0
-        elif sample.background.numel() == 0:
-            share = 1.0
+        foreground = sample.foreground if sample.foreground.numel() else sample.background
+        background = sample.background if sample.background.numel() else sample.foreground
         shape = tuple(sample.image.shape[1:])
         size = tuple(min(wanted, length) for wanted, length in zip(self._data.patch_size, shape, strict=True))
         centres = generate_pos_neg_label_crop_centers(
-            size, 1, share, shape, sample.foreground, sample.background, rand_state=state
+            size, 1, self._data.foreground_share, shape, foreground, background, rand_state=state
         )
         return (slice(None), *SpatialCrop.compute_slices(roi_center=centres[0], roi_size=size))
 

@@ -156,7 +156,7 @@ def make_case(
     flair = flair + anatomy.csf * (style.csf_flair - flair)
     t1, flair = _add_decoys(t1, flair, points, anatomy, lesion, style, rng)
     texture = 1 + 0.25 * _smooth_noise(shape, 1.5, rng)
-    strength = rng.uniform(0.7, 1.3, 2)
+    strength = rng.uniform(0.8, 1.25, 2)
     t1 = t1 + strength[0] * style.t1_lesion * lesion * texture - 0.25 * core
     flair = flair + strength[1] * style.flair_lesion * lesion * texture - (style.flair_lesion + 0.2) * core
     channels = (_scan(t1, anatomy.brain, style, rng), _scan(flair, anatomy.brain, style, rng))
@@ -285,7 +285,7 @@ def _add_decoys(
     for _ in range(int(rng.integers(0, style.num_bright + 1))):
         radii = rng.uniform(1.2, 3.2) * rng.uniform(0.7, 1.3, dims)
         blob = _soft(_ellipsoid(points, _somewhere(free, points, rng), radii, _turn(dims, rng)), 0.35) * free
-        t1, flair = t1 + 0.5 * abs(style.t1_lesion) * blob, flair + style.flair_lesion * blob
+        t1, flair = t1 + abs(style.t1_lesion) * blob, flair + style.flair_lesion * blob
     for _ in range(int(rng.integers(0, style.num_cysts + 1))):
         radii = rng.uniform(1.2, 2.8) * rng.uniform(0.7, 1.3, dims)
         blob = _soft(_ellipsoid(points, _somewhere(free, points, rng), radii, _turn(dims, rng)), 0.35) * free

@@ -46,7 +46,7 @@ class SiteData:
 
     def __init__(self, site: str, cases: Sequence[Case], data: DataConfig, *, seed: int) -> None:
         self.site = site
-        self._cases = cases_of_site(cases, site)
+        self._cases = sorted(cases_of_site(cases, site), key=lambda case: case.name)
         self._data = data
         self._seed = seed
         self._samples: dict[Split, tuple[Sample, ...]] = {}
@@ -75,7 +75,7 @@ class SiteData:
         self._samples = {split: tuple(part) for split, part in samples.items()}
 
     def split(self, name: Split) -> tuple[Sample, ...]:
-        """The preprocessed cases of a split, in the order of the datalist."""
+        """The preprocessed cases of a split, in the order of their names."""
         assert self._samples, "load() comes first"
         return self._samples[name]
 

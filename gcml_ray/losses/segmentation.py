@@ -103,7 +103,8 @@ def _build_jaccard(loss: LossConfig, data: DataConfig) -> _HeadLoss:
 
     def jaccard(logits: Tensor, target: Tensor) -> Tensor:
         each: Tensor = terms(logits, target.to(logits.dtype) if data.is_sigmoid else target)
-        return _weighted(each, weights).mean()
+        # (C, 1, ...) with batch sums, (B, C, 1, ...) without
+        return _weighted(each.reshape(-1, data.num_outputs - without_background), weights).mean()
 
     return jaccard
 
@@ -141,9 +142,7 @@ def _relative_weights(class_weights: Sequence[float] | None, data: DataConfig, *
     if class_weights is None:
         return None
     if len(class_weights) != data.num_outputs:
-        raise ConfigError(
-            f"loss.class_weights has {len(class_weights)} numbers, the network {data.num_outputs} outputs"
-        )
+        raise ConfigError(f"loss.class_weights has {len(class_weights)} numbers for {data.num_outputs} outputs")
     used = torch.tensor(class_weights[skip:], dtype=torch.float32)
     if used.sum() == 0:
         raise ConfigError(f"loss.class_weights {list(class_weights)}: no class that counts has a weight above 0")
@@ -151,7 +150,7 @@ def _relative_weights(class_weights: Sequence[float] | None, data: DataConfig, *
 
 
 def _weighted(values: Tensor, weights: Tensor | None) -> Tensor:
-    """Values (B or 1, C, *spatial) times their class weights."""
+    """Values (B or 1, C) or (B, C, *spatial) times their class weights."""
     if weights is None:
         return values
     return values * weights.to(values.device, non_blocking=True).view(1, -1, *[1] * (values.ndim - 2))

@@ -88,7 +88,7 @@ def test_manifest_without_lines_or_file_is_an_error(tmp_path: Path) -> None:
 
 
 def write_slices(folder: Path, *, case: str = CASE, numbers: tuple[int, ...] = tuple(range(1, 12))) -> Path:
-    """Slices of 4 rows x 6 columns; slice n has the colour (n, 50 + n, 100 + n) and one mask pixel at row 1, column 3."""
+    """Slices of 4 rows x 6 columns; slice n has the colour (n, 50 + n, 100 + n) one mask pixel: row 1, column 3."""
     home = folder / "kaggle_3m" / case
     home.mkdir(parents=True)
     for number in numbers:

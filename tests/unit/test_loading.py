@@ -50,9 +50,17 @@ def config_2d(**changes: Any) -> DataConfig:
     return config(**(values | changes))
 
 
-def case_3d(tmp_path: Path, image: Array, label: Array, **affines: Array) -> Case:
-    images = (save_nifti(tmp_path / "img.nii.gz", image, affines.get("image")),)
-    return Case("A", "p1", images, save_nifti(tmp_path / "seg.nii.gz", label, affines.get("label")), "train")
+def case_3d(
+    tmp_path: Path, image: Array, label: Array, *, affine: Array | None = None, label_affine: Array | None = None
+) -> Case:
+    images = (save_nifti(tmp_path / "img.nii.gz", image, affine),)
+    return Case(
+        "A",
+        "p1",
+        images,
+        save_nifti(tmp_path / "seg.nii.gz", label, affine if label_affine is None else label_affine),
+        "train",
+    )
 
 
 def random_image(*shape: int) -> Array:
@@ -128,7 +136,7 @@ def test_orientation_turns_image_and_label_alike(tmp_path: Path) -> None:
     """Axes stored as L, P, S are turned to R, A, S: both first axes are reversed."""
     image, label = random_image(6, 5, 4), block_label(6, 5, 4)
     lps = np.diag([-1.0, -1.0, 2.0, 1.0])
-    sample = load_sample(case_3d(tmp_path, image, label, image=lps, label=lps), config())
+    sample = load_sample(case_3d(tmp_path, image, label, affine=lps), config())
     np.testing.assert_array_equal(sample.label[0], label[::-1, ::-1])
     np.testing.assert_allclose(sample.image[0], (image[::-1, ::-1] - image.mean()) / image.std(), atol=1e-4)
     assert sample.spacing == (1.0, 1.0, 2.0)
@@ -136,7 +144,7 @@ def test_orientation_turns_image_and_label_alike(tmp_path: Path) -> None:
 
 def test_target_spacing_resamples_and_is_reported(tmp_path: Path) -> None:
     affine = np.diag([2.0, 2.0, 2.0, 1.0])
-    case = case_3d(tmp_path, random_image(8, 8, 8), block_label(8, 8, 8), image=affine, label=affine)
+    case = case_3d(tmp_path, random_image(8, 8, 8), block_label(8, 8, 8), affine=affine)
     sample = load_sample(case, config(target_spacing_mm=(1.0, 2.0, 4.0)))
     assert sample.image.shape == sample.label.shape
     assert sample.image.shape[2] == 8
@@ -146,7 +154,7 @@ def test_target_spacing_resamples_and_is_reported(tmp_path: Path) -> None:
 
 def test_unreal_spacing_is_ones(tmp_path: Path) -> None:
     affine = np.diag([2.0, 2.0, 1.0, 1.0])
-    case = case_3d(tmp_path, random_image(6, 5, 4), block_label(6, 5, 4), image=affine, label=affine)
+    case = case_3d(tmp_path, random_image(6, 5, 4), block_label(6, 5, 4), affine=affine)
     assert load_sample(case, config(spacing_is_real=False)).spacing == (1.0, 1.0, 1.0)
 
 
@@ -209,9 +217,47 @@ def test_resize_keeps_image_and_label_aligned(tmp_path: Path) -> None:
     np.testing.assert_array_equal(sample.image[1] > 0, coarse == 1)
 
 
+def test_resized_label_takes_the_centre_of_each_new_pixel(tmp_path: Path) -> None:
+    """Factor 3: only the middle one of 3 x 3 pixels is marked; a corner would miss it, a majority drop it."""
+    mask = np.zeros((6, 9), np.uint8)
+    mask[4, 7] = 1
+    sample = load_sample(picture_case(tmp_path, random_picture(6, 9, 3), mask), config_2d(resize=(2, 3)))
+    assert sample.label.tolist() == [[[0, 0, 0], [0, 0, 1]]]
+
+
+def test_resize_of_a_volume_scales_its_real_spacing(tmp_path: Path) -> None:
+    """6 x 5 x 4 voxels of 1 mm on a grid of 3 x 5 x 8: 2, 1 and 0.5 mm."""
+    case = case_3d(tmp_path, random_image(6, 5, 4), block_label(6, 5, 4))
+    sample = load_sample(case, config(resize=(3, 5, 8)))
+    assert sample.image.shape == sample.label.shape == (1, 3, 5, 8)
+    assert sample.spacing == pytest.approx((2.0, 1.0, 0.5))
+
+
+def test_2d_nifti_with_real_spacing_is_resampled(tmp_path: Path) -> None:
+    case = case_3d(tmp_path, random_image(8, 6), block_label(8, 6), affine=np.diag([2.0, 1.0, 1.0, 1.0]))
+    sample = load_sample(case, config(spatial_dims=2, patch_size=(4, 4), target_spacing_mm=(2.0, 2.0)))
+    assert sample.spacing == (2.0, 2.0)
+    assert sample.image.shape == sample.label.shape
+    assert sample.image.shape[1] == 8 > 2 * sample.image.shape[2] - 2 > 2
+
+
+def test_several_pages_are_refused_and_an_exif_rotation_is_warned_about(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    page = Image.fromarray(random_picture(4, 5, 3))
+    page.save(tmp_path / "pages.tif", save_all=True, append_images=[page])
+    exif = Image.Exif()
+    exif[274] = 6
+    page.save(tmp_path / "turned.jpg", exif=exif)
+    case = Case("A", "p", (str(tmp_path / "turned.jpg"),), str(tmp_path / "pages.tif"), None)
+    with pytest.raises(DataError, match=r"pages.tif: has 2 pages"):
+        load_sample(case, config_2d())
+    assert "turned.jpg: its EXIF tag asks for a rotation" in caplog.text
+
+
 def test_picture_with_real_spacing_is_refused(tmp_path: Path) -> None:
     case = picture_case(tmp_path, random_picture(4, 4, 3), np.zeros((4, 4), np.uint8))
-    with pytest.raises(DataError, match="stores no voxel size; set data.spacing_is_real: false"):
+    with pytest.raises(DataError, match=r"stores no voxel size; set data.spacing_is_real: false"):
         load_sample(case, config_2d(spacing_is_real=True))
 
 
@@ -278,13 +324,13 @@ def test_volume_in_a_2d_config_shows_as_too_many_channels(tmp_path: Path) -> Non
 
 def test_threshold_with_three_classes_is_refused(tmp_path: Path) -> None:
     case = case_3d(tmp_path, random_image(6, 5, 4), block_label(6, 5, 4))
-    with pytest.raises(DataError, match="label_threshold makes a mask of two classes, data.labels lists 3"):
+    with pytest.raises(DataError, match=r"label_threshold makes a mask of two classes, data.labels lists 3"):
         load_sample(Case("A", "p", case.images, case.label, None, 0.5), config())
 
 
 def test_constant_channel_and_other_affine_only_warn(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     other = np.diag([1.0, 1.0, 3.0, 1.0])
-    case = case_3d(tmp_path, np.zeros((6, 5, 4), np.float32), block_label(6, 5, 4), label=other)
+    case = case_3d(tmp_path, np.zeros((6, 5, 4), np.float32), block_label(6, 5, 4), label_affine=other)
     sample = load_sample(case, config())
     assert "channel mr is 0 everywhere" in caplog.text
     assert "has another affine" in caplog.text

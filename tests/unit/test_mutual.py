@@ -89,9 +89,7 @@ EXPECTED = {
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize(("variant", "normalise"), EXPECTED)
-def test_every_variant_and_normalisation_gives_the_hand_computed_value(
-    variant: str, normalise: str, mode: str
-) -> None:
+def test_every_variant_and_normalisation_gives_the_hand_computed_value(variant: str, normalise: str, mode: str) -> None:
     (learner, peer, target), sigmoid, classwise = MODES[mode]
     dcml = config(variant, normalise=normalise, classwise=classwise)
     loss, _ = mutual_divergence(learner, peer, target, dcml=dcml, sigmoid=sigmoid)
@@ -229,11 +227,11 @@ def random_case(
 
 @pytest.mark.parametrize("sigmoid", [False, True])
 @pytest.mark.parametrize("classwise", [False, True])
-@pytest.mark.parametrize("variant", VARIANTS)
+@pytest.mark.parametrize("variant", [each for each in VARIANTS if each != "contrast_soft"])
 def test_gradient_equals_finite_differences(variant: str, classwise: bool, sigmoid: bool) -> None:
-    """contrast_soft's weights are constants to the gradient, so its differences are taken elsewhere."""
+    """Not contrast_soft: its weights are constants to the gradient, but not to a difference; see the next test."""
     learner, peer, target = random_case(3, sigmoid=sigmoid, shape=(1, 3, 3, 3))
-    dcml = config("contrast" if variant == "contrast_soft" else variant, classwise=classwise, normalise="omega")
+    dcml = config(variant, classwise=classwise, normalise="omega")
 
     def loss(logits: Tensor) -> Tensor:
         return mutual_divergence(logits, peer, target, dcml=dcml, sigmoid=sigmoid)[0]

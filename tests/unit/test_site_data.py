@@ -72,6 +72,11 @@ def test_resuming_at_any_round_gives_the_same_batches(tmp_path: Path) -> None:
     assert not same(rounds[1], rounds[2])
 
 
+def test_order_of_the_datalist_does_not_matter(tmp_path: Path) -> None:
+    cases = make_cases(tmp_path)
+    assert same(list(loaded(cases).batches(1, 3)), list(loaded(cases[::-1]).batches(1, 3)))
+
+
 def test_rounds_are_pieces_of_one_stream(tmp_path: Path) -> None:
     """Two rounds of 3 steps hold what one round of 6 steps holds."""
     site = loaded(make_cases(tmp_path))

@@ -1,0 +1,132 @@
+"""Scoring a site's models on its own cases: a quick mean Dice for validation, every metric for the test."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from gcml_ray.config import Config
+from gcml_ray.data.loading import Sample
+from gcml_ray.data.site_data import SiteData
+from gcml_ray.inference import predict_labels, predict_logits
+from gcml_ray.learner import Learner
+from gcml_ray.metrics import dice_per_class, score_case
+from gcml_ray.records import CaseScore, EvaluationReport, Split
+
+
+class Evaluator:
+    """Predicts and scores one site's cases.
+
+    Args:
+        config: the federation's configuration.
+        site: this site's name.
+        data: its cases, loaded.
+        device: where forward passes run.
+    """
+
+    def __init__(self, config: Config, site: str, data: SiteData, device: torch.device) -> None:
+        self.config = config
+        self.site = site
+        self.data = data
+        self.device = device
+
+    def predict(self, learner: Learner, image: Tensor) -> Tensor:
+        """Hard prediction of one preprocessed image (C, *spatial), on the CPU; see ``predict_labels``."""
+        logits = predict_logits(
+            learner.model.module,
+            image,
+            patch_size=self.config.data.patch_size,
+            overlap=self.config.evaluation.window_overlap,
+            window_batch=self.config.evaluation.window_batch,
+            device=self.device,
+            amp=self.config.resources.amp,
+        )
+        return predict_labels(logits, sigmoid=self.config.data.is_sigmoid).cpu()
+
+    def validation_dice(self, learner: Learner) -> float:
+        """Mean Dice over the validation cases and foreground classes."""
+        data = self.config.data
+        scores = [
+            dice_per_class(
+                self.predict(learner, sample.image),
+                sample.label,
+                num_foreground=len(data.foreground_names),
+                sigmoid=data.is_sigmoid,
+            )
+            for sample in self.data.split("validation")
+        ]
+        return float(torch.stack(scores).mean())
+
+    def evaluate(
+        self,
+        learner: Learner,
+        *,
+        split: Split,
+        model: str,
+        round_number: int,
+        on_progress: Callable[[str, int, int], None],
+    ) -> EvaluationReport:
+        """Scores one model on one split, case by case.
+
+        Args:
+            learner: holds the model.
+            split: which of the site's cases.
+            model: the model's name in the tables.
+            round_number: the round it comes from.
+            on_progress: told (stage, case, number of cases).
+        """
+        began = time.perf_counter()
+        samples = self.data.split(split)
+        scores: list[CaseScore] = []
+        for index, sample in enumerate(samples):
+            on_progress(f"evaluate {split}", index, len(samples))
+            scores.extend(self._score(learner, sample, split=split, model=model))
+        return EvaluationReport(self.site, split, model, round_number, tuple(scores), time.perf_counter() - began)
+
+    def _score(self, learner: Learner, sample: Sample, *, split: Split, model: str) -> tuple[CaseScore, ...]:
+        """All scores of one case, a record a foreground class."""
+        return score_case(
+            self.predict(learner, sample.image),
+            sample.label,
+            spacing=sample.spacing,
+            tolerance=self.config.evaluation.surface_tolerance,
+            class_names=self.config.data.foreground_names,
+            sigmoid=self.config.data.is_sigmoid,
+            site=self.site,
+            case=sample.case,
+            split=split,
+            model=model,
+        )
+
+    def draw(self, learner: Learner, scores: Sequence[CaseScore], folder: Path) -> None:
+        """Overlays of the worst and the best test cases, on this site's own disk.
+
+        Args:
+            learner: holds the model that was scored.
+            scores: its scores on the test cases.
+            folder: where the pictures go.
+        """
+        from gcml_ray.report_overlays import draw_overlay  # noqa: PLC0415 - matplotlib only when something is drawn
+
+        by_case: dict[str, list[float]] = {}
+        for score in scores:
+            by_case.setdefault(score.case, []).append(score.dice)
+        dice = {case: sum(values) / len(values) for case, values in by_case.items()}
+        order = sorted(dice, key=lambda case: (dice[case], case))
+        wanted = self.config.output.num_overlays
+        chosen = dict.fromkeys(order[: (wanted + 1) // 2], "worst")
+        chosen |= {case: "best" for case in order[::-1][: wanted // 2] if case not in chosen}
+        for sample in self.data.split("test"):
+            if sample.case in chosen:
+                draw_overlay(
+                    sample.image.numpy(),
+                    sample.label.numpy(),
+                    self.predict(learner, sample.image).numpy(),
+                    class_names=self.config.data.foreground_names,
+                    title=f"{self.site}  {sample.case}  Dice {dice[sample.case]:.3f}",
+                    path=folder / f"{chosen[sample.case]}_{sample.case}.png",
+                )
