@@ -32,12 +32,17 @@ class Node:
 def connected(resources: ResourcesConfig) -> Iterator[str]:
     """A connection to Ray for the length of a block; a cluster that was started here ends with it.
 
+    Inside another such block it is the same connection.
+
     Yields:
         Where we are connected, in words.
 
     Raises:
         ClusterError: the address cannot be reached.
     """
+    if ray.is_initialized():
+        yield "the cluster that is already connected"
+        return
     description = _connect(resources.address)
     try:
         yield description

@@ -12,9 +12,10 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
-from typing import Any, Protocol
+from typing import Any
 
 from actors.failure_policy import Decision, History, decide
+from actors.listener import Listener
 from actors.local_pool import Outcome, SitePool
 from gcml_ray.config import Config
 from gcml_ray.errors import SiteError
@@ -26,7 +27,6 @@ from gcml_ray.records import (
     RoundRecord,
     SiteFailure,
     SiteInfo,
-    SiteStatus,
     TrainOrder,
     TrainReport,
 )
@@ -36,62 +36,6 @@ from gcml_ray.tracking import Tracker
 log = logging.getLogger(__name__)
 
 POLL_S = 0.5
-
-
-class Listener(Protocol):
-    """Who watches a run; see ``gcml_ray/console.py``. Called from the driver's thread."""
-
-    def on_start(self, config: Config, sites: Sequence[str]) -> None:
-        """The sites are about to load their data."""
-
-    def on_site_ready(self, info: SiteInfo) -> None:
-        """A site is ready to train."""
-
-    def on_round_begin(self, plan: RoundPlan) -> None:
-        """A round begins."""
-
-    def on_status(self, statuses: Sequence[SiteStatus]) -> None:
-        """What the sites are doing, about twice a second."""
-
-    def on_site_trained(self, report: TrainReport) -> None:
-        """A site has finished its round."""
-
-    def on_failure(self, failure: SiteFailure, decision: Decision) -> None:
-        """A site failed, and this is what is done about it."""
-
-    def on_round_end(self, record: RoundRecord) -> None:
-        """A round is over and on disk."""
-
-    def on_evaluated(self, report: EvaluationReport) -> None:
-        """A site has scored a model on its test cases."""
-
-
-class NullListener:
-    """Watches nothing; also the base of listeners that watch little."""
-
-    def on_start(self, config: Config, sites: Sequence[str]) -> None:
-        """Nothing to do."""
-
-    def on_site_ready(self, info: SiteInfo) -> None:
-        """Nothing to do."""
-
-    def on_round_begin(self, plan: RoundPlan) -> None:
-        """Nothing to do."""
-
-    def on_status(self, statuses: Sequence[SiteStatus]) -> None:
-        """Nothing to do."""
-
-    def on_site_trained(self, report: TrainReport) -> None:
-        """Nothing to do."""
-
-    def on_failure(self, failure: SiteFailure, decision: Decision) -> None:
-        """Nothing to do."""
-
-    def on_round_end(self, record: RoundRecord) -> None:
-        """Nothing to do."""
-
-    def on_evaluated(self, report: EvaluationReport) -> None:
-        """Nothing to do."""
 
 
 @dataclass(frozen=True)

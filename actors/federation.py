@@ -5,18 +5,19 @@ from __future__ import annotations
 import logging
 import threading
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from actors.driver import Driver, Listener, RunSummary
+from actors.driver import Driver, RunSummary
+from actors.listener import Listener
 from actors.local_pool import LocalPool, SitePool
 from actors.site import TrainerFactory
 from gcml_ray.config import Config
 from gcml_ray.data.datalist import read_datalist, site_names
 from gcml_ray.errors import ConfigError
 from gcml_ray.run_folder import RunFolder, RunState, check_site_name
-from gcml_ray.tracking import build_tracker
+from gcml_ray.tracking import Tracker, build_tracker
 
 log = logging.getLogger(__name__)
 
@@ -64,7 +65,7 @@ def run_federation(
     tracker = build_tracker(config, path)
     status = "failed"
     try:
-        with pool_for(config, path, make_trainer=make_trainer) as pool:
+        with _logged_to(folder.log_file), pool_for(config, path, make_trainer=make_trainer) as pool:
             driver = Driver(config, pool, folder, tracker=tracker, listener=listener, stop=stop)
             summary = driver.run(sites, resume=state)
         status = summary.status
@@ -75,6 +76,35 @@ def run_federation(
     finally:
         tracker.finish(status)  # type: ignore[arg-type]
     return summary
+
+
+@contextmanager
+def ray_session(config: Config) -> Iterator[None]:
+    """One Ray connection for several federations; nothing where the sites run in this process."""
+    if config.resources.pool == "local":
+        yield
+        return
+    from actors.cluster import connected  # noqa: PLC0415 - a plain GPU machine has no ray
+
+    with connected(config.resources):
+        yield
+
+
+@contextmanager
+def _logged_to(path: Path) -> Iterator[None]:
+    """Copies what the packages log into the run folder."""
+    handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s"))
+    loggers = [logging.getLogger(name) for name in ("gcml_ray", "actors")]
+    for logger in loggers:
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        for logger in loggers:
+            logger.removeHandler(handler)
+        handler.close()
 
 
 def _state_to_resume(folder: RunFolder) -> RunState | None:
@@ -105,10 +135,10 @@ def pool_for(config: Config, folder: Path, *, make_trainer: TrainerFactory | Non
             pool.shutdown()
 
 
-def _keep_artifacts(folder: RunFolder, tracker: object) -> None:
+def _keep_artifacts(folder: RunFolder, tracker: Tracker) -> None:
     """Plots, and the files of the run, for the tracker."""
     from gcml_ray.report import write_plots  # noqa: PLC0415 - matplotlib only when there is something to plot
-    from gcml_ray.tracking import Tracker  # noqa: PLC0415, F401
 
-    paths: Sequence[Path] = write_plots(folder)
-    tracker.log_artifacts([folder.config_file, folder.cases_file, folder.transfers_file, *paths])  # type: ignore[attr-defined]
+    paths = write_plots(folder)
+    files = (folder.config_file, folder.cases_file, folder.transfers_file, *paths)
+    tracker.log_artifacts([path for path in files if path.exists()])

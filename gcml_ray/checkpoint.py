@@ -76,7 +76,10 @@ def load_round(folder: Path, learner: Learner, *, site: str, round_number: int, 
     """
     path = round_file(folder, round_number)
     tensors, metadata = _read(path)
-    state = SiteState(**json.loads(metadata["state"]))
+    try:
+        state, scaler = SiteState(**json.loads(metadata["state"])), json.loads(metadata["scaler"])
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(f"{path} is not a round's checkpoint of this version of gcml-ray ({error!r})") from error
     if (state.site, state.identity) != (site, identity):
         raise CheckpointError(
             f"{path} belongs to site {state.site} of configuration {state.identity}, not to {site} of {identity}: "
@@ -90,7 +93,7 @@ def load_round(folder: Path, learner: Learner, *, site: str, round_number: int, 
         learner.optimiser.state[learner.model.parameter] = {
             key: torch.from_numpy(value).to(flat.device) for key, value in moments.items()
         }
-    learner.scaler.load_state_dict(json.loads(metadata["scaler"]))
+    learner.scaler.load_state_dict(scaler)
     return state
 
 
@@ -109,7 +112,8 @@ def load_model(path: Path, model: FlatModel) -> dict[str, str]:
 def _array(value: object) -> Array:
     """A contiguous CPU array of a tensor or number."""
     tensor = value if isinstance(value, torch.Tensor) else torch.tensor(value)
-    return np.ascontiguousarray(tensor.detach().cpu().numpy())
+    array: Array = tensor.detach().cpu().contiguous().numpy()  # np.ascontiguousarray would add an axis to a number
+    return array
 
 
 def _model_arrays(model: FlatModel) -> dict[str, Array]:
@@ -160,12 +164,16 @@ def _read(path: Path) -> tuple[dict[str, Array], dict[str, str]]:
 
 
 def _prune(folder: Path, newest: SiteState) -> None:
-    """Removes all but the last rounds, and the model files that none of those names."""
-    rounds = saved_rounds(folder)
-    for old in rounds[:-KEPT_ROUNDS]:
-        round_file(folder, old).unlink(missing_ok=True)
+    """Removes all but the last rounds, and the model files that none of those names.
+
+    Rounds after the newest belong to a course that was left by going back; a later resume must not find them.
+    """
+    saved = saved_rounds(folder)
+    rounds = [number for number in saved if number <= newest.round_number][-KEPT_ROUNDS:]
+    for number in set(saved) - set(rounds):
+        round_file(folder, number).unlink(missing_ok=True)
     kept = {newest.best_file, newest.before_gossip_file}
-    for number in rounds[-KEPT_ROUNDS:]:
+    for number in rounds:
         kept |= _models_named_by(round_file(folder, number))
     for path in folder.glob("model_*.safetensors"):
         if path.name not in kept:

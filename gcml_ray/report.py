@@ -9,24 +9,29 @@ from pathlib import Path
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.patches import FancyArrowPatch
-from matplotlib.ticker import MaxNLocator
 
 from gcml_ray.errors import DataError
-from gcml_ray.records import CaseScore, PushReceipt, RoundRecord
+from gcml_ray.records import CaseScore, RoundRecord
+from gcml_ray.report_axes import (
+    empty_figure,
+    figure_with_axes,
+    finished_rounds,
+    site_looks,
+    site_names,
+    span_rounds,
+    tidy,
+)
+from gcml_ray.report_gossip import plot_gossip_graph
 from gcml_ray.run_folder import RunFolder
+
+__all__ = ["plot_dice_by_round", "plot_gossip_graph", "plot_losses", "plot_test_dice", "write_plots"]
 
 log = logging.getLogger(__name__)
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe and Ito
-STYLES = ("solid", "dashed", "dotted")
-REFUSED_COLOUR = "#D55E00"
 MODELS = {"before_gossip": ("before gossip", "0.75"), "personalised": ("personalised", "#0072B2")}
 PHASES = {"warmup": ("warm-up", "0.93"), "exchange": ("exchange", "1.0"), "cooldown": ("cool-down", "0.93")}
-MEGABYTE = 1e6
 
 
 def write_plots(folder: RunFolder) -> tuple[Path, ...]:
@@ -67,11 +72,11 @@ def plot_dice_by_round(folder: RunFolder) -> Figure:
     Raises:
         DataError: no round is finished, or none was evaluated.
     """
-    rounds = _finished_rounds(folder)
-    sites = _sites(rounds)
-    figure, axes = _figure(9.0, max(4.6, 1.4 + 0.3 * len(sites)))
+    rounds = finished_rounds(folder)
+    sites = site_names(rounds)
+    figure, axes = figure_with_axes(9.0, max(4.6, 1.4 + 0.3 * len(sites)))
     ends: list[tuple[float, str, str]] = []
-    for site, (colour, style) in _looks(sites).items():
+    for site, (colour, style) in site_looks(sites).items():
         numbers, dice = _series(rounds, site)
         if not dice:
             continue
@@ -94,126 +99,86 @@ def plot_dice_by_round(folder: RunFolder) -> Figure:
     return figure
 
 
+def _series(rounds: Sequence[RoundRecord], site: str) -> tuple[list[int], list[float]]:
+    points = [
+        (record.plan.round_number, report.validation_dice)
+        for record in rounds
+        for report in record.trained
+        if report.site == site and report.validation_dice is not None
+    ]
+    return [number for number, _ in points], [dice for _, dice in points]
+
+
+def _dice_limits(axes: Axes) -> tuple[float, float]:
+    low, high = axes.get_ylim()
+    middle, half = (low + high) / 2, max(0.05, (high - low) / 2)
+    return max(0.0, middle - half), min(1.0, middle + half)
+
+
+def _label_ends(axes: Axes, ends: Sequence[tuple[float, str, str]]) -> None:
+    """Names at the right of the axes, at the height of their line but never on each other."""
+    low, high = axes.get_ylim()
+    gap = 0.052 * (high - low)
+    places: list[tuple[float, str, str]] = []
+    for value, text, colour in sorted(ends):
+        place = max(value, places[-1][0] + gap) if places else value
+        places.append((place, text, colour))
+    overshoot = max(0.0, places[-1][0] - high)
+    for place, text, colour in places:
+        axes.annotate(text, (1.01, place - overshoot), xycoords=("axes fraction", "data"), va="center", fontsize=9,
+                      color=colour, annotation_clip=False)  # fmt: skip
+
+
+def _shade_phases(axes: Axes, rounds: Sequence[RoundRecord]) -> None:
+    """A band and a name above the axes for each phase."""
+    for phase, members in itertools.groupby(rounds, key=lambda record: record.plan.phase):
+        numbers = [record.plan.round_number for record in members]
+        name, shade = PHASES[phase]
+        axes.axvspan(numbers[0] - 0.5, numbers[-1] + 0.5, color=shade, lw=0, zorder=0)
+        axes.text(float(np.mean(numbers)), 1.015, name, transform=axes.get_xaxis_transform(), ha="center", va="bottom",
+                  fontsize=9, color="0.35")  # fmt: skip
+    span_rounds(axes, rounds)
+
+
 def plot_losses(folder: RunFolder) -> Figure:
     """Each part of the loss by round, a panel a part, one line a site.
 
     Raises:
         DataError: no round is finished, or no site ever trained.
     """
-    rounds = _finished_rounds(folder)
+    rounds = finished_rounds(folder)
     reports = [report for record in rounds for report in record.trained]
     parts = list(dict.fromkeys(part for report in reports for part in report.losses))
     if not parts:
         raise DataError(f"{folder.path}: no site ever trained, so there is no loss to plot")
     num_columns = min(2, len(parts))
     num_rows = -(-len(parts) // num_columns)
-    figure = _empty_figure(4.2 * num_columns + 0.8, 2.5 * num_rows + 0.7)
+    figure = empty_figure(4.2 * num_columns + 0.8, 2.5 * num_rows + 0.7)
     grid = figure.subplots(num_rows, num_columns, squeeze=False, sharex=True)
-    looks = _looks(_sites(rounds))
+    looks = site_looks(site_names(rounds))
     for axes, part in itertools.zip_longest(grid.flat, parts):
         if part is None:
             axes.set_axis_off()
             continue
-        _tidy(axes)
+        tidy(axes)
         for site, (colour, style) in looks.items():
             points = [(r.round_number, r.losses[part]) for r in reports if r.site == site and part in r.losses]
             axes.plot(
-                *zip(*points, strict=True) if points else ((), ()), color=colour, ls=style, lw=1.2, marker=".", ms=3
+                *zip(*points, strict=True) if points else ((), ()),
+                color=colour,
+                ls=style,
+                lw=1.2,
+                marker=".",
+                ms=3 if len(rounds) > 3 else 9,
             )
         axes.set_title(part.replace("_", " "), fontsize=10)
         axes.set_ylabel("loss")
         axes.tick_params(labelbottom=True)
+        span_rounds(axes, rounds)
         axes.set_xlabel("round")
     handles = [Line2D([], [], color=colour, ls=style, label=site) for site, (colour, style) in looks.items()]
     figure.legend(handles=handles, loc="outside lower center", ncols=6, frameon=False, fontsize=9)
     return figure
-
-
-# --- gossip ------------------------------------------------------------------------------------
-
-
-def plot_gossip_graph(folder: RunFolder) -> Figure:
-    """Who sent to whom: arrows as wide as their traffic, and the numbers as a table.
-
-    Raises:
-        DataError: no round is finished.
-    """
-    rounds = _finished_rounds(folder)
-    sites = _sites(rounds)
-    by_edge: dict[tuple[str, str], list[PushReceipt]] = {}
-    for receipt in folder.transfers():
-        by_edge.setdefault((receipt.sender, receipt.receiver), []).append(receipt)
-    table_width = max(3.4, 0.85 * len(sites) + 1.4)
-    figure = _empty_figure(5.2 + table_width, max(5.0, 0.45 * len(sites) + 2.0))
-    graph, table = figure.subplots(1, 2, width_ratios=(5.2, table_width))
-    _draw_graph(graph, sites, by_edge)
-    _draw_table(table, sites, by_edge)
-    total = sum(receipt.size_bytes for receipts in by_edge.values() for receipt in receipts) / MEGABYTE
-    num_pushes = sum(map(len, by_edge.values()))
-    num_refused = sum(not receipt.accepted for receipts in by_edge.values() for receipt in receipts)
-    text = f"{num_pushes} pushes, {num_refused} refused, {total:,.0f} MB in {len(rounds)} rounds"
-    figure.suptitle(text if num_pushes else f"no pushes in {len(rounds)} rounds", fontsize=11)
-    return figure
-
-
-def _draw_graph(axes: Axes, sites: Sequence[str], by_edge: dict[tuple[str, str], list[PushReceipt]]) -> None:
-    angles = np.pi / 2 - 2 * np.pi * np.arange(len(sites)) / len(sites)
-    places = dict(zip(sites, zip(np.cos(angles), np.sin(angles), strict=True), strict=True))
-    traffic = {edge: sum(receipt.size_bytes for receipt in receipts) for edge, receipts in by_edge.items()}
-    widest = max(traffic.values(), default=0) or 1
-    node_size = 17 if len(sites) <= 6 else 11
-    for (sender, receiver), receipts in by_edge.items():
-        is_refused = any(not receipt.accepted for receipt in receipts)
-        arrow = FancyArrowPatch(
-            places[sender],
-            places[receiver],
-            connectionstyle="arc3,rad=0.13",
-            arrowstyle="-|>",
-            mutation_scale=13,
-            shrinkA=node_size * 0.9,
-            shrinkB=node_size * 0.9,
-            lw=0.6 + 3.4 * traffic[sender, receiver] / widest,
-            color=REFUSED_COLOUR if is_refused else "0.35",
-            ls=(0, (4, 1.5)) if is_refused else "solid",
-            alpha=0.85,
-        )
-        axes.add_patch(arrow)
-    for (site, (x, y)), (colour, _) in zip(places.items(), _looks(sites).values(), strict=True):
-        axes.plot(x, y, "o", ms=node_size * 1.3, color=colour, mec="white", mew=1.5, zorder=5)
-        axes.annotate(site, (x, y), (1.2 * x, 1.2 * y), ha="center", va="center", fontsize=10, zorder=6)
-    axes.set(xlim=(-1.45, 1.45), ylim=(-1.4, 1.35), aspect="equal")
-    axes.set_axis_off()
-    handles = [
-        Line2D([], [], color="0.35", lw=4, label=f"{widest / MEGABYTE:,.0f} MB"),
-        Line2D([], [], color=REFUSED_COLOUR, lw=2, ls=(0, (4, 1.5)), label="some pushes refused"),
-    ]
-    if by_edge:
-        axes.legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, 0.0), ncols=2, frameon=False, fontsize=9)
-
-
-def _draw_table(axes: Axes, sites: Sequence[str], by_edge: dict[tuple[str, str], list[PushReceipt]]) -> None:
-    """Senders in rows, receivers in columns: accepted pushes, MB, and refused ones in red."""
-    counts = np.full((len(sites), len(sites)), np.nan)
-    for (sender, receiver), receipts in by_edge.items():
-        counts[sites.index(sender), sites.index(receiver)] = sum(receipt.accepted for receipt in receipts)
-    highest = np.nanmax(counts) if np.isfinite(counts).any() else 1.0
-    axes.imshow(counts, cmap="Blues", vmin=0, vmax=1.6 * max(1.0, highest), aspect="auto")
-    size = 10 if len(sites) <= 6 else 7.5
-    for (sender, receiver), receipts in by_edge.items():
-        row, column = sites.index(sender), sites.index(receiver)
-        megabytes = sum(receipt.size_bytes for receipt in receipts) / MEGABYTE
-        num_refused = sum(not receipt.accepted for receipt in receipts)
-        axes.text(column, row - 0.14, f"{counts[row, column]:.0f}", ha="center", va="center", fontsize=size + 1)
-        axes.text(column, row + 0.2, f"{megabytes:,.0f} MB", ha="center", va="center", fontsize=size - 2, color="0.25")
-        if num_refused:
-            axes.text(column + 0.46, row - 0.4, f"\u2212{num_refused}", ha="right", va="center", fontsize=size - 1,
-                      color="#B03A00", fontweight="bold")  # fmt: skip
-    axes.set_xticks(range(len(sites)), sites, rotation=90 if len(sites) > 6 else 0)
-    axes.set_yticks(range(len(sites)), sites)
-    axes.set(xlabel="receiver", ylabel="sender")
-    axes.set_title("accepted pushes, traffic; refused in red", fontsize=9)
-    axes.tick_params(length=0)
-    axes.spines[:].set_visible(False)
 
 
 # --- final test --------------------------------------------------------------------------------
@@ -232,7 +197,7 @@ def plot_test_dice(folder: RunFolder) -> Figure:
         raise DataError(
             f"{folder.path}: cases.csv holds no test case of {' or '.join(MODELS)}: the final test has not run"
         )
-    figure, axes = _figure(max(5.0, 1.3 * len(sites) + 1.5), 4.4)
+    figure, axes = figure_with_axes(max(5.0, 1.3 * len(sites) + 1.5), 4.4)
     width = 0.8 / len(models)
     for position, site in enumerate(sites):
         places = [position + (index - (len(models) - 1) / 2) * width for index in range(len(models))]
@@ -270,98 +235,10 @@ def _draw_bar(axes: Axes, place: float, width: float, dice: dict[str, float], *,
     mean = float(np.mean(values))
     axes.bar(place, mean, width, color=colour, alpha=0.85, zorder=2)
     axes.plot([place] * len(values), values, ".", color="0.1", ms=5, alpha=0.7, zorder=4)
-    axes.text(place, 0.02, f"{mean:.3f}", ha="center", va="bottom", fontsize=9, zorder=5,
-              color="white" if colour.startswith("#") else "black")  # fmt: skip
 
 
 def _site_caption(scores: Sequence[CaseScore], site: str, models: Sequence[str]) -> str:
     by_model = [_case_dice(scores, site, model) for model in models]
     num_cases = max(len(dice) for dice in by_model)
-    caption = f"{site}\n{num_cases} case{'s' * (num_cases != 1)}"
-    if len(models) == 2 and all(by_model):
-        before, after = (np.mean(list(dice.values())) for dice in by_model)
-        caption += f"\n{after - before:+.3f}"
-    return caption
-
-
-# --- shared by the plots -----------------------------------------------------------------------
-
-
-def _finished_rounds(folder: RunFolder) -> tuple[RoundRecord, ...]:
-    rounds = folder.rounds()
-    if not rounds:
-        raise DataError(f"{folder.path}: no round is finished yet (rounds.jsonl is empty or missing), nothing to plot")
-    return rounds
-
-
-def _sites(rounds: Sequence[RoundRecord]) -> tuple[str, ...]:
-    """Every site that was ever planned, sorted, so that a site has one colour in all plots."""
-    return tuple(sorted({site for record in rounds for site in record.plan.sites}))
-
-
-def _looks(sites: Sequence[str]) -> dict[str, tuple[str, str]]:
-    """Colour and line style by site: 21 that differ."""
-    return {
-        site: (COLOURS[index % len(COLOURS)], STYLES[index // len(COLOURS) % len(STYLES)])
-        for index, site in enumerate(sites)
-    }
-
-
-def _series(rounds: Sequence[RoundRecord], site: str) -> tuple[list[int], list[float]]:
-    points = [
-        (record.plan.round_number, report.validation_dice)
-        for record in rounds
-        for report in record.trained
-        if report.site == site and report.validation_dice is not None
-    ]
-    return [number for number, _ in points], [dice for _, dice in points]
-
-
-def _empty_figure(width: float, height: float) -> Figure:
-    figure = Figure(figsize=(width, height), layout="constrained")
-    FigureCanvasAgg(figure)
-    return figure
-
-
-def _figure(width: float, height: float) -> tuple[Figure, Axes]:
-    figure = _empty_figure(width, height)
-    axes = figure.subplots()
-    _tidy(axes)
-    return figure, axes
-
-
-def _tidy(axes: Axes) -> None:
-    axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(visible=True, axis="y", color="0.88", lw=0.7)
-    axes.set_axisbelow(True)
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-
-
-def _shade_phases(axes: Axes, rounds: Sequence[RoundRecord]) -> None:
-    """A band and a name above the axes for each phase."""
-    for phase, members in itertools.groupby(rounds, key=lambda record: record.plan.phase):
-        numbers = [record.plan.round_number for record in members]
-        name, shade = PHASES[phase]
-        axes.axvspan(numbers[0] - 0.5, numbers[-1] + 0.5, color=shade, lw=0, zorder=0)
-        axes.text(float(np.mean(numbers)), 1.015, name, transform=axes.get_xaxis_transform(), ha="center", va="bottom",
-                  fontsize=9, color="0.35")  # fmt: skip
-    axes.set_xlim(rounds[0].plan.round_number - 0.5, rounds[-1].plan.round_number + 0.5)
-
-
-def _dice_limits(axes: Axes) -> tuple[float, float]:
-    low, high = axes.get_ylim()
-    return max(0.0, low), min(1.0, max(high, low + 0.1))
-
-
-def _label_ends(axes: Axes, ends: Sequence[tuple[float, str, str]]) -> None:
-    """Names at the right of the axes, at the height of their line but never on each other."""
-    low, high = axes.get_ylim()
-    gap = 0.052 * (high - low)
-    places = []
-    for value, text, colour in sorted(ends):
-        place = max(value, places[-1][0] + gap) if places else value
-        places.append((place, text, colour))
-    overshoot = max(0.0, places[-1][0] - high)
-    for place, text, colour in places:
-        axes.annotate(text, (1.01, place - overshoot), xycoords=("axes fraction", "data"), va="center", fontsize=9,
-                      color=colour, annotation_clip=False)  # fmt: skip
+    means = " \u2192 ".join(f"{np.mean(list(dice.values())):.3f}" if dice else "none" for dice in by_model)
+    return f"{site}\n{means}\n{num_cases} case{'s' * (num_cases != 1)}"

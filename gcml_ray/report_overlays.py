@@ -36,9 +36,9 @@ def draw_overlay(
 ) -> None:
     """Draw contours of reference and prediction around the structure, one panel a class, to a PNG file.
 
-    A volume is shown in the slice of its last axis with the largest reference area, turned so that for
-    an RAS volume anterior is up and the patient's right is on the left. A 2D image of three channels is shown in colour,
-    anything else by its first channel.
+    A volume is shown in the slice of its last axis with the largest reference area, turned so that in
+    an RAS volume anterior is up and the patient's right is on the left. A 2D image of three channels is
+    shown in colour, anything else by its first channel.
 
     Args:
         image: (C, *spatial).
@@ -60,7 +60,7 @@ def draw_overlay(
     if image.ndim == 4:
         index = _slice_index(references, predictions)
         image, references, predictions = (_axial(part, index) for part in (image, references, predictions))
-    rows, columns = _crop((references | predictions).any(axis=0))
+    rows, columns = _crop(np.any(references | predictions, axis=0))
     shown = [i for i in range(len(names)) if (references[i] | predictions[i]).any()][:MAX_PANELS] or [0]
     figure, panels = _panels(len(shown), title=title)
     picture = _picture(image)[rows, columns]
@@ -70,7 +70,7 @@ def draw_overlay(
         _contour(axes, predictions[i][rows, columns], PREDICTION_COLOUR, "dashed")
         axes.set_title(names[i], fontsize=9, parse_math=False)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=130)
+    figure.savefig(path, dpi=150)
 
 
 def _class_masks(
@@ -120,7 +120,8 @@ def _picture(image: NDArray[Any]) -> NDArray[np.float64]:
     picture = np.moveaxis(image, 0, -1) if image.shape[0] == 3 else image[0]
     picture = np.nan_to_num(picture.astype(np.float64))
     low, high = np.percentile(picture, (1, 99), axis=(0, 1), keepdims=True)
-    return np.clip((picture - low) / np.maximum(high - low, 1e-12), 0, 1)
+    scaled: NDArray[np.float64] = (picture - low) / np.maximum(high - low, 1e-12)
+    return scaled.clip(0, 1)
 
 
 def _contour(axes: Axes, mask: Mask, colour: str, style: str) -> None:
@@ -137,7 +138,8 @@ def _contour(axes: Axes, mask: Mask, colour: str, style: str) -> None:
 def _panels(num_panels: int, *, title: str) -> tuple[Figure, list[Axes]]:
     num_columns = min(3, num_panels)
     num_rows = -(-num_panels // num_columns)
-    figure = Figure(figsize=(max(4.0, 3.4 * num_columns), 3.4 * num_rows + 0.9), layout="constrained")
+    side = 5.5 if num_panels == 1 else 3.4
+    figure = Figure(figsize=(side * num_columns, side * num_rows + 0.9), layout="constrained")
     FigureCanvasAgg(figure)
     grid = figure.subplots(num_rows, num_columns, squeeze=False)
     panels: list[Axes] = list(grid.flat)

@@ -331,7 +331,8 @@ def _experiment_id(client: MlflowClient, name: str, uri: str) -> str:
     if uri.startswith("sqlite:///"):
         place = (Path(uri.removeprefix("sqlite:///")).resolve().parent / "mlartifacts").as_uri()
     try:
-        return str(client.create_experiment(name, artifact_location=place))
+        kind = {"mlflow.experimentKind": "custom_model_development"}  # the UI opens on training, not on chats
+        return str(client.create_experiment(name, artifact_location=place, tags=kind))
     except Exception:
         found = client.get_experiment_by_name(name)  # another federation made it in the meantime
         if found is None:

@@ -9,7 +9,7 @@ child run (a site)                          meaning
 ==========================================  ==========================================================
 ``train/loss/PART``                         mean over the steps of one part of the loss
 ``train/learning_rate``                     at the end of the round
-``mutual/region_percent/REGION``            share of the patch's voxels in a region of the mutual loss
+``mutual/region_share/REGION``              share of the patch's voxels in a region of the mutual loss
 ``val/dice/after_round``                    validation Dice of the model the site goes on with
 ``val/candidate_dice/CANDIDATE``            validation Dice of what the merge chose from
 ``merge/kept/CANDIDATE``                    1 in rounds in which the merge kept it, else 0
@@ -92,7 +92,7 @@ def site_metrics(record: RoundRecord, site: str) -> Metrics:
 def _training_metrics(report: TrainReport) -> Metrics:
     metrics = {"train/learning_rate": report.learning_rate, "memory/peak_mib": report.peak_memory_bytes / 2**20}
     metrics |= {f"train/loss/{part}": value for part, value in report.losses.items()}
-    metrics |= {f"mutual/region_percent/{region}": value for region, value in report.regions.items()}
+    metrics |= {f"mutual/region_share/{region}": value for region, value in report.regions.items()}
     metrics |= {f"val/candidate_dice/{name}": value for name, value in report.candidate_dice.items()}
     metrics |= {f"time/{stage}_s": seconds for stage, seconds in report.seconds.items()}
     if report.merge:

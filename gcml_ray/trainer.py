@@ -122,7 +122,7 @@ class SiteTrainer:
         """A learner with the initial weights: common to all sites, or this site's own."""
         keys = ("init",) if self.config.federation.common_init else ("init", self.site)
         with torch.random.fork_rng(devices=[]):  # a learner built between two steps must not change dropout
-            torch.manual_seed(derive_seed(self.seed, *keys))
+            torch.default_generator.manual_seed(derive_seed(self.seed, *keys))  # the CPU's alone: a GPU's is not forked
             module = build_network(network, self.config.data).to(self.device)
         method = self.config.method
         return Learner(
@@ -226,9 +226,10 @@ class SiteTrainer:
     def _open_incoming(self, message: IncomingModel) -> Learner:
         """Loads a push into the second learner: its weights, a fresh optimiser (our reading)."""
         learner = self._learner_for(self.config.network_of(message.sender))
-        same_buffers = learner.model.flat.shape == self.local.model.flat.shape
-        if same_buffers:  # buffers that are not sent start from the receiver's own
+        if learner.model.layout == self.local.model.layout:  # what is not sent starts from the receiver's own
             learner.model.flat.copy_(self.local.model.flat)
+            for name, counter in learner.model.counters().items():
+                counter.copy_(self.local.model.counters()[name])
         learner.model.load(message.weights)
         learner.forget_optimiser()
         learner.model.module.train()

@@ -14,6 +14,8 @@ from gcml_ray.learner import Learner
 from gcml_ray.methods.local import train_alone
 from gcml_ray.methods.rounds import IncomingModel, RoundContext, RoundResult, run_mutual_steps, share_steps
 
+REGIONAL = DcmlConfig(variant="regional")
+
 
 def train_round(
     local: Learner, incoming: Sequence[IncomingModel], context: RoundContext, method: Method
@@ -23,8 +25,7 @@ def train_round(
     if not incoming:
         return train_alone(local, context)
     result = RoundResult(merge="keep_local")
-    regional = DcmlConfig(variant="regional", weight=method.weight)
     for message, num_steps in zip(incoming, share_steps(context.num_steps, len(incoming)), strict=True):
         peer = context.open_incoming(message)
-        run_mutual_steps(local, peer, context, result, num_steps=num_steps, dcml=regional, weight=method.weight)
+        run_mutual_steps(local, peer, context, result, num_steps=num_steps, dcml=REGIONAL, weight=method.weight)
     return result

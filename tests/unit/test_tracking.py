@@ -110,7 +110,7 @@ def test_site_metrics_say_what_the_site_did() -> None:
         "train/loss/segmentation": 0.5,
         "train/loss/mutual": 0.25,
         "train/learning_rate": 0.001,
-        "mutual/region_percent/pull": 6.0,
+        "mutual/region_share/pull": 6.0,
         "val/dice/after_round": 0.75,
         "val/candidate_dice/local_after": 0.5,
         "val/candidate_dice/mix": 0.75,

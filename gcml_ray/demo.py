@@ -1,0 +1,37 @@
+"""The demo: four phantom sites and the configuration that goes with them, both part of the package."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from importlib.resources import as_file, files
+from pathlib import Path
+
+from gcml_ray.config import Config
+from gcml_ray.config_file import load_config
+from gcml_ray.data.datalist import write_datalist
+from gcml_ray.data.phantom import prepare_phantom
+
+DEMO_SHAPE = (40, 40, 20)
+DEMO_SEED = 0
+
+
+def prepare_demo(folder: Path) -> Path:
+    """Writes the demo's volumes and returns their datalist."""
+    folder.mkdir(parents=True, exist_ok=True)
+    cases = prepare_phantom(folder.resolve() / "volumes", sites=None, cases_per_site=None, shape=DEMO_SHAPE, seed=DEMO_SEED)
+    datalist = folder / "datalist.json"
+    write_datalist(datalist, cases, description="phantom sites of the demo")
+    return datalist
+
+
+def demo_config(datalist: Path, output: Path, overrides: Sequence[str]) -> Config:
+    """The packaged configuration, pointed at a datalist and an output folder.
+
+    Args:
+        datalist: what :func:`prepare_demo` returned.
+        output: the run folder.
+        overrides: as for ``gcml run --set``.
+    """
+    own = (f"data.datalist={datalist}", f"output.folder={output}")
+    with as_file(files("gcml_ray") / "demo.yaml") as path:
+        return load_config(path, (*own, *overrides))

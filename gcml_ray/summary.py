@@ -1,0 +1,117 @@
+"""The last words of a run: scores by site as a table, and where everything lies."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from rich.table import Table
+
+from gcml_ray.config import Config
+from gcml_ray.records import CaseScore, EvaluationReport
+from gcml_ray.tracking import tracking_uri
+
+PERSONALISED = "personalised"
+BEFORE_GOSSIP = "before_gossip"
+
+
+def mean(values: Iterable[float]) -> float:
+    """Mean of the numbers that are defined; NaN where none is."""
+    defined = [value for value in values if not math.isnan(value)]
+    return sum(defined) / len(defined) if defined else math.nan
+
+
+def scores_of(reports: Iterable[EvaluationReport], site: str, model: str) -> tuple[CaseScore, ...]:
+    """The case scores of one site's model."""
+    return tuple(score for report in reports if (report.site, report.model) == (site, model) for score in report.scores)
+
+
+def site_dice(reports: Iterable[EvaluationReport], model: str) -> dict[str, float]:
+    """Mean test Dice by site, over cases and foreground classes."""
+    return {report.site: mean(score.dice for score in report.scores) for report in reports if report.model == model}
+
+
+def run_table(reports: Sequence[EvaluationReport], *, unit: str) -> Table:
+    """Every site's personalised model on its test cases, against its own model before gossip."""
+    before = site_dice(reports, BEFORE_GOSSIP)
+    after = site_dice(reports, PERSONALISED)
+    table = Table(title="Personalised models on each site's own test cases", title_justify="left")
+    table.add_column("site")
+    for heading in ("cases", "Dice before gossip", "Dice", "gain", f"HD95 ({unit})", "surface Dice"):
+        table.add_column(heading, justify="right")
+    for site in sorted(after):
+        scores = scores_of(reports, site, PERSONALISED)
+        table.add_row(
+            site,
+            str(len({score.case for score in scores})),
+            number(before.get(site, math.nan)),
+            number(after[site]),
+            signed(after[site] - before.get(site, math.nan)),
+            number(mean(score.hd95 for score in scores), digits=1),
+            number(mean(score.surface_dice for score in scores)),
+        )
+    table.add_section()
+    start, end = mean(before.values()), mean(after.values())
+    table.add_row("mean of sites", "", number(start), number(end), signed(end - start), "", "", style="bold")
+    return table
+
+
+def comparison_table(alone: Sequence[EvaluationReport], together: Sequence[EvaluationReport], *, unit: str) -> Table:
+    """Two runs with equal optimiser steps side by side: every site alone, and together."""
+    own, joint = site_dice(alone, PERSONALISED), site_dice(together, PERSONALISED)
+    table = Table(title="Test Dice: the same sites and steps, alone and together", title_justify="left")
+    table.add_column("site")
+    for heading in ("cases", "alone", "together", "gain", f"HD95 alone ({unit})", f"HD95 together ({unit})"):
+        table.add_column(heading, justify="right")
+    for site in sorted(joint):
+        one, other = scores_of(alone, site, PERSONALISED), scores_of(together, site, PERSONALISED)
+        table.add_row(
+            site,
+            str(len({score.case for score in other})),
+            number(own[site]),
+            number(joint[site]),
+            signed(joint[site] - own[site]),
+            number(mean(score.hd95 for score in one), digits=1),
+            number(mean(score.hd95 for score in other), digits=1),
+        )
+    table.add_section()
+    start, end = mean(own.values()), mean(joint.values())
+    table.add_row("mean of sites", "", number(start), number(end), signed(end - start), "", "", style="bold")
+    return table
+
+
+def comparison_verdict(alone: Sequence[EvaluationReport], together: Sequence[EvaluationReport]) -> str:
+    """One sentence: for how many sites joining was better, and by how much on average."""
+    own, joint = site_dice(alone, PERSONALISED), site_dice(together, PERSONALISED)
+    better = [site for site in joint if joint[site] > own[site]]
+    gain = mean(joint.values()) - mean(own.values())
+    return (
+        f"Joining was better than training alone at {len(better)} of {len(joint)} sites, "
+        f"{100 * gain:+.1f} Dice points on average (one seed; how sure that is takes several)."
+    )
+
+
+def where_things_are(config: Config) -> str:
+    """What lies where, as commands and paths to copy."""
+    folder = Path(config.output.folder)
+    lines = [
+        f"run folder   {folder}",
+        f"plots        {folder / 'plots'}",
+        f"overlays     {folder / 'overlays'}",
+        f"models       {folder / 'checkpoints'}",
+        f"every case   {folder / 'cases.csv'}",
+    ]
+    if config.tracking.enabled:
+        lines.append(f"MLflow       mlflow ui --backend-store-uri {tracking_uri(config, folder)}")
+    return "\n".join(lines)
+
+
+def number(value: float, *, digits: int = 3) -> str:
+    """A number for a table; a dash where it is undefined."""
+    return "-" if math.isnan(value) else f"{value:.{digits}f}"
+
+
+def signed(value: float) -> str:
+    """A difference for a table."""
+    return "-" if math.isnan(value) else f"{value:+.3f}"

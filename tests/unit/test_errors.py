@@ -1,0 +1,26 @@
+import pickle
+
+import pytest
+
+from gcml_ray import errors
+from gcml_ray.errors import CheckpointError, ClusterError, ConfigError, DataError, GcmlError, SiteError
+
+
+@pytest.mark.parametrize("kind", [ConfigError, DataError, CheckpointError, ClusterError])
+def test_an_error_survives_pickling(kind: type[GcmlError]) -> None:
+    copy = pickle.loads(pickle.dumps(kind("what happened")))  # noqa: S301 - our own bytes
+    assert type(copy) is kind
+    assert str(copy) == "what happened"
+
+
+def test_a_site_error_survives_pickling_with_its_parts() -> None:
+    copy = pickle.loads(pickle.dumps(SiteError("CS", 3, "train", "out of memory")))  # noqa: S301 - our own bytes
+    assert isinstance(copy, SiteError)
+    assert (copy.site, copy.round_number, copy.stage, copy.message) == ("CS", 3, "train", "out of memory")
+    assert str(copy) == "site CS, round 3, train: out of memory"
+
+
+def test_every_error_is_a_gcml_error_so_that_the_command_line_can_catch_it() -> None:
+    kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, Exception)]
+    assert len(kinds) == 6
+    assert all(issubclass(kind, GcmlError) for kind in kinds)
