@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 from collections.abc import Iterator, Mapping, Sequence
@@ -15,7 +16,7 @@ from gcml_ray.config import ResourcesConfig
 from gcml_ray.errors import ClusterError
 
 REACH_TIMEOUT_S = 5.0
-NAMESPACE = "gcml"
+_QUIETLY: dict[str, Any] = {"namespace": "gcml", "log_to_driver": False, "logging_level": logging.WARNING}
 
 
 @dataclass(frozen=True)
@@ -57,11 +58,11 @@ def _connect(address: str) -> str:
         if wanted == "auto" and _join("auto"):
             return f"the running cluster at {ray.get_runtime_context().gcs_address}"
         os.environ.pop("RAY_ADDRESS", None)
-        ray.init("local", namespace=NAMESPACE, include_dashboard=False, log_to_driver=False)
+        ray.init("local", include_dashboard=False, **_QUIETLY)
         return f"a local cluster with {int(ray.cluster_resources().get('CPU', 0))} CPUs, started for this run"
     _check_reachable(wanted)
     try:
-        ray.init(wanted, namespace=NAMESPACE, log_to_driver=False)
+        ray.init(wanted, **_QUIETLY)
     except Exception as error:  # ray raises ConnectionError, RuntimeError, AuthenticationError...
         raise ClusterError(_cannot_join(wanted, str(error))) from error
     return f"the cluster at {wanted}"
@@ -70,7 +71,7 @@ def _connect(address: str) -> str:
 def _join(address: str) -> bool:
     """Joins a cluster that runs on this machine, if there is one."""
     try:
-        ray.init(address, namespace=NAMESPACE, log_to_driver=False)
+        ray.init(address, **_QUIETLY)
     except ConnectionError:
         return False
     except Exception as error:

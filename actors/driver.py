@@ -18,7 +18,7 @@ from actors.failure_policy import Decision, History, decide
 from actors.listener import Listener
 from actors.local_pool import Outcome, SitePool
 from gcml_ray.config import Config
-from gcml_ray.errors import SiteError
+from gcml_ray.errors import CheckpointError, SiteError
 from gcml_ray.gossip import phase_of, plan_round
 from gcml_ray.records import (
     EvaluationReport,
@@ -36,6 +36,7 @@ from gcml_ray.tracking import Tracker
 log = logging.getLogger(__name__)
 
 POLL_S = 0.5
+START_ATTEMPTS = 5  # the first call after a restart may still go to the process that is ending
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,7 @@ class Driver:
         self.stop = stop
         self.sites: dict[str, _Site] = {}
         self.dropped: dict[str, str] = {}
+        self.resumable = 0
 
     # --- the run -----------------------------------------------------------------------------
 
@@ -101,9 +103,10 @@ class Driver:
 
         Raises:
             SiteError: a site cannot start; bad input is for the user to mend.
+            CheckpointError: every site of the run to resume was dropped.
         """
         began = time.perf_counter()
-        done = resume.last_complete_round if resume else 0
+        done = self.resumable = resume.last_complete_round if resume else 0
         self.dropped = dict(resume.dropped) if resume else {}
         self._start(sites, resume)
         self.tracker.start(self.config, [site.info for site in self.sites.values()])
@@ -124,6 +127,12 @@ class Driver:
     def _start(self, sites: Sequence[str], resume: RunState | None) -> None:
         """Launches all sites at once and waits until the last one is ready."""
         living = [site for site in sites if site not in self.dropped]
+        if not living:
+            reasons = "; ".join(f"{site}: {reason}" for site, reason in self.dropped.items())
+            raise CheckpointError(
+                f"{self.folder.path} cannot be resumed, all its sites were dropped ({reasons}). "
+                "Mend their cause and start anew in another output.folder"
+            )
         self.listener.on_start(self.config, living)
         self.pool.launch(living)
         for site in living:
@@ -232,7 +241,7 @@ class Driver:
         """Waits for one outcome of every site; who does not answer in time becomes a failure of kind ``late``."""
         waiting = set(sites)
         outcomes: list[Outcome] = []
-        deadline = time.monotonic() + timeout_s
+        deadline = time.monotonic() + timeout_s * (1 if self.pool.is_parallel else len(waiting))
         while waiting and time.monotonic() < deadline:
             for outcome in self.pool.wait(POLL_S):
                 if outcome.site in waiting and outcome.method == stage:
@@ -272,24 +281,34 @@ class Driver:
         site.history = replace(site.history, failures_in_a_row=site.history.failures_in_a_row + 1)
         if decision is Decision.RESTART:
             site.history = replace(site.history, restarts=site.history.restarts + 1)
-            self._restart(failure.site)
+            self._restart(failure, failures)
         elif decision is Decision.DROP:
             self._drop(failure.site, f"{failure.stage}, {failure.kind}: {failure.message}")
 
-    def _restart(self, name: str) -> None:
-        """New process for a site, restored from its newest checkpoint; a site that cannot come back is dropped."""
+    def _restart(self, failure: SiteFailure, failures: list[SiteFailure]) -> None:
+        """New process for a site, restored from its newest checkpoint; a site that cannot come back is dropped.
+
+        The round is the newest that the site has told of: a file of a later one may be left from before a resume.
+        """
+        name, number, last = failure.site, failure.round_number, failure
         self.pool.restart(name)
-        self.pool.start(name, resume_round=None)
-        timeout_s = self.config.federation.start_timeout_s
-        (outcome,) = self._gather([name], timeout_s=timeout_s, stage="start", number=0)
-        if outcome.failure:
-            self._drop(name, f"did not come back: {outcome.failure.message}")
-        else:
-            self.sites[name].info = outcome.result
-            self.sites[name].checkpoint_round = outcome.result.restored_round
+        for _ in range(START_ATTEMPTS):
+            self.pool.start(name, resume_round=self.sites[name].checkpoint_round)
+            timeout_s = self.config.federation.start_timeout_s
+            (outcome,) = self._gather([name], timeout_s=timeout_s, stage="start", number=number)
+            if outcome.failure is None:
+                self.sites[name].info = outcome.result
+                return
+            last = replace(outcome.failure, round_number=number)
+            if last.kind != "unreachable":
+                break
+        failures.append(last)
+        self.listener.on_failure(last, Decision.DROP)
+        self._drop(name, f"did not come back: {last.message}")
 
     def _drop(self, name: str, reason: str) -> None:
         """Goes on without a site."""
+        log.warning("site %s is dropped: %s", name, reason)
         self.pool.remove(name)
         del self.sites[name]
         self.dropped[name] = reason
@@ -320,7 +339,8 @@ class Driver:
 
     def _resume_round(self) -> int:
         """The newest round from which the run could go on: the newest checkpoint of any site."""
-        return max((site.checkpoint_round for site in self.sites.values()), default=0)
+        self.resumable = max((site.checkpoint_round for site in self.sites.values()), default=self.resumable)
+        return self.resumable
 
     def _write_state(self, resume_round: int, status: Any) -> None:
         rounds = {name: site.checkpoint_round for name, site in self.sites.items()}

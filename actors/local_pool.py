@@ -28,7 +28,12 @@ class Outcome:
 
 
 class SitePool(Protocol):
-    """Sites by name, and calls to them. Calls to one site run in order; sites run independently."""
+    """Sites by name, and calls to them. Calls to one site run in order; sites run independently.
+
+    ``is_parallel``: whether sites work at the same time; where they do not, their times add up.
+    """
+
+    is_parallel: bool
 
     def launch(self, sites: Sequence[str]) -> None:
         """Creates the sites. Raises ClusterError where they do not fit."""
@@ -98,6 +103,8 @@ class LocalPool:
         run_id: identifies the run on every push.
         make_trainer: see :class:`actors.site.Site`.
     """
+
+    is_parallel = False
 
     def __init__(self, config: Config, folder: str, *, run_id: str, make_trainer: TrainerFactory | None = None) -> None:
         self._config = config

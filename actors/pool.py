@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import logging
 import time
-import traceback
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Literal
 
 import ray
 from ray.util.placement_group import placement_group, remove_placement_group
@@ -14,7 +13,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from actors.cluster import check_capacity, nodes
 from actors.local_pool import Outcome
-from actors.site import Site, TrainerFactory
+from actors.site import NotStartedError, Site, TrainerFactory
 from gcml_ray.config import Config
 from gcml_ray.errors import ClusterError
 from gcml_ray.records import PushReceipt, SiteFailure, SiteStatus
@@ -27,9 +26,10 @@ CONCURRENCY_GROUPS = {"push": 1, "inbox": 2, "control": 1}
 GROUP_OF = {"push": "push", "receive": "inbox", "status": "control", "stop": "control"}
 
 # No retries: a repeated round would train twice. Restarts come back empty and are started by the driver.
-SiteActor = ray.remote(
+_OPTIONS: Any = dict(  # Any: Ray's type hints do not know the options of actors
     concurrency_groups=CONCURRENCY_GROUPS, max_restarts=-1, max_task_retries=0, allow_out_of_order_execution=True
-)(Site)
+)
+SiteActor: Any = ray.remote(**_OPTIONS)(Site)
 
 STOP_TIMEOUT_S = 5.0
 
@@ -50,7 +50,7 @@ class ObjectStoreTransport:
         """The data-residency guard: with label placement, this process must be on the site's own node."""
         if self._label_key is None:
             return
-        labels = ray.get_runtime_context().get_node_labels()
+        labels: Mapping[str, Any] = ray.get_runtime_context().get_node_labels()
         if labels.get(self._label_key) != site:
             raise ClusterError(
                 f"site {site} was placed on a node labelled {self._label_key}={labels.get(self._label_key)}: its data "
@@ -61,8 +61,12 @@ class ObjectStoreTransport:
         self, header: PushHeader, buffer: Buffer, receivers: Sequence[str], *, timeout_s: float
     ) -> tuple[PushReceipt, ...]:
         """Puts the buffer once and calls every receiver; none of it passes through the driver."""
+        return self._send_reference(header, ray.put(buffer), receivers, size_bytes=buffer.nbytes, timeout_s=timeout_s)
+
+    def _send_reference(
+        self, header: PushHeader, reference: Any, receivers: Sequence[str], *, size_bytes: int, timeout_s: float
+    ) -> tuple[PushReceipt, ...]:
         began = time.perf_counter()
-        reference = ray.put(buffer)
         calls = {
             self._handles[receiver].receive.options(concurrency_group="inbox").remote(header, reference): receiver
             for receiver in receivers
@@ -70,7 +74,7 @@ class ObjectStoreTransport:
         ready, _ = ray.wait(list(calls), num_returns=len(calls), timeout=timeout_s, fetch_local=False)
         answered = set(ready)
         return tuple(
-            self._receipt(header, call, receiver, buffer.nbytes, began if call in answered else None)
+            self._receipt(header, call, receiver, size_bytes, began if call in answered else None)
             for call, receiver in calls.items()
         )
 
@@ -84,7 +88,8 @@ class ObjectStoreTransport:
             try:
                 receipt: PushReceipt = ray.get(call, timeout=STOP_TIMEOUT_S)
             except ray.exceptions.RayError as error:
-                reason = f"unreachable: {_first_line(error)}"
+                failure = classify(error, site=receiver, stage="receive", round_number=header.round_number)
+                reason = f"unreachable: {failure.message}"
             else:
                 return PushReceipt(
                     receipt.round_number,
@@ -106,13 +111,25 @@ class RayPool:
         folder: the run folder, an absolute path that means the same on every node (or each site's own disk).
         run_id: identifies the run on every push.
         make_trainer: see :class:`actors.site.Site`.
+        make_transport: builds what carries the pushes, with the arguments of :class:`ObjectStoreTransport`.
     """
 
-    def __init__(self, config: Config, folder: str, *, run_id: str, make_trainer: TrainerFactory | None = None) -> None:
+    is_parallel = True
+
+    def __init__(
+        self,
+        config: Config,
+        folder: str,
+        *,
+        run_id: str,
+        make_trainer: TrainerFactory | None = None,
+        make_transport: Callable[..., ObjectStoreTransport] = ObjectStoreTransport,
+    ) -> None:
         self._config = config
         self._folder = folder
         self._run_id = run_id
         self._make_trainer = make_trainer
+        self._make_transport = make_transport
         self._handles: dict[str, Any] = {}
         self._names: tuple[str, ...] = ()
         self._open: dict[Any, tuple[str, str, int]] = {}
@@ -130,7 +147,7 @@ class RayPool:
         check_capacity(resources, sites, nodes())
         self._names = tuple(sites)
         if resources.placement == "pg":
-            self._group = self._reserve(len(sites))
+            self._reserve(len(sites))
         for index, site in enumerate(sites):
             self._handles[site] = SiteActor.options(
                 name=f"site/{site}/{self._run_id}",
@@ -146,21 +163,19 @@ class RayPool:
                 make_trainer=self._make_trainer,
             )
 
-    def _reserve(self, num_sites: int) -> Any:
+    def _reserve(self, num_sites: int) -> None:
         """One placement group with a bundle a site; all or nothing."""
         resources = self._config.resources
         bundle = {"CPU": resources.cpus_per_site}
         if resources.gpus_per_site > 0:
             bundle["GPU"] = resources.gpus_per_site
-        group = placement_group([dict(bundle) for _ in range(num_sites)], strategy="PACK")
+        self._group = placement_group([dict(bundle) for _ in range(num_sites)], strategy="PACK")
         timeout_s = self._config.federation.start_timeout_s
-        if not group.wait(timeout_s):
-            remove_placement_group(group)
+        if not self._group.wait(timeout_s):
             raise ClusterError(
                 f"the cluster did not free {num_sites} x {bundle} within {timeout_s:g} s (federation.start_timeout_s): "
                 "other jobs hold them; wait, or ask less of each site"
             )
-        return group
 
     def _placement(self, site: str, index: int) -> dict[str, Any]:
         """Scheduling options of one site."""
@@ -175,7 +190,7 @@ class RayPool:
         """See :class:`SitePool`."""
         resources = self._config.resources
         label_key = resources.label_key if resources.placement == "label" else None
-        transport = ObjectStoreTransport(self._handles, label_key=label_key)
+        transport = self._make_transport(self._handles, label_key=label_key)
         self.submit(site, "start", transport, self._names, resume_round, round_number=0)
 
     def submit(self, site: str, method: str, *arguments: Any, round_number: int) -> None:
@@ -253,15 +268,11 @@ class RayPool:
 
 def classify(error: ray.exceptions.RayError, *, site: str, stage: str, round_number: int) -> SiteFailure:
     """A Ray error as a failure record: the site raised, died, or cannot be reached for now."""
-    if isinstance(error, ray.exceptions.ActorDiedError):
-        return SiteFailure(site, round_number, stage, "died", _first_line(error), type(error).__name__)
-    if isinstance(error, ray.exceptions.RayActorError):
-        return SiteFailure(site, round_number, stage, "unreachable", _first_line(error), type(error).__name__)
     cause = getattr(error, "cause", None) or error
-    text = "".join(traceback.format_exception_only(cause)).strip() if cause is not error else str(error)
-    message = str(cause) if cause is not error else _first_line(error)
-    return SiteFailure(site, round_number, stage, "raised", message or text, type(cause).__name__, str(error))
-
-
-def _first_line(error: BaseException) -> str:
-    return (str(error).strip().splitlines() or [type(error).__name__])[0]
+    kind: Literal["raised", "died", "unreachable"] = "raised"
+    if isinstance(error, ray.exceptions.ActorDiedError) or isinstance(cause, NotStartedError):
+        kind = "died"
+    elif isinstance(error, ray.exceptions.RayActorError):
+        kind = "unreachable"
+    words = str(cause) if cause is not error else (str(error).strip().splitlines() or [""])[0]
+    return SiteFailure(site, round_number, stage, kind, words or type(cause).__name__, type(cause).__name__, str(error))

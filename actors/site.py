@@ -70,6 +70,10 @@ class Trainer(Protocol):
 TrainerFactory = Callable[..., Trainer]
 
 
+class NotStartedError(Exception):
+    """Raised where a site is asked to work before ``start``: Ray has replaced a process that died on its own."""
+
+
 class StopRequestedError(Exception):
     """Raised inside a site's own work after ``stop``: the round is given up, its checkpoint stays."""
 
@@ -108,6 +112,9 @@ class Site:
         self.stopping = threading.Event()
         self.training = threading.Lock()
         self.current = SiteStatus(name, 0, "created", 0, 0)
+        self.transport: Transport | None = None
+        self.trainer: Trainer | None = None
+        self.peers: frozenset[str] = frozenset()
 
     def start(self, transport: Transport, peers: Sequence[str], resume_round: int | None) -> SiteInfo:
         """Loads data and model, restores a checkpoint; see ``SiteTrainer.start``."""
@@ -115,10 +122,9 @@ class Site:
         self.transport = transport
         self.peers = frozenset(peers) - {self.name}
         make_trainer = self.make_trainer or _default_trainer
-        self.trainer = make_trainer(
-            self.config, self.name, self.folder, use_gpu=self.use_gpu, on_progress=self._on_progress
-        )
-        info = self.trainer.start(resume_round=resume_round)
+        trainer = make_trainer(self.config, self.name, self.folder, use_gpu=self.use_gpu, on_progress=self._on_progress)
+        info = trainer.start(resume_round=resume_round)
+        self.trainer = trainer
         self.current = SiteStatus(self.name, info.restored_round, "ready", 0, 0)
         return info
 
@@ -128,11 +134,12 @@ class Site:
         Raises:
             SiteError: asked for while this site trains; half-updated weights must not leave it.
         """
+        trainer, transport = self._started()
         if not self.training.acquire(blocking=False):
             raise SiteError(self.name, round_number, "push", "asked for while the site trains")
         try:
-            header, buffer = self.trainer.export(self.run_id, round_number)
-            receipts = self.transport.send(header, buffer, receivers, timeout_s=self.config.federation.push_timeout_s)
+            header, buffer = trainer.export(self.run_id, round_number)
+            receipts = transport.send(header, buffer, receivers, timeout_s=self.config.federation.push_timeout_s)
         finally:
             self.training.release()
         return PushReport(self.name, round_number, receipts)
@@ -140,7 +147,12 @@ class Site:
     def receive(self, header: PushHeader, buffer: Any) -> PushReceipt:
         """Takes or refuses one push; returns at once, also while this site trains."""
         began = time.perf_counter()
-        reason = self.mailbox.deliver(header, buffer, expect=self._expectation)
+        if (trainer := self.trainer) is None:
+            reason = "not ready: the receiver is starting"
+        else:
+            reason = self.mailbox.deliver(
+                header, buffer, expect=lambda sender: trainer.expectation(self.run_id, sender, peers=self.peers)
+            )
         return PushReceipt(
             round_number=getattr(header, "round_number", 0),
             sender=str(getattr(header, "sender", "?")),
@@ -151,21 +163,24 @@ class Site:
             seconds=time.perf_counter() - began,
         )
 
-    def _expectation(self, sender: str) -> Expectation:
-        return self.trainer.expectation(self.run_id, sender, peers=self.peers)
-
     def train(self, order: TrainOrder) -> TrainReport:
         """One round on this site's data with what lies in the mailbox."""
+        trainer, _ = self._started()
         with self.training:
             self.current = SiteStatus(self.name, order.round_number, "train", 0, self.config.federation.local_steps)
-            report = self.trainer.train_round(order, self.mailbox.take())
-            self.current = SiteStatus(self.name, order.round_number, "ready", 0, 0)
-        return report
+            try:
+                return trainer.train_round(order, self.mailbox.take())
+            finally:
+                self.current = SiteStatus(self.name, order.round_number, "ready", 0, 0)
 
     def evaluate(self, split: Split, model: str) -> EvaluationReport:
         """Scores one of this site's models on its own cases."""
+        trainer, _ = self._started()
         with self.training:
-            return self.trainer.evaluate(split=split, model=model)
+            try:
+                return trainer.evaluate(split=split, model=model)
+            finally:
+                self.current = SiteStatus(self.name, self.current.round_number, "ready", 0, 0)
 
     def status(self) -> SiteStatus:
         """What this site is doing."""
@@ -174,6 +189,12 @@ class Site:
     def stop(self) -> None:
         """Ends the work in progress at its next step."""
         self.stopping.set()
+
+    def _started(self) -> tuple[Trainer, Transport]:
+        """What ``start`` has made."""
+        if self.trainer is None or self.transport is None:
+            raise NotStartedError(f"site {self.name} has a new process that was not started yet; the old one ended")
+        return self.trainer, self.transport
 
     def _on_progress(self, stage: str, step: int, num_steps: int) -> None:
         """Notes where the work is; the one place where it can be stopped."""

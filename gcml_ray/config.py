@@ -358,8 +358,12 @@ class ResourcesConfig(Section):
 
 
 class EvaluationConfig(Section):
-    """Sliding-window inference and metrics. The tolerance's unit is mm, or voxels where spacing is unreal."""
+    """Sliding-window inference and metrics. The tolerance's unit is mm, or voxels where spacing is unreal.
 
+    ``window_size`` defaults to the patch size; a larger one is faster where memory allows.
+    """
+
+    window_size: Sizes | None = None
     window_overlap: Annotated[float, Field(ge=0, lt=1)] = 0.25
     window_batch: Count = 4
     surface_tolerance: Positive = 1.0
@@ -427,6 +431,11 @@ class Config(Section):
             raise ValueError(
                 "site_networks gives sites different networks, but method mixes weights: "
                 "use method.name gml, or gcml with merge: keep_local and merge_first: none"
+            )
+        window = self.evaluation.window_size
+        if window is not None and len(window) != self.data.spatial_dims:
+            raise ValueError(
+                f"evaluation.window_size has {len(window)} numbers, data.spatial_dims is {self.data.spatial_dims}"
             )
         weights = self.loss.class_weights
         if weights is not None and len(weights) != self.data.num_outputs:

@@ -137,7 +137,7 @@ class RunConsole:
     def on_round_begin(self, plan: RoundPlan) -> None:
         """A round is planned."""
         self.failed_now = {}
-        self.round_line = f"round {plan.round_number}/{self.config.federation.rounds} ({plan.phase})"
+        self.round_line = f"round {plan.round_number} of {self.config.federation.rounds}"
         for site in plan.sites:
             self.rows[site].learnt_from = ""
         for edge in plan.edges:
@@ -230,6 +230,7 @@ def round_line(config: Config, record: RoundRecord, *, left: str) -> str:
     names = [report.site for report in record.trained]
     skipped = sorted(set(plan.sites) - set(names))
     reasons = {failure.site: f"{failure.stage} {failure.kind}" for failure in record.failures}
+    phase = "alone" if config.method.name == "local" else plan.phase
     who = f"trained {', '.join(names) or 'nobody'}"
     if skipped:
         who += "; skipped " + ", ".join(f"{site} ({reasons.get(site, 'unknown')})" for site in skipped)
@@ -239,7 +240,7 @@ def round_line(config: Config, record: RoundRecord, *, left: str) -> str:
     traffic = f"{len(taken)}/{len(plan.edges)} pushes, {sum(r.size_bytes for r in taken) / MEGABYTE:.1f} MB"
     exchanged = traffic if plan.edges else "no pushes"
     return (
-        f"round {plan.round_number}/{config.federation.rounds} {plan.phase:8s} {record.seconds:5.1f} s  {dice}  "
+        f"round {plan.round_number}/{config.federation.rounds} {phase:8s} {record.seconds:5.1f} s  {dice}  "
         f"{exchanged}  {who}  (left {left})"
     )
 

@@ -331,8 +331,7 @@ def _experiment_id(client: MlflowClient, name: str, uri: str) -> str:
     if uri.startswith("sqlite:///"):
         place = (Path(uri.removeprefix("sqlite:///")).resolve().parent / "mlartifacts").as_uri()
     try:
-        kind = {"mlflow.experimentKind": "custom_model_development"}  # the UI opens on training, not on chats
-        return str(client.create_experiment(name, artifact_location=place, tags=kind))
+        return str(client.create_experiment(name, artifact_location=place))
     except Exception:
         found = client.get_experiment_by_name(name)  # another federation made it in the meantime
         if found is None:

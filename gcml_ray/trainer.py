@@ -27,6 +27,7 @@ from gcml_ray.data.site_data import Batch, SiteData
 from gcml_ray.errors import CheckpointError
 from gcml_ray.evaluation import Evaluator
 from gcml_ray.learner import Learner, Precision, learning_rate
+from gcml_ray.log_notes import collected_warnings
 from gcml_ray.losses.segmentation import build_segmentation_loss
 from gcml_ray.methods import METHODS
 from gcml_ray.methods.rounds import IncomingModel, RoundContext, RoundResult
@@ -95,7 +96,8 @@ class SiteTrainer:
         """
         began = time.perf_counter()
         torch.set_num_threads(max(1, int(self.config.resources.cpus_per_site)))
-        self.data = self._load_data()
+        with collected_warnings() as self.loading_notes:
+            self.data = self._load_data()
         self.loss = build_segmentation_loss(self.config.loss, self.config.data)
         self.evaluator = Evaluator(self.config, self.site, self.data, self.device)
         self.contract = data_contract(self.config.data)
@@ -160,7 +162,7 @@ class SiteTrainer:
 
     def _info(self, seconds: float) -> SiteInfo:
         """What the driver is told when this site is ready."""
-        notes = []
+        notes = list(self.loading_notes)
         if self.wants_gpu and self.device.type == "cpu":
             notes.append("a GPU was granted but CUDA is not available: training on the CPU")
         return SiteInfo(

@@ -107,7 +107,8 @@ def _splits(style: SiteStyle, cases_per_site: int | None) -> tuple[Split, ...]:
         num_test = max(1, cases_per_site // 2)
         num_validation = max(1, cases_per_site // 7)
         num_train = cases_per_site - num_test - num_validation
-    return ("train",) * num_train + ("validation",) * num_validation + ("test",) * num_test
+    counts: dict[Split, int] = {"train": num_train, "validation": num_validation, "test": num_test}
+    return tuple(split for split, count in counts.items() for _ in range(count))
 
 
 def _write_case(folder: Path, name: str, split: Split, channels: tuple[Field, Field], label: Mask) -> Case:
@@ -119,5 +120,6 @@ def _write_case(folder: Path, name: str, split: Split, channels: tuple[Field, Fi
 
 
 def _write(path: Path, voxels: NDArray[Any]) -> str:
-    nibabel.save(nibabel.Nifti1Image(voxels, np.eye(4)), path)
+    image = nibabel.Nifti1Image(voxels, np.eye(4))  # type: ignore[no-untyped-call]
+    nibabel.save(image, path)
     return str(path)

@@ -75,7 +75,9 @@ def _voxels(length: float, shape: tuple[int, ...]) -> tuple[float, ...]:
 def _smooth_noise(shape: tuple[int, ...], length: float, rng: np.random.Generator) -> Field:
     """Gaussian noise with a correlation length in reference units, mean 0, standard deviation 1."""
     field: Field = ndimage.gaussian_filter(rng.standard_normal(shape), _voxels(length, shape), mode="nearest")
-    return (field - field.mean()) / (field.std() + 1e-9)
+    field -= field.mean()
+    field /= np.maximum(field.std(), 1e-9)
+    return field
 
 
 def _soft(signed_distance: Field, width: float) -> Field:
@@ -95,7 +97,7 @@ def _ellipsoid(points: Field, centre: Field, radii: Field, turn: Field | None = 
 
 def _anatomy(points: Field, rng: np.random.Generator) -> _Anatomy:
     """Brain with a wavy rim of grey matter, white matter inside and two ventricles."""
-    dims, shape = points.shape[0], points.shape[1:]
+    dims, shape = points.ndim - 1, points.shape[1:]
     radii = np.array(BRAIN_RADII[:dims]) * rng.uniform(0.9, 1.05, dims)
     outer = _ellipsoid(points, rng.uniform(-0.8, 0.8, dims), radii) + 0.4 * _smooth_noise(shape, 3.0, rng)
     white = _soft(outer + 2.8 + 0.9 * _smooth_noise(shape, 1.4, rng), 0.4)
@@ -145,7 +147,7 @@ def _spacing(shape: tuple[int, ...]) -> tuple[float, ...]:
 
 def _lesion_distance(points: Field, centre: Field, radius: float, style: SiteStyle, rng: np.random.Generator) -> Field:
     """Signed distance (*grid) to one lesion of the site's shape."""
-    dims = points.shape[0]
+    dims = points.ndim - 1
     if style.lesion_shape == "round":
         return _ellipsoid(points, centre, radius * rng.uniform(0.85, 1.15, dims))
     if style.lesion_shape == "elongated":
@@ -157,7 +159,8 @@ def _lesion_distance(points: Field, centre: Field, radius: float, style: SiteSty
         offset = rng.standard_normal(dims)
         offset *= spread * radius * rng.uniform(0.8, 1.2) / np.linalg.norm(offset)
         parts.append(_ellipsoid(points, centre + offset, np.full(dims, size * radius * rng.uniform(0.7, 1.2))))
-    return np.minimum.reduce(parts)
+    nearest: Field = np.minimum.reduce(parts)
+    return nearest
 
 
 def _add_decoys(signals: Field, points: Field, free: Mask, *, style: SiteStyle, rng: np.random.Generator) -> Field:
@@ -176,7 +179,7 @@ def _add_decoys(signals: Field, points: Field, free: Mask, *, style: SiteStyle, 
 
 def _blob(points: Field, free: Mask, radius: tuple[float, float], rng: np.random.Generator) -> Field:
     """Share of an ellipsoid somewhere in the free space in each voxel."""
-    dims = points.shape[0]
+    dims = points.ndim - 1
     radii = rng.uniform(*radius) * rng.uniform(0.7, 1.3, dims)
     blob: Field = _soft(_ellipsoid(points, _somewhere(free, points, rng), radii, _turn(dims, rng)), 0.35) * free
     return blob
@@ -184,7 +187,7 @@ def _blob(points: Field, free: Mask, radius: tuple[float, float], rng: np.random
 
 def _vessel(points: Field, start: Field, rng: np.random.Generator) -> Field:
     """Share of a curved tube in each voxel, about 12 units long and 1 unit thick."""
-    dims = points.shape[0]
+    dims = points.ndim - 1
     step = rng.standard_normal(dims)
     bend = rng.standard_normal(dims) * 0.35
     distance = np.full(points.shape[1:], np.inf)

@@ -30,7 +30,7 @@ class RoundContext:
     """One site's round: its data order, its loss, its clock, and how to score a model.
 
     ``score`` gives the mean validation Dice of a learner's model; ``open_incoming`` loads a push into a
-    second learner with a fresh optimiser; ``on_step`` is told (step, loss or None) and raises to stop.
+    second learner with a fresh optimiser; ``on_step`` is told how many steps are done and raises to stop.
     """
 
     round_number: int
