@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import logging
+import math
 import os
 import socket
+import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -51,6 +53,28 @@ def connected(resources: ResourcesConfig) -> Iterator[str]:
         ray.shutdown()
 
 
+@contextmanager
+def joined(address: str) -> Iterator[str]:
+    """A connection to a cluster that runs already, for the length of a block; starts nothing.
+
+    Yields:
+        Where we are connected, in words; empty where a run would start a cluster of its own.
+
+    Raises:
+        ClusterError: the address cannot be reached.
+    """
+    wanted = os.environ.get("RAY_ADDRESS", "auto") if address == "auto" else address
+    description = ""
+    if wanted == "auto" and _join("auto"):
+        description = f"the running cluster at {ray.get_runtime_context().gcs_address}"
+    elif wanted not in ("auto", "local"):
+        description = _connect(wanted)
+    try:
+        yield description
+    finally:
+        ray.shutdown()
+
+
 def _connect(address: str) -> str:
     """Joins the cluster at ``address``; with ``auto`` the running one, or else a new local one."""
     wanted = os.environ.get("RAY_ADDRESS", "auto") if address == "auto" else address
@@ -59,7 +83,7 @@ def _connect(address: str) -> str:
             return f"the running cluster at {ray.get_runtime_context().gcs_address}"
         os.environ.pop("RAY_ADDRESS", None)
         ray.init("local", include_dashboard=False, **_QUIETLY)
-        return f"a local cluster with {int(ray.cluster_resources().get('CPU', 0))} CPUs, started for this run"
+        return f"a local cluster with {sum(node.cpus for node in nodes()):g} CPUs, started for this run"
     _check_reachable(wanted)
     try:
         ray.init(wanted, **_QUIETLY)
@@ -100,7 +124,7 @@ def _cannot_join(address: str, reason: str) -> str:
 
 def nodes() -> tuple[Node, ...]:
     """The living nodes of the connected cluster."""
-    found: list[dict[str, Any]] = ray.nodes()
+    found: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]  # Ray has no hints here
     return tuple(
         Node(
             name=str(node["NodeManagerHostname"]),
@@ -127,7 +151,7 @@ def check_capacity(resources: ResourcesConfig, sites: Sequence[str], available: 
     if resources.placement == "label":
         _check_labels(resources, sites, available)
         return
-    room = sum(_places(node, resources) for node in available)
+    room = _room(available, cpus=resources.cpus_per_site, gpus=resources.gpus_per_site)
     if room >= len(sites):
         return
     cpus, gpus = sum(node.cpus for node in available), sum(node.gpus for node in available)
@@ -139,29 +163,32 @@ def check_capacity(resources: ResourcesConfig, sites: Sequence[str], available: 
 
 
 def _advice(resources: ResourcesConfig, num_sites: int, available: Sequence[Node]) -> str:
-    """The settings that would fit on what there is, as shares of hundredths."""
-    advice = []
-    cpus, gpus = max(node.cpus for node in available), max(node.gpus for node in available)
-    if num_sites * resources.cpus_per_site > sum(node.cpus for node in available) and cpus > 0:
-        advice.append(f"--set resources.cpus_per_site={_share(cpus, num_sites):g}")
-    if num_sites * resources.gpus_per_site > sum(node.gpus for node in available):
-        share = _share(gpus, num_sites) if gpus > 0 else 0
-        advice.append(f"--set resources.gpus_per_site={share:g}")
-    return "Use " + " ".join(advice) if advice else "Ask less of each site, or add nodes"
+    """The largest shares, in hundredths, that would fit on what there is."""
+    cpus, gpus = resources.cpus_per_site, resources.gpus_per_site
+    num_gpus = sum(int(node.gpus) for node in available)
+    if sum(_places_by_gpu(node, gpus) for node in available) < num_sites:
+        gpus = int(100 / math.ceil(num_sites / num_gpus)) / 100 if num_gpus else 0.0
+    shares = (hundredths / 100 for hundredths in range(int(cpus * 100), 0, -1))
+    cpus_that_fit = next((share for share in shares if _room(available, cpus=share, gpus=gpus) >= num_sites), None)
+    if cpus_that_fit is None:
+        return "Start nodes that can hold them"
+    advice = [f"--set resources.cpus_per_site={cpus_that_fit:g}"] if cpus_that_fit < cpus else []
+    advice += [f"--set resources.gpus_per_site={gpus:g}"] if gpus < resources.gpus_per_site else []
+    return "Add nodes, or use " + " ".join(advice)
 
 
-def _share(amount: float, num_sites: int) -> float:
-    return int(amount / num_sites * 100) / 100
+def _room(available: Sequence[Node], *, cpus: float, gpus: float) -> int:
+    """How many sites that ask for this much fit on all nodes together."""
+    return sum(min(int(node.cpus / cpus + 1e-9), _places_by_gpu(node, gpus)) for node in available)
 
 
-def _places(node: Node, resources: ResourcesConfig) -> int:
-    """How many sites fit on one node. A GPU is shared by whole sites only: 0.6 + 0.6 needs two GPUs."""
-    by_cpu = int(node.cpus / resources.cpus_per_site + 1e-9)
-    if resources.gpus_per_site == 0:
-        return by_cpu
-    if resources.gpus_per_site < 1:
-        return min(by_cpu, int(node.gpus) * int(1 / resources.gpus_per_site + 1e-9))
-    return min(by_cpu, int(node.gpus / resources.gpus_per_site + 1e-9))
+def _places_by_gpu(node: Node, gpus: float) -> int:
+    """How many sites the GPUs of a node can hold. Only whole sites share a GPU: 0.6 + 0.6 needs two."""
+    if gpus == 0:
+        return sys.maxsize
+    if gpus < 1:
+        return int(node.gpus) * int(1 / gpus + 1e-9)
+    return int(node.gpus / gpus + 1e-9)
 
 
 def _check_labels(resources: ResourcesConfig, sites: Sequence[str], available: Sequence[Node]) -> None:
@@ -171,7 +198,7 @@ def _check_labels(resources: ResourcesConfig, sites: Sequence[str], available: S
         own = [node for node in available if node.labels.get(resources.label_key) == site]
         if not own:
             problems.append(f"no living node has the label {resources.label_key}={site}")
-        elif not any(_places(node, resources) for node in own):
+        elif not _room(own, cpus=resources.cpus_per_site, gpus=resources.gpus_per_site):
             problems.append(
                 f"the node of {site} has {own[0].cpus:g} CPU and {own[0].gpus:g} GPU, "
                 f"{resources.cpus_per_site:g} and {resources.gpus_per_site:g} are asked for"

@@ -26,10 +26,13 @@ CONCURRENCY_GROUPS = {"push": 1, "inbox": 2, "control": 1}
 GROUP_OF = {"push": "push", "receive": "inbox", "status": "control", "stop": "control"}
 
 # No retries: a repeated round would train twice. Restarts come back empty and are started by the driver.
-_OPTIONS: Any = dict(  # Any: Ray's type hints do not know the options of actors
-    concurrency_groups=CONCURRENCY_GROUPS, max_restarts=-1, max_task_retries=0, allow_out_of_order_execution=True
-)
-SiteActor: Any = ray.remote(**_OPTIONS)(Site)
+_OPTIONS: dict[str, Any] = {
+    "concurrency_groups": CONCURRENCY_GROUPS,
+    "max_restarts": -1,
+    "max_task_retries": 0,
+    "allow_out_of_order_execution": True,
+}
+SiteActor: Any = ray.remote(**_OPTIONS)(Site)  # Any: Ray's hints do not know an actor's options
 
 STOP_TIMEOUT_S = 5.0
 

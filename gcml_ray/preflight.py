@@ -48,11 +48,15 @@ class Check:
 
 @dataclass(frozen=True)
 class Machine:
-    """What this machine offers; limits of a container count. ``gpu_bytes``: the memory of each GPU."""
+    """What this machine offers; limits of a container count.
+
+    ``shm_bytes`` is what is free in ``/dev/shm``, None where the system has none (macOS); ``gpu_bytes`` the
+    memory of each GPU that torch can use.
+    """
 
     num_cpus: int
     memory_bytes: int
-    shm_bytes: int
+    shm_bytes: int | None
     gpu_bytes: tuple[int, ...] = ()
 
 
@@ -85,8 +89,8 @@ def check_environment(machine: Machine, *, folder: Path) -> Iterator[Check]:
 def read_requirements() -> tuple[str, tuple[str, ...]]:
     """Allowed Python versions and the requirements, from the installed package or else ``pyproject.toml``."""
     try:
-        metadata = importlib.metadata.metadata(DISTRIBUTION)
-        return metadata.get("Requires-Python", ""), tuple(importlib.metadata.requires(DISTRIBUTION) or ())
+        requires_python = importlib.metadata.metadata(DISTRIBUTION)["Requires-Python"]
+        return requires_python, tuple(importlib.metadata.requires(DISTRIBUTION) or ())
     except importlib.metadata.PackageNotFoundError:
         project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
         return project["requires-python"], tuple(project["dependencies"])
@@ -151,7 +155,7 @@ def this_machine() -> Machine:
     return Machine(
         num_cpus=num_usable_cpus(),
         memory_bytes=_memory_bytes(),
-        shm_bytes=shutil.disk_usage(SHARED_MEMORY).free if SHARED_MEMORY.is_dir() else 0,
+        shm_bytes=shutil.disk_usage(SHARED_MEMORY).free if SHARED_MEMORY.is_dir() else None,
         gpu_bytes=_gpu_bytes(),
     )
 
@@ -214,11 +218,11 @@ def check_gpus(machine: Machine, *, has_nvidia_device: bool) -> Check:
 def check_disk(folder: Path, *, needed_bytes: int, name: str = "disk") -> Check:
     """Whether the disk below a folder has room for what is needed."""
     free = shutil.disk_usage(nearest_existing(folder)).free
-    detail = f"{gigabytes(free)} free at {folder}"
+    detail = f"{gigabytes(free)} free at {folder}, {gigabytes(needed_bytes)} are wanted"
     if free >= needed_bytes:
         return Check(name, "PASS", detail)
     remedy = "free some space, or set output.folder on another disk"
-    return Check(name, "WARN", f"{detail}, {gigabytes(needed_bytes)} are wanted", remedy)
+    return Check(name, "WARN", detail, remedy)
 
 
 def nearest_existing(folder: Path) -> Path:
@@ -228,21 +232,25 @@ def nearest_existing(folder: Path) -> Path:
 
 def default_object_store_bytes(machine: Machine) -> int:
     """The size that Ray gives its object store when it starts on this machine."""
-    cap = max(STORE_SMALL_BYTES, int(STORE_SHM_SHARE * machine.shm_bytes))
+    cap = max(STORE_SMALL_BYTES, int(STORE_SHM_SHARE * (machine.shm_bytes or 0)))
     return int(min(STORE_SHARE * machine.memory_bytes, STORE_MAX_BYTES, cap))
 
 
 def check_shared_memory(machine: Machine) -> Check:
     """Whether Ray's object store fits into shared memory; containers often have 64 MB of it."""
+    if machine.shm_bytes is None:
+        return Check("shared memory", "PASS", f"this system has no {SHARED_MEMORY}: Ray uses files of its own")
     store = default_object_store_bytes(machine)
-    detail = f"{gigabytes(machine.shm_bytes)} free in {SHARED_MEMORY}, Ray's object store takes up to {gigabytes(store)}"
+    detail = (
+        f"{gigabytes(machine.shm_bytes)} free in {SHARED_MEMORY}, Ray's object store takes up to {gigabytes(store)}"
+    )
     if machine.shm_bytes >= store:
         return Check("shared memory", "PASS", detail)
     return Check(
         "shared memory",
         "WARN",
         f"{detail}: pushes would go through a file on disk, many times slower",
-        f"start the container with --shm-size={store / 1e9:.1f}gb (Kubernetes: an emptyDir of medium Memory at /dev/shm)",
+        f"start the container with --shm-size={store / 1e9:.1f}gb (Kubernetes: an emptyDir of medium Memory there)",
     )
 
 

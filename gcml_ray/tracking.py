@@ -182,7 +182,9 @@ class MlflowTracker:
         self._guard("log_artifacts", upload)
 
     def finish(self, status: Outcome) -> None:
-        """Send what is left, close all runs and say how often tracking failed."""
+        """Send what is left, close all runs and say how often tracking failed; nothing before ``start``."""
+        if self._config is None:
+            return
 
         def close() -> None:
             self._flush()

@@ -20,7 +20,7 @@ Mask = NDArray[np.bool_]
 REFERENCE_SHAPE = (36, 32, 20)
 BRAIN_RADII = (16.2, 14.2, 9.0)
 # Lesions of several balls: number of satellites, their distance, radius of the middle ball and of theirs.
-CLUSTERS = {"lobulated": (3, 0.8, 0.72, 0.72), "scattered": (4, 2.2, 0.9, 0.62)}
+CLUSTERS = {"lobulated": (3, 0.8, 0.72, 0.72), "scattered": (4, 2.2, 0.9, 0.7)}
 STORED_WHITE = 1000.0  # stored integers per unit of signal, before the gain of a case
 
 
@@ -43,7 +43,7 @@ def make_case(
     near = ndimage.gaussian_filter(lesion, _voxels(1.5, shape))
     free = anatomy.brain & (near < 0.05)
     t1, flair = _add_decoys(_tissue(anatomy, style), points, free, style=style, rng=rng)
-    texture = 1 + 0.25 * _smooth_noise(shape, 1.5, rng)
+    texture = 1 + 0.15 * _smooth_noise(shape, 1.5, rng)
     strength = rng.uniform(0.8, 1.25, 2)
     t1 = t1 + strength[0] * style.t1_lesion * lesion * texture - 0.25 * core
     flair = flair + strength[1] * style.flair_lesion * lesion * texture - (style.flair_lesion + 0.2) * core

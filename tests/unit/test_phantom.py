@@ -134,14 +134,18 @@ def test_lesions_are_dark_in_t1_and_bright_in_flair() -> None:
 
 
 def noise_level(style: SiteStyle) -> float:
-    """Median absolute step between neighbours along the first axis, relative to the signal."""
-    (t1, _), _ = sample(style)
-    steps = np.abs(np.diff(t1, axis=0))[(t1[1:] > 0) & (t1[:-1] > 0)]
-    return float(np.median(steps) / np.median(t1[t1 > 0]))
+    """Median absolute second difference along the first axis, relative to the signal: anatomy is smoother than noise."""
+    levels = []
+    for index in range(3):
+        (_, flair), _ = sample(style, index=index)
+        inside = (flair[2:] > 0) & (flair[1:-1] > 0) & (flair[:-2] > 0)
+        levels.append(np.median(np.abs(np.diff(flair, n=2, axis=0))[inside]) / np.median(flair[flair > 0]))
+    return float(np.mean(levels))
 
 
 def test_west_is_noisier_than_north() -> None:
-    assert noise_level(STYLES["west"]) > 1.3 * noise_level(STYLES["north"])
+    """Set to 0.045 and 0.030 of the signal's scale: 1.5 times."""
+    assert noise_level(STYLES["west"]) > 1.25 * noise_level(STYLES["north"])
 
 
 def test_readers_of_east_draw_less_than_those_of_south() -> None:

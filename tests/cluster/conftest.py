@@ -1,0 +1,69 @@
+"""One real Ray for the tests of this folder; every test must leave it without actors and placement groups."""
+
+from __future__ import annotations
+
+import gc
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+from ray._private.state import actors as all_actors
+from ray.util.placement_group import placement_group_table
+
+CPUS, GPUS = 8, 2  # both logical
+STORE_BYTES = 400 * 2**20
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """All tests of this folder need a cluster."""
+    for item in items:
+        if Path(__file__).parent in item.path.parents:
+            item.add_marker(pytest.mark.cluster)
+
+
+def live_actors() -> set[str]:
+    """Names of the actors that are not dead."""
+    return {str(actor["Name"]) for actor in all_actors().values() if actor["State"] != "DEAD"}
+
+
+def placement_groups() -> int:
+    """How many placement groups are not removed."""
+    return sum(group["state"] != "REMOVED" for group in placement_group_table().values())
+
+
+def wait_until(condition: Any, *, timeout_s: float = 15.0) -> bool:
+    """Whether a condition becomes true in time; the death of an actor takes a moment to be known."""
+    deadline = time.monotonic() + timeout_s
+    while not condition():
+        if time.monotonic() > deadline:
+            return False
+        time.sleep(0.1)
+    return True
+
+
+@pytest.fixture(scope="session")
+def _ends_with_the_session() -> Iterator[None]:
+    yield
+    ray.shutdown()
+
+
+@pytest.fixture
+def ray_local(_ends_with_the_session: None) -> Iterator[None]:
+    """A connection to a local cluster of 8 CPUs and 2 logical GPUs, kept from test to test."""
+    if not ray.is_initialized():
+        ray.init(
+            "local",
+            num_cpus=CPUS,
+            num_gpus=GPUS,
+            object_store_memory=STORE_BYTES,
+            include_dashboard=False,
+            log_to_driver=False,
+            namespace="gcml",
+        )
+    yield
+    gc.collect()
+    assert wait_until(lambda: not live_actors()), f"left alive: {live_actors()}"
+    assert wait_until(lambda: placement_groups() == 0), "a placement group is left"

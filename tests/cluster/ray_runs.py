@@ -1,0 +1,29 @@
+"""Runs of a driver over the connected Ray cluster."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from actors.pool import RayPool
+from gcml_ray.config import Config
+from tests.fake_runs import RecordingListener, Run, drive
+from tests.fakes import FakeTrainers, Fault
+
+
+def ray_pool(config: Config, *faults: Fault, num_values: int = 8, **options: Any) -> RayPool:
+    """A pool of fake trainers as actors."""
+    trainers = FakeTrainers(faults, num_values=num_values)
+    return RayPool(config, config.output.folder, run_id="run", make_trainer=trainers, **options)
+
+
+def run_on_ray(
+    config: Config,
+    *faults: Fault,
+    num_values: int = 8,
+    resume: bool = False,
+    listener: RecordingListener | None = None,
+    **options: Any,
+) -> Run:
+    """A run of fake trainers as actors."""
+    pool = ray_pool(config, *faults, num_values=num_values, **options)
+    return drive(config, pool, resume=resume, listener=listener)

@@ -1,0 +1,81 @@
+"""A cluster of several nodes on this machine: the driver on its own, one node a site."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+from ray.cluster_utils import Cluster
+from ray.experimental.locations import get_object_locations
+
+from actors.pool import ObjectStoreTransport, SiteActor
+from gcml_ray.errors import ClusterError, SiteError
+from gcml_ray.records import PushReceipt
+from gcml_ray.wire import PushHeader
+from tests.cluster.conftest import live_actors, wait_until
+from tests.cluster.ray_runs import run_on_ray
+from tests.fakes import FakeTrainers, fake_config
+
+SITES = ("A", "B")
+LABELLED = {"resources": {"placement": "label"}}
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[Cluster]:
+    """Head without CPUs for the driver, a node of 2 CPUs a site; replaces the cluster of the other tests."""
+    ray.shutdown()
+    head = {"num_cpus": 0, "labels": {"site": "driver"}, "include_dashboard": False}
+    made = Cluster(initialize_head=True, head_node_args=head | {"object_store_memory": 200 * 2**20})
+    for site in SITES:
+        made.add_node(num_cpus=2, labels={"site": site}, object_store_memory=300 * 2**20)
+    made.wait_for_nodes()
+    ray.init(made.address, namespace="gcml", log_to_driver=False)
+    yield made
+    ray.shutdown()
+    made.shutdown()
+
+
+@pytest.fixture(autouse=True)
+def _leaves_no_actor(cluster: Cluster) -> Iterator[None]:
+    del cluster
+    yield
+    assert wait_until(lambda: not live_actors()), f"left alive: {live_actors()}"
+
+
+def node_ids() -> dict[str, str]:
+    """The id of every node by its label."""
+    return {node["Labels"]["site"]: node["NodeID"] for node in ray.nodes()}
+
+
+class RecordingTransport(ObjectStoreTransport):
+    """Writes down where a pushed buffer lies after its receivers have answered."""
+
+    def _send_reference(
+        self, header: PushHeader, reference: Any, receivers: Sequence[str], *, size_bytes: int, timeout_s: float
+    ) -> tuple[PushReceipt, ...]:
+        receipts = super()._send_reference(header, reference, receivers, size_bytes=size_bytes, timeout_s=timeout_s)
+        found = get_object_locations([reference])[reference]
+        line = {"sender": header.sender, "receivers": list(receivers), "nodes": found["node_ids"]}
+        with Path(os.environ["LOCATIONS_FILE"]).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(line) + "\n")
+        return receipts
+
+
+@pytest.mark.parametrize("num_values", [8, 12_500_000], ids=["32-bytes", "50-MB"])
+def test_pushed_weights_are_never_on_the_drivers_node(tmp_path: Path, num_values: int) -> None:
+    """Small objects are the ones that Ray would otherwise carry inside messages through the driver."""
+    file = tmp_path / "locations.jsonl"
+    config = fake_config(tmp_path, sites=SITES, federation={"rounds": 2}, **LABELLED)
+    run = run_on_ray(config, num_values=num_values, make_transport=recording_to(file))
+    ids = node_ids()
+    lines = [json.loads(line) for line in file.read_text().splitlines()]
+    assert len(lines) == 4
+    for line in lines:
+        assert ids["driver"] not in line["nodes"]
+        assert set(line["nodes"]) == {ids[line["sender"]], *(ids[name] for name in line["receivers"])}
+    assert all(push.accepted and push.size_bytes == 4 * num_values for push in run.folder.transfers())

@@ -1,0 +1,171 @@
+"""The driver over Ray actors of fake trainers: results, placement, clean ends."""
+
+from __future__ import annotations
+
+import re
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import ray
+from ray._private.internal_api import memory_summary
+
+from actors.cluster import check_capacity, nodes
+from actors.federation import run_federation
+from actors.pool import SiteActor
+from gcml_ray.config import Config
+from gcml_ray.errors import ClusterError, SiteError
+from gcml_ray.records import RoundRecord
+from tests.cluster.conftest import live_actors, placement_groups, wait_until
+from tests.cluster.ray_runs import ray_pool, run_on_ray
+from tests.fake_runs import RecordingListener, run_locally
+from tests.fakes import FakeTrainers, Fault, fake_config, final_weights
+
+pytestmark = pytest.mark.usefixtures("ray_local")
+
+
+def test_weights_of_fake_trainers_equal_those_of_the_local_pool(tmp_path: Path) -> None:
+    on_ray = final_weights(run_on_ray(fake_config(tmp_path / "ray")).folder)
+    locally = final_weights(run_locally(fake_config(tmp_path / "local")).folder)
+    for site in "ABC":
+        np.testing.assert_array_equal(on_ray[site], locally[site])
+
+
+def test_sites_are_processes_of_their_own(tmp_path: Path) -> None:
+    run = run_on_ray(fake_config(tmp_path, federation={"rounds": 1}))
+    assert len({info.pid for info in run.summary.infos}) == 3
+
+
+def test_actor_never_repeats_a_call_and_always_restarts() -> None:
+    options: Any = SiteActor._default_options
+    assert (options["max_task_retries"], options["max_restarts"]) == (0, -1)
+
+
+@pytest.mark.parametrize("placement", ["none", "pg"])
+def test_placement_without_labels_runs(tmp_path: Path, placement: str) -> None:
+    seen: list[int] = []
+    listener = RecordingListener(on_end=lambda _: seen.append(placement_groups()))
+    config = fake_config(tmp_path, federation={"rounds": 1}, resources={"placement": placement})
+    run = run_on_ray(config, listener=listener)
+    assert run.summary.status == "finished"
+    assert seen == [1 if placement == "pg" else 0]
+
+
+def test_malformed_push_is_refused_across_processes(tmp_path: Path) -> None:
+    run = run_on_ray(fake_config(tmp_path, federation={"rounds": 2}), Fault("A", 2, "export", "nan"))
+    (refused,) = [push for record in run.folder.rounds() for push in record.pushes if not push.accepted]
+    assert (refused.sender, refused.receiver, refused.reason.split(":")[0]) == ("A", "B", "not finite")
+    assert run.summary.status == "finished"
+
+
+def test_site_that_raises_is_told_with_its_own_words(tmp_path: Path) -> None:
+    run = run_on_ray(fake_config(tmp_path, federation={"rounds": 2}), Fault("B", 1, "train", "raise"))
+    failure = run.folder.rounds()[0].failures[0]
+    assert (failure.kind, failure.error_type, failure.message) == (
+        "raised",
+        "ValueError",
+        "broken train of B in round 1",
+    )
+    assert "in _fail" in failure.traceback
+    assert run.trained("B") == [2]
+
+
+def test_start_failures_are_reported_together(tmp_path: Path) -> None:
+    faults = [Fault("A", 0, "start", "raise"), Fault("C", 0, "start", "die")]
+    with pytest.raises(SiteError, match=r"(?s)site A: broken start of A in round 0.*site C: "):
+        run_on_ray(fake_config(tmp_path), *faults)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
+def test_nothing_is_left_alive_when_the_driver_is_interrupted(tmp_path: Path, error: type[BaseException]) -> None:
+    def interrupt(_: RoundRecord) -> None:
+        assert len(live_actors()) == 3
+        assert placement_groups() == 1
+        raise error
+
+    config = fake_config(tmp_path, resources={"pool": "ray", "placement": "pg"})
+    listener = RecordingListener(on_end=interrupt)
+    with pytest.raises(error):
+        run_federation(config, listener=listener, stop=threading.Event(), make_trainer=FakeTrainers())
+
+
+def test_plasma_does_not_grow_with_the_rounds(tmp_path: Path) -> None:
+    """30 rounds put 90 buffers of 1 MB. Ray frees once a second; then at most the last round's 3 are left."""
+    largest: list[int] = []
+
+    def measure(record: RoundRecord) -> None:
+        largest.append(plasma_objects())
+        if record.plan.round_number == 30:
+            assert wait_until(lambda: plasma_objects() <= 3)
+
+    config = fake_config(tmp_path, federation={"rounds": 30})
+    run = run_on_ray(config, listener=RecordingListener(on_end=measure), num_values=250_000)
+    assert run.summary.status == "finished"
+    assert max(largest) >= 3
+
+
+def plasma_objects() -> int:
+    """Objects in the store of this node."""
+    summary = memory_summary(ray.get_runtime_context().gcs_address, stats_only=True)
+    found = re.search(r"Plasma memory usage \d+ MiB, (\d+) objects", summary)
+    assert found, summary
+    return int(found.group(1))
+
+
+# --- what does not fit -------------------------------------------------------------------------
+
+
+def refusal_of(config: Config) -> str:
+    """The message of a launch that must fail in less than 5 seconds."""
+    began = time.monotonic()
+    with pytest.raises(ClusterError) as error:
+        run_on_ray(config)
+    assert time.monotonic() - began < 5
+    return str(error.value)
+
+
+def test_more_gpus_than_there_are_is_refused_in_seconds(tmp_path: Path) -> None:
+    message = refusal_of(fake_config(tmp_path, resources={"gpus_per_site": 1.0}))
+    assert "the cluster has 8 CPU and 2 GPU on 1 node(s), room for 2 site(s)" in message
+    assert "--set resources.gpus_per_site=0.5" in message
+
+
+def test_label_that_no_node_has_is_refused_in_seconds(tmp_path: Path) -> None:
+    message = refusal_of(fake_config(tmp_path, resources={"placement": "label", "label_key": "hospital"}))
+    assert "no living node has the label hospital=A" in message
+
+
+def test_places_that_others_hold_are_refused_after_the_start_timeout(tmp_path: Path) -> None:
+    @ray.remote(num_cpus=7)
+    class Other:
+        def hold(self) -> None:
+            """Being there is enough."""
+
+    other = Other.remote()
+    ray.get(other.hold.remote(), timeout=30)
+    try:
+        config = fake_config(tmp_path, resources={"placement": "pg"}, federation={"start_timeout_s": 1.0})
+        check_capacity(config.resources, "ABC", nodes())
+        with pytest.raises(ClusterError, match=r"did not free 3 x .* within 1 s"):
+            run_on_ray(config)
+    finally:
+        ray.kill(other)
+
+
+def test_folder_is_finished_with_one_run_of_the_federation(tmp_path: Path) -> None:
+    config = fake_config(tmp_path, federation={"rounds": 1}, resources={"pool": "ray"})
+    listener = RecordingListener()
+    summary = run_federation(config, listener=listener, stop=listener.stop, make_trainer=FakeTrainers())
+    assert summary.status == "finished"
+    assert ray.is_initialized()
+
+
+def test_pool_can_be_shut_down_twice(tmp_path: Path) -> None:
+    pool = ray_pool(fake_config(tmp_path))
+    pool.launch(["A"])
+    pool.shutdown()
+    pool.shutdown()
+    assert pool.statuses() == []

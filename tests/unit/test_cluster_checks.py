@@ -1,0 +1,114 @@
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from actors.cluster import Node, check_capacity, connected
+from gcml_ray.config import ResourcesConfig
+from gcml_ray.errors import ClusterError
+
+SITES = ("A", "B", "C")
+
+
+def node(cpus: float = 8, gpus: float = 0, **labels: str) -> Node:
+    return Node("machine", cpus, gpus, labels)
+
+
+def resources(**values: Any) -> ResourcesConfig:
+    return ResourcesConfig.model_validate(values)
+
+
+def test_enough_of_everything_passes() -> None:
+    check_capacity(resources(cpus_per_site=1.0, gpus_per_site=1.0), SITES, [node(2, 2), node(1, 1)])
+
+
+def test_too_few_cpus_says_what_there_is_and_what_would_fit() -> None:
+    with pytest.raises(ClusterError, match=r"3 sites x \(1 CPU, 0 GPU\) .* has 2 CPU .* room for 2") as error:
+        check_capacity(resources(), SITES, [node(2)])
+    assert "--set resources.cpus_per_site=0.66" in str(error.value)
+    check_capacity(resources(cpus_per_site=0.66), SITES, [node(2)])
+
+
+def test_too_few_gpus_says_what_would_fit() -> None:
+    with pytest.raises(ClusterError, match=r"has 8 CPU and 1 GPU .* --set resources.gpus_per_site=0.33"):
+        check_capacity(resources(gpus_per_site=1.0), SITES, [node(8, 1)])
+    check_capacity(resources(gpus_per_site=0.33), SITES, [node(8, 1)])
+
+
+def test_no_gpu_at_all_advises_to_ask_for_none() -> None:
+    with pytest.raises(ClusterError, match=r"--set resources.gpus_per_site=0$"):
+        check_capacity(resources(gpus_per_site=1.0), SITES, [node(8)])
+
+
+def test_fractions_of_a_gpu_do_not_add_up_over_two_gpus() -> None:
+    """0.6 + 0.6 + 0.6 is less than 2 GPUs, yet a GPU holds only one such site."""
+    with pytest.raises(ClusterError, match="room for 2 site"):
+        check_capacity(resources(gpus_per_site=0.6), SITES, [node(8, 2)])
+    check_capacity(resources(gpus_per_site=0.5), SITES, [node(8, 2)])
+
+
+def test_advice_for_fractions_is_a_share_that_fits() -> None:
+    with pytest.raises(ClusterError, match=r"--set resources.gpus_per_site=0.5"):
+        check_capacity(resources(gpus_per_site=0.6), SITES, [node(8, 2)])
+
+
+def test_tenths_of_a_cpu_are_not_lost_to_rounding() -> None:
+    """1 / 0.1 is 10 in floating point, but 0.3 / 0.1 is 2.999..."""
+    check_capacity(resources(cpus_per_site=0.1), SITES, [node(0.3)])
+
+
+def test_free_cpus_of_a_node_without_gpu_are_no_place_for_a_gpu_site() -> None:
+    with pytest.raises(ClusterError, match="room for 1 site"):
+        check_capacity(resources(gpus_per_site=1.0), SITES, [node(1, 2), node(8, 0)])
+
+
+def test_cluster_without_nodes_is_an_error_with_words() -> None:
+    with pytest.raises(ClusterError, match=r"0 CPU and 0 GPU on 0 node"):
+        check_capacity(resources(gpus_per_site=1.0), SITES, [])
+
+
+def test_advice_lowers_both_shares_where_both_are_too_high() -> None:
+    """Two nodes of 2 CPUs and 1 GPU, five sites: three share a node, with 2/3 CPU and 1/3 GPU each."""
+    machines = [node(2, 1), node(2, 1)]
+    with pytest.raises(ClusterError, match=r"cpus_per_site=0.66 --set resources.gpus_per_site=0.33$"):
+        check_capacity(resources(gpus_per_site=1.0), tuple("ABCDE"), machines)
+    check_capacity(resources(cpus_per_site=0.66, gpus_per_site=0.33), tuple("ABCDE"), machines)
+
+
+def test_label_placement_needs_one_labelled_node_a_site() -> None:
+    check_capacity(resources(placement="label"), SITES, [node(site=site) for site in SITES])
+
+
+def test_missing_label_is_named_with_those_there_are() -> None:
+    with pytest.raises(ClusterError, match="no living node has the label site=C") as error:
+        check_capacity(resources(placement="label"), SITES, [node(), node(site="A"), node(site="B")])
+    assert "Labels there are: ['A', 'B']" in str(error.value)
+
+
+def test_labelled_node_that_is_too_small_is_named() -> None:
+    with pytest.raises(ClusterError, match="the node of B has 1 CPU and 0 GPU, 2 and 0 are asked for"):
+        check_capacity(resources(placement="label", cpus_per_site=2.0), ("A", "B"), [node(site="A"), node(1, site="B")])
+
+
+def test_all_label_problems_come_at_once() -> None:
+    with pytest.raises(ClusterError, match=r"site=A; .*site=B; .*site=C"):
+        check_capacity(resources(placement="label"), SITES, [node()])
+
+
+@pytest.mark.parametrize("address", ["machine", "machine:", ":6379", "machine:port", "http//x"])
+def test_address_that_is_not_host_and_port_is_refused(address: str) -> None:
+    with pytest.raises(ClusterError, match="is not host:port"), connected(resources(address=address)):
+        pytest.fail("connected to nowhere")
+
+
+def test_address_where_nobody_listens_is_refused_at_once() -> None:
+    expected = pytest.raises(ClusterError, match=r"cannot join the Ray cluster at 127\.0\.0\.1:1")
+    with expected, connected(resources(address="127.0.0.1:1")):
+        pytest.fail("connected to nowhere")
+
+
+def test_ray_address_of_the_environment_is_used_and_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
+    with pytest.raises(ClusterError, match=r"127.0.0.1:1 .*resources.address=local"), connected(resources()):
+        pytest.fail("connected to nowhere")

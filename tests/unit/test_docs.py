@@ -1,0 +1,80 @@
+"""The documents agree with the code: keys and defaults of the configuration, links, names of files."""
+
+from __future__ import annotations
+
+import re
+import types
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, Union, get_args, get_origin
+
+import pytest
+import yaml
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from gcml_ray.config import Config
+
+ROOT = Path(__file__).parents[2]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+REQUIRED = "required"
+ROW = re.compile(r"^\| `([^`]+)` \|[^|]*\| (.+?) \|", re.MULTILINE)  # key, default
+LINK = re.compile(r"\]\((?!https?://)([^)#]+)(?:#[^)]*)?\)")
+PATH_CELL = re.compile(r"`((?:gcml_ray|actors|tune|configs|docs|benchmarks|tests)/[\w./-]*)`")
+
+
+def keys_of_config(model: type[BaseModel], prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
+    """Every key as a user writes it, dotted, with its field; sections are entered, all variants of one too."""
+    for name, field in model.model_fields.items():
+        key = prefix + (field.alias or name)
+        sections = list(sections_in(field.annotation))
+        for section in sections:
+            yield from keys_of_config(section, f"{key}.")
+        if not sections:
+            yield key, field
+
+
+def sections_in(annotation: Any) -> Iterator[type[BaseModel]]:
+    """The sections that an annotation allows: itself, or the members of a union."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        yield annotation
+    elif get_origin(annotation) in (Union, types.UnionType):
+        for member in get_args(annotation):
+            yield from sections_in(member)
+
+
+def default_of(field: FieldInfo) -> Any:
+    """A default as YAML has it."""
+    if field.is_required():
+        return REQUIRED
+    return list(field.default) if isinstance(field.default, tuple) else field.default
+
+
+def documented() -> dict[str, Any]:
+    """Key and default of every row of ``docs/configuration.md``."""
+    text = (ROOT / "docs" / "configuration.md").read_text(encoding="utf-8")
+    return {key: yaml.safe_load(default.strip("`")) for key, default in ROW.findall(text)}
+
+
+def test_every_key_of_the_configuration_is_documented_and_no_other() -> None:
+    assert set(documented()) == {key for key, _ in keys_of_config(Config)}
+
+
+def test_documented_defaults_are_those_of_the_configuration() -> None:
+    rows = documented()
+    assert {key: rows.get(key) for key, _ in keys_of_config(Config)} == {
+        key: default_of(field) for key, field in keys_of_config(Config)
+    }
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_relative_links_lead_to_files(page: Path) -> None:
+    links = LINK.findall(page.read_text(encoding="utf-8"))
+    assert [link for link in links if not (page.parent / link).exists()] == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_files_named_in_tables_exist(page: Path) -> None:
+    rows = [line for line in page.read_text(encoding="utf-8").splitlines() if line.startswith("|")]
+    named = PATH_CELL.findall("\n".join(rows))
+    assert [name for name in named if not (ROOT / name).exists()] == []

@@ -1,0 +1,401 @@
+from __future__ import annotations
+
+import csv
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from actors.driver import Driver
+from actors.local_pool import LocalPool
+from gcml_ray.errors import CheckpointError, SiteError
+from gcml_ray.records import SiteInfo
+from gcml_ray.run_folder import RunFolder, RunState
+from gcml_ray.seeding import numpy_generator
+from gcml_ray.wire import Buffer
+from tests.fake_runs import RecordingListener, RecordingTracker, Run, drive, run_locally
+from tests.fakes import FakeTrainers, Fault, calls_of, fake_config, final_weights
+from tests.makers import make_config
+
+
+def stopped_after(number: int) -> RecordingListener:
+    """A listener that asks for the end in the given round."""
+    return RecordingListener(stop_after=number)
+
+
+def raises_in(rounds: range, *, site: str = "B", stage: Any = "train") -> list[Fault]:
+    return [Fault(site, number, stage, "raise") for number in rounds]
+
+
+# --- rounds as planned -------------------------------------------------------------------------
+
+
+def test_phases_and_edges_are_as_planned(tmp_path: Path) -> None:
+    config = fake_config(tmp_path, federation={"warmup_rounds": 1, "cooldown_rounds": 1})
+    records = run_locally(config).folder.rounds()
+    assert [record.plan.phase for record in records] == ["warmup", "exchange", "exchange", "cooldown"]
+    ring = [("A", "B"), ("B", "C"), ("C", "A")]
+    edges = [[(push.sender, push.receiver) for push in record.pushes] for record in records]
+    assert edges == [[], ring, ring, []]
+
+
+def test_every_site_trains_in_every_round(tmp_path: Path) -> None:
+    run = run_locally(fake_config(tmp_path))
+    assert [run.trained(site) for site in "ABC"] == [[1, 2, 3, 4]] * 3
+
+
+def test_incoming_weights_reach_the_receivers_training(tmp_path: Path) -> None:
+    """A ring A -> B -> A: w = (own + incoming) / 2 + draw, with the weights from before the round's training."""
+    config = fake_config(tmp_path, sites=("A", "B"), federation={"rounds": 2})
+
+    def draw(site: str, number: int) -> Buffer:
+        return numpy_generator(7, "train", site, number).standard_normal(8, dtype=np.float32)
+
+    a1, b1 = draw("A", 1), draw("B", 1)
+    mean = np.mean([a1, b1], axis=0, dtype=np.float32)
+    np.testing.assert_array_equal(final_weights(run_locally(config).folder)["A"], mean + draw("A", 2))
+
+
+def test_same_config_and_seed_give_the_same_weights(tmp_path: Path) -> None:
+    first, second = (final_weights(run_locally(fake_config(tmp_path / name)).folder) for name in ("1", "2"))
+    for site in "ABC":
+        np.testing.assert_array_equal(first[site], second[site])
+
+
+def test_evaluation_by_rhythm_at_the_end_of_warmup_and_at_the_end(tmp_path: Path) -> None:
+    config = fake_config(tmp_path, federation={"rounds": 8, "evaluate_every": 3, "warmup_rounds": 2})
+    evaluated = [record.trained[0].validation_dice is not None for record in run_locally(config).listener.rounds]
+    assert [number for number, done in enumerate(evaluated, start=1) if done] == [2, 3, 6, 8]
+
+
+def test_finished_run_is_told_to_tracker_and_listener(tmp_path: Path) -> None:
+    run = run_locally(fake_config(tmp_path))
+    assert (run.summary.status, run.summary.last_round) == ("finished", 4)
+    assert [info.site for info in run.tracker.infos] == ["A", "B", "C"]
+    assert [record.plan.round_number for record in run.tracker.rounds] == [1, 2, 3, 4]
+    assert run.tracker.rounds == run.listener.rounds
+    assert [report.site for report in run.tracker.scores] == ["A", "B", "C"]
+    assert len(run.listener.evaluated) == len(run.summary.evaluations) == 3
+
+
+def test_cases_csv_has_a_row_a_case_and_model(tmp_path: Path) -> None:
+    config = fake_config(tmp_path, sites=("A", "B"), federation={"warmup_rounds": 1})
+    folder = run_locally(config).folder
+    rows = list(csv.DictReader(folder.cases_file.open()))
+    assert len(rows) == 2 * 2 * 2
+    assert {(row["site"], row["case"], row["model"], row["dice"]) for row in rows} >= {
+        ("A", "x", "personalised", "0.8"),
+        ("B", "y", "before_gossip", "0.6"),
+    }
+
+
+def test_model_before_gossip_is_tested_only_where_there_was_a_warmup(tmp_path: Path) -> None:
+    folder = run_locally(fake_config(tmp_path)).folder
+    assert {score.model for score in folder.cases()} == {"personalised"}
+
+
+def test_state_of_a_finished_run(tmp_path: Path) -> None:
+    state = run_locally(fake_config(tmp_path)).folder.read_state()
+    assert state == RunState(4, "finished", ("A", "B", "C"), {"A": 4, "B": 4, "C": 4}, {})
+
+
+# --- sites that raise --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stage", ["train", "export"])
+def test_site_that_raises_is_skipped_and_the_round_completes(tmp_path: Path, stage: Any) -> None:
+    run = run_locally(fake_config(tmp_path), Fault("B", 2, stage, "raise"))
+    assert run.summary.status == "finished"
+    assert run.failures() == [("B", 2, "raised", "skip")]
+    failure = run.folder.rounds()[1].failures[0]
+    assert (failure.error_type, failure.message) == ("ValueError", f"broken {stage} of B in round 2")
+    assert [run.trained(site) for site in "AC"] == [[1, 2, 3, 4]] * 2
+
+
+def test_site_that_raised_in_training_is_back_in_the_next_round(tmp_path: Path) -> None:
+    run = run_locally(fake_config(tmp_path), Fault("B", 2, "train", "raise"))
+    assert run.trained("B") == [1, 3, 4]
+    assert calls_of(run.folder, "B", "train") == [1, 2, 3, 4]
+    assert [push.accepted for push in run.folder.rounds()[2].pushes] == [True, True, True]
+
+
+def test_site_that_could_not_push_still_trains(tmp_path: Path) -> None:
+    run = run_locally(fake_config(tmp_path), Fault("B", 2, "export", "raise"))
+    assert run.trained("B") == [1, 2, 3, 4]
+    assert [push.sender for push in run.folder.rounds()[1].pushes] == ["A", "C"]
+
+
+def test_three_failures_in_a_row_drop_a_site_and_the_rest_go_on(tmp_path: Path) -> None:
+    run = run_locally(fake_config(tmp_path, federation={"rounds": 6}), *raises_in(range(2, 7)))
+    assert run.failures() == [("B", 2, "raised", "skip"), ("B", 3, "raised", "skip"), ("B", 4, "raised", "drop")]
+    assert run.summary.status == "finished"
+    assert run.summary.dropped == {"B": "train, raised: broken train of B in round 4"}
+    assert run.trained("A") == [1, 2, 3, 4, 5, 6]
+    last = run.folder.rounds()[-1].plan
+    assert last.sites == ("A", "C")
+    assert {(edge.sender, edge.receiver) for edge in last.edges} == {("A", "C"), ("C", "A")}
+
+
+def test_good_round_forgives_earlier_failures(tmp_path: Path) -> None:
+    faults = [*raises_in(range(1, 3)), *raises_in(range(4, 6))]
+    run = run_locally(fake_config(tmp_path, federation={"rounds": 6}), *faults)
+    assert run.summary.dropped == {}
+    assert run.trained("B") == [3, 6]
+
+
+def test_push_to_a_site_that_was_dropped_in_this_round_is_only_refused(tmp_path: Path) -> None:
+    """B fails in training twice, then in its push of round 3, and is dropped between push and training."""
+    faults = [*raises_in(range(1, 3)), Fault("B", 3, "export", "raise")]
+    run = run_locally(fake_config(tmp_path), *faults)
+    assert run.failures()[-1] == ("B", 3, "raised", "drop")
+    assert run.summary.status == "finished"
+    assert calls_of(run.folder, "B", "train") == [1, 2]
+
+
+def test_run_without_a_site_left_has_failed(tmp_path: Path) -> None:
+    faults = [fault for site in "ABC" for fault in raises_in(range(2, 5), site=site)]
+    run = run_locally(fake_config(tmp_path, federation={"rounds": 9}), *faults)
+    assert (run.summary.status, run.summary.last_round) == ("failed", 4)
+    assert sorted(run.summary.dropped) == ["A", "B", "C"]
+    assert run.folder.read_state().status == "failed"
+
+
+def test_resume_of_a_run_without_sites_is_refused_and_keeps_its_records(tmp_path: Path) -> None:
+    config = fake_config(tmp_path, sites=("A", "B"), federation={"rounds": 9})
+    run_locally(config, *(fault for site in "AB" for fault in raises_in(range(2, 5), site=site)))
+    with pytest.raises(CheckpointError, match=r"all its sites were dropped .*broken train of A in round 4"):
+        run_locally(config, resume=True)
+    assert len(RunFolder(tmp_path / "run").rounds()) == 4
+
+
+def test_site_that_cannot_be_tested_leaves_the_others_scores(tmp_path: Path) -> None:
+    run = run_locally(fake_config(tmp_path), Fault("B", 4, "evaluate", "raise"))
+    assert run.summary.status == "finished"
+    assert [report.site for report in run.summary.evaluations] == ["A", "C"]
+    assert run.failures() == [("B", 4, "raised", "skip")]
+
+
+# --- malformed pushes --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("kind", "reason"),
+    [
+        ("nan", "not finite"),
+        ("size", "size: expected 8 values, got 7"),
+        ("contract", "data contract: mr->tumour is not ct->lesion"),
+        ("stale", "stale: round 1, the oldest accepted is 2"),
+        ("run", "run: another is not this run"),
+        ("fingerprint", "architecture: huge is not tiny"),
+        ("checksum", "checksum"),
+        ("dtype", "dtype: expected a flat float32 array, got float64"),
+        ("sender", "sender: stranger is not a site"),
+    ],
+)
+def test_malformed_push_is_refused_with_its_reason_and_the_round_goes_on(
+    tmp_path: Path, kind: str, reason: str
+) -> None:
+    run = run_locally(fake_config(tmp_path), Fault("A", 2, "export", kind))
+    (refused,) = [push for record in run.folder.rounds() for push in record.pushes if not push.accepted]
+    assert refused.receiver == "B"
+    assert refused.reason.startswith(reason)
+    rows = list(csv.DictReader(run.folder.transfers_file.open()))
+    assert [row["reason"] for row in rows if row["accepted"] == "no"] == [refused.reason]
+    assert (run.summary.status, run.failures()) == ("finished", [])
+    reports = {report.site: report for report in run.folder.rounds()[1].trained}
+    assert (reports["B"].peers, reports["C"].peers) == ((), ("B",))
+
+
+# --- start -------------------------------------------------------------------------------------
+
+
+def test_start_failures_of_two_sites_are_reported_together(tmp_path: Path) -> None:
+    faults = [Fault(site, 0, "start", "raise") for site in "AC"]
+    with pytest.raises(SiteError) as error:
+        run_locally(fake_config(tmp_path), *faults)
+    assert "site A: broken start of A" in str(error.value)
+    assert "site C: broken start of C" in str(error.value)
+
+
+def test_single_start_failure_names_site_and_cause(tmp_path: Path) -> None:
+    with pytest.raises(SiteError, match="site B, round 0, start: broken start of B in round 0"):
+        run_locally(fake_config(tmp_path), Fault("B", 0, "start", "raise"))
+
+
+# --- stop and resume ---------------------------------------------------------------------------
+
+
+def test_stop_ends_after_the_round_in_flight(tmp_path: Path) -> None:
+    run = run_locally(fake_config(tmp_path), listener=stopped_after(2))
+    assert (run.summary.status, run.summary.last_round) == ("stopped", 2)
+    assert run.folder.read_state() == RunState(2, "stopped", ("A", "B", "C"), {"A": 2, "B": 2, "C": 2}, {})
+    assert run.summary.evaluations == ()
+
+
+def test_resume_after_stop_gives_the_weights_of_an_unbroken_run(tmp_path: Path) -> None:
+    whole = run_locally(fake_config(tmp_path / "whole"))
+    config = fake_config(tmp_path / "broken")
+    run_locally(config, listener=stopped_after(2))
+    resumed = run_locally(config, resume=True)
+    assert [record.plan.round_number for record in resumed.folder.rounds()] == [1, 2, 3, 4]
+    expected = final_weights(whole.folder)
+    for site, weights in final_weights(resumed.folder).items():
+        np.testing.assert_array_equal(weights, expected[site])
+
+
+def test_resume_goes_back_to_the_last_checkpoint_and_repeats_what_came_after(tmp_path: Path) -> None:
+    """Checkpoints after rounds 2, 4, 6; stopped after 5: rounds 5 to 6 are made again from 4, once in the records."""
+    sections = {"federation": {"rounds": 6}, "output": {"checkpoint_every": 2}}
+    whole = run_locally(fake_config(tmp_path / "whole", **sections))
+    config = fake_config(tmp_path / "broken", **sections)
+    stopped = run_locally(config, listener=stopped_after(5))
+    assert stopped.folder.read_state().last_complete_round == 4
+    resumed = run_locally(config, resume=True)
+    assert [plan.round_number for plan in resumed.listener.plans] == [5, 6]
+    assert [record.plan.round_number for record in resumed.folder.rounds()] == [1, 2, 3, 4, 5, 6]
+    np.testing.assert_array_equal(final_weights(resumed.folder)["B"], final_weights(whole.folder)["B"])
+
+
+def test_site_skipped_before_the_stop_resumes_from_its_own_older_checkpoint(tmp_path: Path) -> None:
+    config = fake_config(tmp_path)
+    fault = Fault("B", 2, "train", "raise")
+    stopped = run_locally(config, fault, listener=stopped_after(2))
+    assert stopped.folder.read_state() == RunState(2, "stopped", ("A", "B", "C"), {"A": 2, "B": 1, "C": 2}, {})
+    resumed = run_locally(config, resume=True)
+    assert {info.site: info.restored_round for info in resumed.listener.ready} == {"A": 2, "B": 1, "C": 2}
+    whole = run_locally(fake_config(tmp_path / "whole"), fault)
+    np.testing.assert_array_equal(final_weights(resumed.folder)["B"], final_weights(whole.folder)["B"])
+
+
+def test_dropped_site_stays_dropped_after_a_resume(tmp_path: Path) -> None:
+    config = fake_config(tmp_path, federation={"rounds": 6})
+    run_locally(config, *raises_in(range(1, 4)), listener=stopped_after(4))
+    resumed = run_locally(config, resume=True)
+    assert resumed.trained("A") == [5, 6]
+    assert resumed.trained("B") == []
+    assert list(resumed.summary.dropped) == ["B"]
+
+
+def test_resume_of_a_stop_in_the_last_round_only_tests(tmp_path: Path) -> None:
+    config = fake_config(tmp_path)
+    run_locally(config, listener=stopped_after(4))
+    resumed = run_locally(config, resume=True)
+    assert (resumed.summary.status, resumed.summary.last_round, resumed.listener.plans) == ("finished", 4, [])
+    assert len(resumed.folder.cases()) == 6
+
+
+def test_crash_of_the_driver_can_be_resumed(tmp_path: Path) -> None:
+    """The state on disk is that of the last whole round, whatever the sites have written since."""
+
+    def crash(record: Any) -> None:
+        if record.plan.round_number == 3:
+            raise KeyboardInterrupt
+
+    config = fake_config(tmp_path)
+    with pytest.raises(KeyboardInterrupt):
+        run_locally(config, listener=RecordingListener(on_end=crash))
+    assert RunFolder(tmp_path / "run").read_state().status == "running"
+    resumed = run_locally(config, resume=True)
+    whole = run_locally(fake_config(tmp_path / "whole"))
+    np.testing.assert_array_equal(final_weights(resumed.folder)["A"], final_weights(whole.folder)["A"])
+
+
+def test_resume_with_the_real_trainer_gives_the_weights_of_an_unbroken_run(tmp_path: Path) -> None:
+    def run(folder: Path, stop_after: int | None) -> dict[str, Any]:
+        config = make_config(folder, federation={"rounds": 3})
+        if stop_after:
+            pool = LocalPool(config, config.output.folder, run_id="run")
+            drive(config, pool, listener=stopped_after(stop_after))
+        pool = LocalPool(config, config.output.folder, run_id="run")
+        folder = drive(config, pool, resume=bool(stop_after)).folder.path
+        return load_file(folder / "checkpoints" / "A" / "round_00003.safetensors")
+
+    whole, resumed = run(tmp_path / "whole", None), run(tmp_path / "broken", 2)
+    assert whole.keys() == resumed.keys()
+    for name, values in whole.items():
+        np.testing.assert_array_equal(resumed[name], values, err_msg=name)
+
+
+# --- late sites --------------------------------------------------------------------------------
+
+
+class DeafPool(LocalPool):
+    """Loses the calls that ``is_lost`` names: their outcome never comes."""
+
+    is_lost: Callable[[str, str, int], bool]
+
+    def submit(self, site: str, method: str, *arguments: Any, round_number: int) -> None:
+        if not self.is_lost(site, method, round_number):
+            super().submit(site, method, *arguments, round_number=round_number)
+
+
+def run_deaf(tmp_path: Path, is_lost: Callable[[str, str, int], bool], **federation: Any) -> Run:
+    clocks = {"round_timeout_s": 0.1, "push_timeout_s": 0.1, "start_timeout_s": 0.1}
+    config = fake_config(tmp_path, federation=clocks | federation)
+    pool = DeafPool(config, config.output.folder, run_id="run", make_trainer=FakeTrainers())
+    pool.is_lost = is_lost
+    return drive(config, pool)
+
+
+@pytest.mark.parametrize("method", ["train", "push"])
+def test_late_site_is_restarted_and_the_round_completes(tmp_path: Path, method: str) -> None:
+    run = run_deaf(tmp_path, lambda *call: call == ("B", method, 2))
+    assert run.failures() == [("B", 2, "late", "restart")]
+    assert run.summary.status == "finished"
+    assert run.listener.failures[0][0].message == "no answer within 0.1 s"
+    assert run.trained("B")[-2:] == [3, 4]
+    assert [info.restored_round for info in run.listener.ready if info.site == "B"] == [0, 1]
+
+
+def test_late_site_that_does_not_come_back_is_dropped_and_said_so(tmp_path: Path) -> None:
+    starts: list[str] = []
+
+    def is_lost(site: str, method: str, number: int) -> bool:
+        starts.extend([site] if method == "start" else [])
+        is_second_start = method == "start" and starts.count("B") > 1
+        return site == "B" and (is_second_start or (method, number) == ("train", 2))
+
+    run = run_deaf(tmp_path, is_lost)
+    assert run.failures() == [("B", 2, "late", "restart"), ("B", 2, "late", "drop")]
+    assert run.summary.dropped == {"B": "did not come back: no answer within 0.1 s"}
+    assert [failure.stage for failure in run.folder.rounds()[1].failures] == ["train", "start"]
+    assert run.trained("C") == [1, 2, 3, 4]
+
+
+def test_restart_goes_to_the_round_the_driver_knows_not_to_a_leftover_file(tmp_path: Path) -> None:
+    """A file of round 9 lies there from before a resume; restored, it would refuse every push as stale."""
+    leftover = tmp_path / "run" / "checkpoints" / "B"
+    leftover.mkdir(parents=True)
+    np.save(leftover / "round_00009.npy", np.zeros(8, dtype=np.float32))
+    run = run_deaf(tmp_path, lambda *call: call == ("B", "train", 2))
+    assert [info.restored_round for info in run.listener.ready if info.site == "B"] == [0, 1]
+
+
+def test_site_that_does_not_start_in_time_ends_the_run(tmp_path: Path) -> None:
+    with pytest.raises(SiteError, match=r"site B, round 0, start: no answer within 0.1 s"):
+        run_deaf(tmp_path, lambda *call: call[:2] == ("B", "start"))
+
+
+def test_sites_of_one_process_are_not_late_because_they_wait_for_each_other(tmp_path: Path) -> None:
+    """Three sites of 0.2 s each, one after the other, with 0.3 s for a round."""
+    config = fake_config(tmp_path, federation={"rounds": 1, "round_timeout_s": 0.3})
+    run = run_locally(config, *(Fault(site, 1, "train", "slow", seconds=0.2) for site in "ABC"))
+    assert run.failures() == []
+
+
+# --- the pool's side ---------------------------------------------------------------------------
+
+
+def test_outcome_of_another_call_is_not_taken_for_the_one_waited_for(tmp_path: Path) -> None:
+    config = fake_config(tmp_path, sites=("A", "B"))
+    pool = LocalPool(config, config.output.folder, run_id="run", make_trainer=FakeTrainers())
+    pool.launch(["A", "B"])
+    pool.submit("A", "status", round_number=1)
+    pool.start("A", resume_round=0)
+    folder, listener = RunFolder.create(config.output.folder, config), RecordingListener()
+    driver = Driver(config, pool, folder, tracker=RecordingTracker(), listener=listener, stop=listener.stop)
+    (outcome,) = driver._gather(["A"], timeout_s=1, stage="start", number=0)
+    assert isinstance(outcome.result, SiteInfo)

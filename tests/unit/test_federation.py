@@ -1,0 +1,89 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from actors.federation import pool_for, run_federation, sites_of
+from actors.local_pool import SitePool
+from gcml_ray.errors import ConfigError, SiteError
+from gcml_ray.run_folder import RunFolder
+from tests.fake_runs import RecordingListener
+from tests.fakes import FakeTrainers, Fault, fake_config
+
+
+def run(config: Any, *faults: Fault, resume: bool = False, stop_after: int = 0) -> tuple[Any, RecordingListener]:
+    listener = RecordingListener(stop_after=stop_after)
+    summary = run_federation(
+        config, listener=listener, stop=listener.stop, resume=resume, make_trainer=FakeTrainers(faults)
+    )
+    return summary, listener
+
+
+def test_sites_are_all_of_the_datalist_in_the_order_of_names(tmp_path: Path) -> None:
+    assert sites_of(fake_config(tmp_path, sites=("north", "east", "west"))) == ("east", "north", "west")
+
+
+def test_named_sites_are_a_choice_from_the_datalist(tmp_path: Path) -> None:
+    assert sites_of(fake_config(tmp_path, federation={"sites": ["C", "A"]})) == ("A", "C")
+
+
+def test_site_that_is_not_in_the_datalist_is_named(tmp_path: Path) -> None:
+    config = fake_config(tmp_path, federation={"sites": ["A", "X"]}, site_networks={"Y": {"name": "unet"}})
+    with pytest.raises(ConfigError, match=r"name \['X', 'Y'\], not in .*; it has \['A', 'B', 'C'\]"):
+        sites_of(config)
+
+
+def test_site_name_that_cannot_be_a_folder_is_refused_before_anything_is_made(tmp_path: Path) -> None:
+    config = fake_config(tmp_path, sites=("A", "B c"))
+    with pytest.raises(ConfigError, match="'B c' cannot name a folder"):
+        run(config)
+    assert not (tmp_path / "run").exists()
+
+
+def test_run_leaves_results_log_and_plots_in_its_folder(tmp_path: Path) -> None:
+    summary, _ = run(fake_config(tmp_path), Fault("B", 2, "train", "raise"))
+    folder = RunFolder(tmp_path / "run")
+    assert summary.status == "finished"
+    assert len(folder.rounds()) == 4
+    assert len(folder.cases()) == 6
+    assert list(folder.plots.iterdir())
+    assert "site B failed in round 2, train (raised): broken train" in folder.log_file.read_text()
+
+
+def test_stopped_run_can_be_resumed_to_its_end(tmp_path: Path) -> None:
+    config = fake_config(tmp_path)
+    assert run(config, stop_after=2)[0].status == "stopped"
+    summary, listener = run(config, resume=True)
+    assert summary.status == "finished"
+    assert [plan.round_number for plan in listener.plans] == [3, 4]
+
+
+def test_resume_of_a_run_that_stopped_before_its_first_round_starts_it(tmp_path: Path) -> None:
+    config = fake_config(tmp_path)
+    with pytest.raises(SiteError, match="broken start of A"):
+        run(config, Fault("A", 0, "start", "raise"))
+    assert run(config, resume=True)[0].last_round == 4
+
+
+def test_folder_of_another_run_is_not_overwritten(tmp_path: Path) -> None:
+    config = fake_config(tmp_path, federation={"rounds": 1})
+    run(config)
+    with pytest.raises(ConfigError, match="already holds a run"):
+        run(config)
+
+
+def test_pool_is_empty_after_an_error_inside_its_block(tmp_path: Path) -> None:
+    pools: list[SitePool] = []
+
+    def work_until_interrupted() -> None:
+        with pool_for(fake_config(tmp_path), tmp_path, make_trainer=FakeTrainers()) as pool:
+            pool.launch(["A", "B"])
+            pools.append(pool)
+            assert len(pool.statuses()) == 2
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        work_until_interrupted()
+    assert pools[0].statuses() == []

@@ -1,0 +1,319 @@
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from gcml_ray.config import Config, GcmlMethod, GmlMethod, OptimiserConfig, RingTopology
+from gcml_ray.forecast import (
+    Place,
+    SiteCases,
+    SiteCosts,
+    cache_bytes,
+    duration,
+    forecast,
+    learner_bytes,
+    moments_per_parameter,
+    num_windows,
+    planned_rounds,
+    scoring_passes,
+)
+from gcml_ray.inference import predict_logits
+from gcml_ray.preflight import Machine
+
+NUM_TRAIN = {"A": 3, "B": 3, "C": 3, "D": 3}
+ONE_PROCESS = Place(slots=1, sites_per_machine=2, interpreter_bytes=1_000_000, one_process=True)
+MATCHING = {"name": "gcml", "topology": {"name": "matching"}}
+
+
+def config(**sections: Any) -> Config:
+    values: dict[str, Any] = {
+        "name": "forecast",
+        "data": {
+            "datalist": "data.json",
+            "channels": ["t1", "t2"],
+            "labels": {"background": 0, "lesion": 1},
+            "spacing_is_real": True,
+            "patch_size": [10, 10, 10],
+        },
+        "network": {"name": "unet"},
+        "optimiser": {"learning_rate": 1e-3},
+        "method": MATCHING,
+        "federation": {"rounds": 10, "local_steps": 5, "warmup_rounds": 1, "cooldown_rounds": 2, "seed": 3},
+        "evaluation": {"window_overlap": 0.5},
+        "output": {"folder": "/run"},
+    }
+    for name, section in sections.items():
+        values[name] = section if name == "method" else values.get(name, {}) | section
+    return Config.model_validate(values)
+
+
+def cases(site: str, *, num_train: int = 3) -> SiteCases:
+    """Some training, two validation and one test case of 10 x 10 x 10 voxels: one window each."""
+    splits = ["train"] * num_train + ["validation", "validation", "test"]
+    return SiteCases(site, tuple((split, (10, 10, 10)) for split in splits))  # type: ignore[misc]
+
+
+def costs(site: str, **changes: Any) -> SiteCosts:
+    values: dict[str, Any] = {
+        "num_parameters": 1000,
+        "num_values": 1100,
+        "num_sent": 1100,
+        "local_step_s": 0.1,
+        "mutual_step_s": 0.3,
+        "window_s": 0.05,
+        "load_s": 0.001,
+        "score_s": 0.002,
+        "checkpoint_s": 0.01,
+        "activation_bytes": 5_000_000,
+        "on_gpu": False,
+    }
+    return SiteCosts(site=site, **(values | changes))
+
+
+# --- pushes ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("topology", "max_incoming", "pushes_a_round"),
+    [
+        ({"name": "matching"}, 1, 4),  # N
+        ({"name": "matching", "symmetric": False}, 1, 2),  # N / 2
+        ({"name": "ring"}, 1, 4),  # N
+        ({"name": "exponential"}, 1, 4),  # N
+        ({"name": "push_k", "k": 2}, 2, 8),  # N k
+        ({"name": "push_k", "k": 2}, 1, 4),  # each of the N receivers takes one of its two
+    ],
+)
+def test_pushes_of_a_topology(topology: dict[str, Any], max_incoming: int, pushes_a_round: int) -> None:
+    method = {"name": "gcml", "topology": topology, "max_incoming": max_incoming}
+    plans = planned_rounds(config(method=method), NUM_TRAIN)
+    assert [len(plan.edges) for plan in plans] == [0, *[pushes_a_round] * 7, 0, 0]
+
+
+def test_bernoulli_pushes_come_to_the_expected_senders() -> None:
+    """m = 1.5 in each of 2000 rounds: the mean is 1.5 within four standard errors, 4 sqrt(4 p (1 - p) / 2000)."""
+    method = {"name": "gcml", "topology": {"name": "bernoulli", "expected_senders": 1.5}}
+    federation = {"rounds": 2000, "warmup_rounds": 0, "cooldown_rounds": 0}
+    plans = planned_rounds(config(method=method, federation=federation), NUM_TRAIN)
+    assert sum(len(plan.edges) for plan in plans) / 2000 == pytest.approx(
+        1.5, abs=4 * (4 * 0.375 * 0.625 / 2000) ** 0.5
+    )
+
+
+def test_traffic_is_pushes_times_sent_bytes_and_is_compared_with_fedavg() -> None:
+    """7 exchange rounds x 2 pushes x 4 bytes x 1100 values; FedAvg uploads 2 models in each of 10 rounds."""
+    needs = forecast(config(), [cases("A"), cases("B")], [costs("A"), costs("B")], ONE_PROCESS)
+    assert (needs.num_exchange_rounds, needs.num_pushes) == (7, 14)
+    assert needs.pushed_bytes == 14 * 4400
+    assert needs.fedavg_upload_bytes == 20 * 4400
+    assert "70% of FedAvg's uploads over the same 10 rounds, 35% of its uploads and downloads" in line(needs, "traffic")
+
+
+def test_unsent_buffers_do_not_count_as_traffic() -> None:
+    needs = forecast(config(), [cases("A"), cases("B")], [costs("A", num_sent=1000), costs("B")], ONE_PROCESS)
+    assert needs.pushed_bytes == 7 * (4000 + 4400)
+
+
+def test_local_training_has_no_pushes_and_no_exchange_rounds() -> None:
+    needs = forecast(config(method={"name": "local"}), [cases("A")], [costs("A")], ONE_PROCESS)
+    assert (needs.num_pushes, needs.num_exchange_rounds, needs.exchange_round_s) == (0, 0, 0.0)
+    assert line(needs, "traffic") == "no pushes"
+
+
+# --- time --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("merge", "merge_first", "num_incoming", "evaluates", "passes"),
+    [
+        ("select_best", "none", 1, True, 4),  # before, after, incoming, mix; the best one's score is the record
+        ("select_best", "none", 1, False, 4),
+        ("select_best", "none", 2, True, 8),
+        ("select_best", "val_weighted", 1, True, 6),
+        ("val_weighted", "none", 1, True, 3),
+        ("keep_local", "none", 1, True, 1),
+        ("keep_local", "none", 1, False, 0),
+        ("select_best", "none", 0, True, 1),
+    ],
+)
+def test_scoring_passes(merge: Any, merge_first: Any, num_incoming: int, evaluates: bool, passes: int) -> None:
+    method = GcmlMethod(name="gcml", topology=RingTopology(name="ring"), merge=merge, merge_first=merge_first)
+    assert scoring_passes(method, num_incoming=num_incoming, evaluates=evaluates) == passes
+
+
+def test_gml_scores_once() -> None:
+    method = GmlMethod(name="gml", topology=RingTopology(name="ring"))
+    assert scoring_passes(method, num_incoming=1, evaluates=True) == 1
+
+
+def test_rounds_in_one_process_add_up() -> None:
+    """Alone: 5 x 0.1 steps + 2 windows x 0.05 + 0.01. Exchange: 5 x 0.3 + 4 x 2 x 0.05 + 0.01. Two sites."""
+    needs = forecast(config(), [cases("A"), cases("B")], [costs("A"), costs("B")], ONE_PROCESS)
+    assert needs.alone_round_s == pytest.approx(2 * 0.61)
+    assert needs.exchange_round_s == pytest.approx(2 * 1.91)
+
+
+def test_total_time_is_loading_rounds_and_the_test_of_two_models() -> None:
+    """Loading 2 x 6000 voxels x 1 ms; 3 rounds alone, 7 with; test of 2 models: 2 x (0.05 + 1000 x 2 ms)."""
+    needs = forecast(config(), [cases("A"), cases("B")], [costs("A"), costs("B")], ONE_PROCESS)
+    assert needs.total_s == pytest.approx(12 + 3 * 1.22 + 7 * 3.82 + 2 * 2 * 2.05)
+
+
+def test_sites_in_parallel_wait_for_the_slowest_one() -> None:
+    place = Place(slots=2, sites_per_machine=2, interpreter_bytes=0, one_process=False)
+    needs = forecast(config(), [cases("A"), cases("B")], [costs("A"), costs("B", local_step_s=0.2)], place)
+    assert needs.alone_round_s == pytest.approx(5 * 0.2 + 0.11)
+
+
+def test_more_sites_than_slots_share_them() -> None:
+    place = Place(slots=1.5, sites_per_machine=2, interpreter_bytes=0, one_process=False)
+    needs = forecast(config(), [cases("A"), cases("B")], [costs("A"), costs("B")], place)
+    assert needs.alone_round_s == pytest.approx(2 * 0.61 / 1.5)
+
+
+def test_a_round_without_evaluation_and_checkpoint_is_steps_alone() -> None:
+    """Of the rounds without exchange, 1 ends the warm-up, 9 has steps only, 10 is the last and writes as well."""
+    rare = config(federation={"evaluate_every": 100}, output={"checkpoint_every": 100})
+    needs = forecast(rare, [cases("A"), cases("B")], [costs("A"), costs("B")], ONE_PROCESS)
+    assert needs.alone_round_s == pytest.approx(2 * (0.6 + 0.5 + 0.61) / 3)
+
+
+def test_gossip_averaging_takes_local_steps() -> None:
+    method = {"name": "gossip_avg", "topology": {"name": "ring"}}
+    needs = forecast(config(method=method), [cases("A"), cases("B")], [costs("A"), costs("B")], ONE_PROCESS)
+    assert needs.exchange_round_s == pytest.approx(needs.alone_round_s)
+
+
+@pytest.mark.parametrize(
+    ("shape", "count"),
+    [((10, 10), 1), ((6, 10), 1), ((11, 10), 2), ((15, 10), 2), ((16, 20), 3 * 3)],  # steps of 5 voxels
+)
+def test_windows_are_counted_as_monai_lays_them(shape: tuple[int, int], count: int) -> None:
+    class Counting(nn.Module):
+        seen = 0
+
+        def forward(self, image: torch.Tensor) -> torch.Tensor:
+            self.seen += len(image)
+            return image
+
+    network = Counting()
+    image = torch.zeros(1, *shape)
+    device = torch.device("cpu")
+    predict_logits(network, image, patch_size=(10, 10), overlap=0.5, window_batch=4, device=device, amp="none")
+    assert num_windows(shape, (10, 10), 0.5) == count == network.seen
+
+
+@pytest.mark.parametrize(("seconds", "words"), [(90, "90 s"), (600, "10 min"), (9000, "2.5 h")])
+def test_durations_in_words(seconds: float, words: str) -> None:
+    assert duration(seconds) == words
+
+
+# --- memory and disk ---------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("optimiser", "moments"),
+    [
+        ({"name": "adamw"}, 2),
+        ({"name": "adam", "amsgrad": True}, 3),
+        ({"name": "sgd", "momentum": 0.9}, 1),
+        ({"name": "sgd"}, 0),
+    ],
+)
+def test_moments_of_an_optimiser(optimiser: dict[str, Any], moments: int) -> None:
+    assert moments_per_parameter(OptimiserConfig(learning_rate=0.1, **optimiser)) == moments
+
+
+def test_two_learners_hold_weights_gradient_and_moments_each() -> None:
+    assert learner_bytes(config(), costs("A")) == 2 * 4 * (1100 + 1000 + 2 * 1000)
+
+
+def test_an_incoming_model_that_takes_no_steps_has_no_moments() -> None:
+    method = {"name": "gossip_avg", "topology": {"name": "ring"}}
+    assert learner_bytes(config(method=method), costs("A")) == 4 * (2 * (1100 + 1000) + 2 * 1000)
+
+
+def test_cached_cases_softmax() -> None:
+    """6 cases x 1000 voxels x (2 channels x 4 bytes + 1 byte of label) + 3 training cases x 1000 x 4 of indices."""
+    assert cache_bytes(cases("A"), config().data) == 6000 * 9 + 3000 * 4
+
+
+def test_cached_cases_sigmoid() -> None:
+    """Regions are stored as one float32 mask each."""
+    data = {"regions": {"whole": ["lesion"], "again": ["lesion"]}}
+    assert cache_bytes(cases("A"), config(data=data).data) == 6000 * (8 + 2 * 4) + 3000 * 4
+
+
+def test_one_process_shares_interpreter_and_activations() -> None:
+    """Interpreter + 2 x (cases + mailbox + learners + 3 candidates) + one site's activations."""
+    needs = forecast(config(), [cases("A"), cases("B")], [costs("A"), costs("B")], ONE_PROCESS)
+    own = (6000 * 9 + 12000) + 4400 + 2 * 4 * 4100 + 3 * 4400
+    assert needs.machine_memory_bytes == 1_000_000 + 2 * own + 5_000_000
+    assert needs.object_store_bytes == 0
+
+
+def test_processes_have_an_interpreter_each_and_ray_its_own() -> None:
+    place = Place(slots=2, sites_per_machine=2, interpreter_bytes=1_000_000, one_process=False)
+    needs = forecast(config(), [cases("A"), cases("B")], [costs("A"), costs("B")], place)
+    own = (6000 * 9 + 12000) + 4400 + 2 * 4 * 4100 + 3 * 4400 + 5_000_000
+    assert needs.machine_memory_bytes == 500_000_000 + 2 * (1_000_000 + own)
+
+
+def test_object_store_holds_own_and_incoming_pushes_twice() -> None:
+    place = Place(slots=2, sites_per_machine=2, interpreter_bytes=0, one_process=False)
+    method = {"name": "gcml", "topology": {"name": "ring"}, "max_incoming": 3}
+    needs = forecast(config(method=method), [cases("A"), cases("B")], [costs("A"), costs("B")], place)
+    assert needs.object_store_bytes == 2 * 2 * (1 + 3) * 4400
+
+
+def test_checkpoints_are_two_rounds_one_in_writing_and_three_models() -> None:
+    needs = forecast(config(), [cases("A"), cases("B")], [costs("A"), costs("B")], ONE_PROCESS)
+    assert needs.disk_bytes == 2 * (3 * (4400 + 8000) + 3 * 4400)
+
+
+def test_on_a_gpu_the_models_do_not_take_host_memory() -> None:
+    """Host: cases + mailbox + pinned push + the checkpoint's copy. GPU: learners, candidates, activations, context."""
+    place = Place(slots=1, sites_per_machine=1, interpreter_bytes=0, one_process=False)
+    gpu = config(resources={"gpus_per_site": 0.5})
+    needs = forecast(gpu, [cases("A"), cases("B")], [costs("A", on_gpu=True), costs("B", on_gpu=True)], place)
+    assert needs.sites[0].host_bytes == (6000 * 9 + 12000) + 4400 + 4400 + (4400 + 8000)
+    one = 2 * 4 * 4100 + 3 * 4400 + 5_000_000 + 600_000_000
+    assert needs.one_gpu_bytes == 2 * one  # two sites share it
+
+
+# --- verdicts ----------------------------------------------------------------------------------
+
+
+def needs_on(machine: Machine, **changes: Any) -> dict[str, str]:
+    place = Place(slots=1, sites_per_machine=2, interpreter_bytes=0, one_process=False)
+    gpu = config(resources={"gpus_per_site": 0.5}) if changes.get("on_gpu") else config()
+    made = forecast(gpu, [cases("A"), cases("B")], [costs("A", **changes), costs("B", **changes)], place)
+    return {check.name: check.verdict for check in made.to_checks(machine)}
+
+
+def line(needs: Any, name: str) -> str:
+    machine = Machine(2, 10**12, 10**12)
+    return next(check.detail for check in needs.to_checks(machine) if check.name == name)
+
+
+def test_everything_fits_on_a_large_machine() -> None:
+    assert set(needs_on(Machine(2, 10**12, 10**12)).values()) == {"PASS"}
+
+
+def test_too_little_memory_fails() -> None:
+    assert needs_on(Machine(2, 400_000_000, 10**12))["memory"] == "FAIL"
+
+
+def test_memory_that_is_nearly_full_warns() -> None:
+    assert needs_on(Machine(2, 550_000_000, 10**12))["memory"] == "WARN"
+
+
+def test_an_object_store_that_is_too_small_warns() -> None:
+    """30 % of 100 MB is less than 2 x 2 x 2 x 4 x 10 million bytes."""
+    assert needs_on(Machine(2, 100_000_000, 10**12), num_sent=10_000_000)["object store"] == "WARN"
+
+
+def test_a_gpu_that_is_too_small_fails() -> None:
+    assert needs_on(Machine(2, 10**12, 10**12, gpu_bytes=(10**9,)), on_gpu=True)["gpu memory"] == "FAIL"
+    assert needs_on(Machine(2, 10**12, 10**12, gpu_bytes=(2 * 10**9,)), on_gpu=True)["gpu memory"] == "PASS"

@@ -1,0 +1,150 @@
+"""The one direction of imports, read from the source; and what importing a module loads, seen from a fresh process."""
+
+import ast
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+PACKAGES = ("gcml_ray", "actors", "tune")
+# Higher packages know lower ones, never the other way.
+MAY_KNOW = {"gcml_ray": {"gcml_ray"}, "actors": {"gcml_ray", "actors"}, "tune": {"gcml_ray", "actors", "tune"}}
+# What only these files may import, by the start of their path.
+ONLY_IN = {
+    "ray": ("actors/pool.py", "actors/cluster.py", "tune/"),
+    "mlflow": ("gcml_ray/tracking",),
+    "matplotlib": ("gcml_ray/report",),
+}
+COMPOSITION_ROOTS = ("gcml_ray/cli",)  # the command line may import all packages, inside its functions
+TORCH_FREE = ("config", "records", "seeding", "gossip", "run_folder", "tracking", "data/datalist", "wire", "errors")
+
+
+@dataclass(frozen=True)
+class Import:
+    """One imported module, and whether the import stands inside a function."""
+
+    path: str
+    line: int
+    module: str
+    is_inside_function: bool
+
+    @property
+    def top(self) -> str:
+        return self.module.partition(".")[0]
+
+    def __str__(self) -> str:
+        return f"{self.path}:{self.line} imports {self.module}"
+
+
+def imports_in(source: str, path: str) -> Iterator[Import]:
+    """All imports but those for type checkers alone."""
+    pending: list[tuple[ast.AST, bool]] = [(ast.parse(source), False)]
+    while pending:
+        node, inside = pending.pop()
+        if isinstance(node, ast.Import):
+            yield from (Import(path, node.lineno, alias.name, inside) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            module = node.module if node.level == 0 and node.module else f"{Path(path).parts[0]}.?"
+            yield Import(path, node.lineno, module, inside)
+        elif isinstance(node, ast.If) and ast.unparse(node.test) in ("TYPE_CHECKING", "typing.TYPE_CHECKING"):
+            pending += [(child, inside) for child in node.orelse]
+        else:
+            deeper = inside or isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef | ast.Lambda)
+            pending += [(child, deeper) for child in ast.iter_child_nodes(node)]
+
+
+def all_imports() -> list[Import]:
+    return [
+        each
+        for package in PACKAGES
+        for file in sorted((ROOT / package).rglob("*.py"))
+        for each in imports_in(file.read_text(encoding="utf-8"), file.relative_to(ROOT).as_posix())
+    ]
+
+
+def wrong_imports(found: list[Import]) -> list[str]:
+    wrong = []
+    for each in found:
+        home = Path(each.path).parts[0]
+        is_root = each.path.startswith(COMPOSITION_ROOTS) and each.is_inside_function
+        if each.top in PACKAGES and each.top not in MAY_KNOW[home] and not is_root:
+            wrong.append(str(each))
+        if each.top in ONLY_IN and not each.path.startswith(ONLY_IN[each.top]):
+            wrong.append(str(each))
+        if each.top == "tests":
+            wrong.append(str(each))
+    return wrong
+
+
+def test_packages_import_in_one_direction_and_keep_heavy_libraries_in_their_place() -> None:
+    found = all_imports()
+    assert {each.top for each in found} >= {"gcml_ray", "actors", "ray", "mlflow", "torch"}, "the reading itself works"
+    assert wrong_imports(found) == []
+
+
+@pytest.mark.parametrize(
+    ("path", "source"),
+    [
+        ("gcml_ray/gossip.py", "from actors.driver import Driver"),
+        ("gcml_ray/gossip.py", "def f():\n    import actors"),
+        ("actors/driver.py", "import tune.search"),
+        ("actors/driver.py", "import ray"),
+        ("gcml_ray/trainer.py", "def f():\n    from ray.util import queue"),
+        ("gcml_ray/run_folder.py", "import mlflow"),
+        ("gcml_ray/metrics.py", "if True:\n    import matplotlib.pyplot as plt"),
+        ("gcml_ray/cli.py", "import actors.federation"),
+        ("gcml_ray/cli.py", "def f():\n    import ray"),
+        ("actors/site.py", "from tests.makers import make_config"),
+    ],
+)
+def test_an_import_against_the_direction_would_be_found(path: str, source: str) -> None:
+    assert len(wrong_imports(list(imports_in(source, path)))) == 1
+
+
+@pytest.mark.parametrize(
+    ("path", "source"),
+    [
+        ("gcml_ray/cli.py", "def run():\n    from actors.federation import Federation"),
+        ("actors/pool.py", "import ray"),
+        ("tune/search.py", "from ray import tune\nimport actors.federation\nimport gcml_ray.config"),
+        ("gcml_ray/config.py", "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import actors"),
+    ],
+)
+def test_an_import_along_the_direction_is_no_fault(path: str, source: str) -> None:
+    assert wrong_imports(list(imports_in(source, path))) == []
+
+
+# --- what an import loads ------------------------------------------------------------------------
+
+
+def loaded_by(modules: str, watched: str) -> str:
+    """Which of the watched libraries a fresh process holds after importing the modules."""
+    program = f"import sys, {modules}; print(*sorted(set({watched.split()!r}) & set(sys.modules)))"
+    run = subprocess.run(  # noqa: S603 - our own interpreter and program
+        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=120, check=False
+    )
+    assert run.returncode == 0, run.stderr
+    return run.stdout.strip()
+
+
+def test_the_driver_loads_neither_torch_nor_monai() -> None:
+    modules = "actors.driver, actors.federation, actors.pool, gcml_ray.config_file"
+    assert loaded_by(modules, "torch monai") == ""
+
+
+def test_the_algorithm_and_the_local_pool_load_neither_ray_nor_mlflow() -> None:
+    modules = "actors.federation, actors.local_pool, gcml_ray.trainer"
+    assert loaded_by(modules, "ray mlflow matplotlib torch") == "torch"
+
+
+def test_light_modules_load_no_heavy_library() -> None:
+    modules = ", ".join(f"gcml_ray.{name.replace('/', '.')}" for name in TORCH_FREE)
+    assert loaded_by(modules, "torch monai ray mlflow matplotlib scipy numpy") == "numpy"
+
+
+def test_the_command_line_starts_without_the_heavy_libraries() -> None:
+    assert loaded_by("gcml_ray.cli", "torch monai ray mlflow matplotlib scipy") == ""

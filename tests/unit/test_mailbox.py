@@ -1,0 +1,99 @@
+from __future__ import annotations
+
+import threading
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from actors.mailbox import Mailbox
+from gcml_ray.wire import Buffer, Expectation, PushHeader, checksum
+
+BUFFER: Buffer = np.arange(4, dtype=np.float32)
+SENDERS = frozenset("ABCD")
+
+
+def header(sender: str, *, round_number: int = 1, buffer: Buffer = BUFFER) -> PushHeader:
+    return PushHeader("run", round_number, sender, 5, "net", "ct", (), 4, "float32", checksum(buffer))
+
+
+def expect(sender: str) -> Expectation:
+    del sender
+    return Expectation("run", SENDERS, "net", "ct", (), 4, oldest_round=1, newest_round=9)
+
+
+def deliver(mailbox: Mailbox, sender: str, *, round_number: int = 1) -> str:
+    return mailbox.deliver(header(sender, round_number=round_number), BUFFER, expect=expect)
+
+
+def test_pushes_are_taken_in_the_order_of_names_not_of_arrival() -> None:
+    mailbox = Mailbox(3)
+    for sender in "CAB":
+        assert deliver(mailbox, sender) == ""
+    assert [head.sender for head, _ in mailbox.take()] == ["A", "B", "C"]
+
+
+def test_take_empties_the_mailbox() -> None:
+    mailbox = Mailbox(1)
+    deliver(mailbox, "A")
+    mailbox.take()
+    assert mailbox.take() == []
+
+
+def test_full_mailbox_refuses_another_sender_and_keeps_the_first() -> None:
+    mailbox = Mailbox(1)
+    deliver(mailbox, "B")
+    assert deliver(mailbox, "A") == "mailbox full: max_incoming is 1"
+    assert [head.sender for head, _ in mailbox.take()] == ["B"]
+
+
+def test_newer_push_of_a_sender_replaces_its_older_one_also_when_full() -> None:
+    mailbox = Mailbox(1)
+    deliver(mailbox, "A", round_number=1)
+    assert deliver(mailbox, "A", round_number=2) == ""
+    assert [head.round_number for head, _ in mailbox.take()] == [2]
+
+
+@pytest.mark.parametrize("second", [1, 2])
+def test_same_or_older_round_of_a_sender_is_a_duplicate(second: int) -> None:
+    mailbox = Mailbox(2)
+    deliver(mailbox, "A", round_number=2)
+    assert deliver(mailbox, "A", round_number=second).startswith("duplicate: round 2 of A")
+
+
+def test_refused_push_leaves_nothing_behind() -> None:
+    mailbox = Mailbox(2)
+    spoilt = replace(header("A"), checksum="0")
+    assert mailbox.deliver(spoilt, BUFFER, expect=expect).startswith("checksum")
+    assert mailbox.take() == []
+
+
+def test_foreign_object_instead_of_a_header_is_refused_not_raised() -> None:
+    refusal = Mailbox(1).deliver({"sender": "A"}, BUFFER, expect=expect)  # type: ignore[arg-type]
+    assert refusal == "header: expected a PushHeader, got dict"
+
+
+def test_buffer_is_kept_as_it_came_without_a_copy() -> None:
+    mailbox = Mailbox(1)
+    deliver(mailbox, "A")
+    assert mailbox.take()[0][1] is BUFFER
+
+
+def test_concurrent_deliveries_never_exceed_the_capacity() -> None:
+    """Eight threads at a gate: two of four senders fit; each sender's second copy is a duplicate or finds it full."""
+    mailbox = Mailbox(2)
+    gate = threading.Barrier(8)
+    answers: list[str] = []
+
+    def push(sender: str) -> None:
+        gate.wait(timeout=5)
+        answers.append(deliver(mailbox, sender))
+
+    threads = [threading.Thread(target=push, args=(sender,)) for sender in "ABCD" * 2]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=5)
+    assert answers.count("") == 2
+    assert len(answers) == 8
+    assert len(mailbox.take()) == 2

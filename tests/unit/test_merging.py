@@ -1,0 +1,215 @@
+"""Merging before and after the mutual steps, on models of four weights that all have one value."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from gcml_ray.config import OptimiserConfig
+from gcml_ray.learner import Learner, Precision
+from gcml_ray.methods.merging import merge_after, merge_before, own_share_by_score
+from gcml_ray.methods.rounds import IncomingModel, RoundContext, RoundResult
+
+BEFORE, LOCAL, INCOMING = 0.0, 1.0, 3.0
+PRECISION = Precision("cpu", "none")
+SCORE = Callable[[Learner], float]
+
+
+def make_learner(value: float) -> Learner:
+    """A 1x1 convolution of two weights and two biases, all of them ``value``."""
+    optimiser = OptimiserConfig(learning_rate=0.1)
+    learner = Learner(nn.Conv2d(1, 2, 1), send_buffers=True, optimiser=optimiser, precision=PRECISION)
+    learner.model.flat.fill_(value)
+    return learner
+
+
+def make_batchnorm_learner(value: float, *, send_buffers: bool) -> Learner:
+    """Two weights and two running statistics."""
+    optimiser = OptimiserConfig(learning_rate=0.1)
+    learner = Learner(nn.BatchNorm2d(1), send_buffers=send_buffers, optimiser=optimiser, precision=PRECISION)
+    learner.model.flat.fill_(value)
+    return learner
+
+
+def never(*_: Any) -> Any:
+    raise AssertionError("this mode needs no score")
+
+
+def context(*, num_train: int = 1, score: SCORE = never) -> RoundContext:
+    return RoundContext(
+        round_number=1,
+        exchange_index=0,
+        num_steps=0,
+        num_train=num_train,
+        batches=iter(()),
+        loss=never,
+        sigmoid=False,
+        learning_rate=never,
+        score=score,
+        open_incoming=never,
+        on_step=never,
+    )
+
+
+def message(num_train: int = 1) -> IncomingModel:
+    return IncomingModel("B", num_train, torch.zeros(4))
+
+
+def scored_by_value(**scores: float) -> SCORE:
+    """The score of a model by its first weight's name among before, local, incoming; anything else is the mix."""
+    names = {BEFORE: "before", LOCAL: "local", INCOMING: "incoming"}
+    return lambda learner: scores[names.get(float(learner.model.flat[0]), "mix")]
+
+
+def merged(mode: str, *, num_train: int = 1, score: SCORE = never) -> tuple[Tensor, RoundResult]:
+    """What is left of local = 1, incoming = 3 and before = 0, with 1 case at the sender."""
+    local, result = make_learner(LOCAL), RoundResult()
+    merge_after(
+        local,
+        make_learner(INCOMING),
+        message(),
+        context(num_train=num_train, score=score),
+        result,
+        mode=mode,
+        before=torch.full((4,), BEFORE) if mode == "select_best" else None,
+    )
+    return local.model.flat, result
+
+
+def equals(flat: Tensor, value: float) -> bool:
+    return torch.equal(flat, torch.full_like(flat, value))
+
+
+# --- the share -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("own", "other", "share"), [(0.6, 0.2, 0.75), (0.5, 0.5, 0.5), (0.8, 0.0, 1.0), (0.0, 0.8, 0.0), (0.0, 0.0, 0.5)]
+)
+def test_share_by_score_is_the_own_part_of_the_sum(own: float, other: float, share: float) -> None:
+    assert own_share_by_score(own, other) == pytest.approx(share)
+
+
+# --- before --------------------------------------------------------------------------------------
+
+
+def test_merge_first_none_changes_nothing_and_scores_nothing() -> None:
+    local = make_learner(LOCAL)
+    merge_before(local, make_learner(INCOMING), message(), context(), mode="none")
+    assert equals(local.model.flat, LOCAL)
+
+
+def test_merge_first_by_size() -> None:
+    """3 own cases and 1 of the sender: 3/4 x 1 + 1/4 x 3 = 1.5."""
+    local, incoming = make_learner(LOCAL), make_learner(INCOMING)
+    merge_before(local, incoming, message(1), context(num_train=3), mode="size_weighted")
+    assert equals(local.model.flat, 1.5)
+    assert equals(incoming.model.flat, INCOMING)
+
+
+def test_merge_first_by_validation() -> None:
+    """Scores 0.2 and 0.6: a quarter of 1 and three quarters of 3 is 2.5."""
+    local = make_learner(LOCAL)
+    score = scored_by_value(local=0.2, incoming=0.6)
+    merge_before(local, make_learner(INCOMING), message(), context(score=score), mode="val_weighted")
+    assert equals(local.model.flat, 2.5)
+
+
+# --- after ---------------------------------------------------------------------------------------
+
+
+def test_keep_local_drops_the_incoming_model_and_scores_nothing() -> None:
+    flat, result = merged("keep_local")
+    assert equals(flat, LOCAL)
+    assert (result.merge, result.candidate_dice, result.validation_dice) == ("keep_local", {}, None)
+
+
+def test_replace_keeps_the_incoming_model() -> None:
+    flat, result = merged("replace")
+    assert equals(flat, INCOMING)
+    assert result.merge == "replace"
+
+
+def test_size_weighted_weighs_by_training_cases() -> None:
+    """3 own cases and 1 of the sender: 3/4 x 1 + 1/4 x 3 = 1.5."""
+    flat, result = merged("size_weighted", num_train=3)
+    assert equals(flat, 1.5)
+    assert result.merge == "size_weighted"
+
+
+def test_val_weighted_weighs_by_validation_scores() -> None:
+    """Scores 0.6 and 0.2: 3/4 x 1 + 1/4 x 3 = 1.5. The mix itself is not scored."""
+    flat, result = merged("val_weighted", score=scored_by_value(local=0.6, incoming=0.2))
+    assert equals(flat, 1.5)
+    assert result.candidate_dice == {"local_after": 0.6, "incoming_after": 0.2}
+    assert result.validation_dice is None
+
+
+@pytest.mark.parametrize(
+    ("best", "expected", "name"),
+    [
+        ("before", BEFORE, "local_before"),
+        ("local", LOCAL, "local_after"),
+        ("incoming", INCOMING, "incoming_after"),
+    ],
+)
+def test_select_best_leaves_exactly_the_best_candidate(best: str, expected: float, name: str) -> None:
+    scores = {"before": 0.5, "local": 0.5, "incoming": 0.5, "mix": 0.5} | {best: 0.7}
+    flat, result = merged("select_best", score=scored_by_value(**scores))
+    assert equals(flat, expected)
+    assert (result.merge, result.validation_dice) == (name, 0.7)
+
+
+def test_select_best_can_keep_the_mix() -> None:
+    """Scores 0.2 and 0.6 give the mix 1/4 x 1 + 3/4 x 3 = 2.5."""
+    score = scored_by_value(before=0.1, local=0.2, incoming=0.6, mix=0.9)
+    flat, result = merged("select_best", score=score)
+    assert equals(flat, 2.5)
+    assert (result.merge, result.validation_dice) == ("mix", 0.9)
+    assert result.candidate_dice == {"local_before": 0.1, "local_after": 0.2, "incoming_after": 0.6, "mix": 0.9}
+
+
+@pytest.mark.parametrize(
+    ("tied", "kept"),
+    [
+        (("before", "local", "incoming", "mix"), "local_after"),
+        (("before", "incoming", "mix"), "mix"),
+        (("before", "incoming"), "incoming_after"),
+    ],
+)
+def test_a_tie_goes_to_what_has_trained_on(tied: tuple[str, ...], kept: str) -> None:
+    scores = dict.fromkeys(("before", "local", "incoming", "mix"), 0.2) | dict.fromkeys(tied, 0.6)
+    assert merged("select_best", score=scored_by_value(**scores))[1].merge == kept
+
+
+def test_models_that_all_score_zero_leave_the_trained_local_one() -> None:
+    flat, result = merged("select_best", score=lambda _: 0.0)
+    assert equals(flat, LOCAL)
+    assert result.merge == "local_after"
+
+
+@pytest.mark.parametrize("best", ["before", "local", "incoming", "mix"])
+def test_select_best_never_changes_the_incoming_model(best: str) -> None:
+    local, incoming = make_learner(LOCAL), make_learner(INCOMING)
+    scores = dict.fromkeys(("before", "local", "incoming", "mix"), 0.2) | {best: 0.6}
+    around = context(score=scored_by_value(**scores))
+    merge_after(local, incoming, message(), around, RoundResult(), mode="select_best", before=torch.zeros(4))
+    assert equals(incoming.model.flat, INCOMING)
+
+
+@pytest.mark.parametrize("mode", ["replace", "size_weighted"])
+def test_buffers_that_are_not_sent_stay_the_receivers_own(mode: str) -> None:
+    local, incoming = (make_batchnorm_learner(value, send_buffers=False) for value in (LOCAL, INCOMING))
+    merge_after(local, incoming, message(), context(), RoundResult(), mode=mode, before=None)
+    assert equals(local.model.flat[:2], INCOMING if mode == "replace" else 2.0)
+    assert equals(local.model.flat[2:], LOCAL)
+
+
+def test_select_best_of_the_incoming_model_keeps_the_receivers_unsent_buffers() -> None:
+    local, incoming = (make_batchnorm_learner(value, send_buffers=False) for value in (LOCAL, INCOMING))
+    scores = {"before": 0.1, "local": 0.1, "incoming": 0.9, "mix": 0.1}
+    around = context(score=scored_by_value(**scores))
+    merge_after(local, incoming, message(), around, RoundResult(), mode="select_best", before=torch.zeros(4))
+    assert local.model.flat.tolist() == [INCOMING, INCOMING, LOCAL, LOCAL]
