@@ -217,18 +217,20 @@ def check_voxel_sizes(headers: Sequence[CaseHeader], data: DataConfig) -> Check:
     name = "voxel size"
     if not data.spacing_is_real:
         return Check(name, "PASS", "not real by the configuration: nothing is resampled by it")
+    if not headers:
+        return Check(name, "PASS", "no case to look at")
     if data.target_spacing_mm is not None:
         return Check(name, "PASS", f"all cases are resampled to {_lengths(data.target_spacing_mm)}")
     ranges = {site: _spacing_range(own) for site, own in _by_site(headers).items()}
     mixed = [f"site {site}: {_lengths(low)} to {_lengths(high)}" for site, (low, high) in ranges.items() if low != high]
-    if not mixed and len({low for low, _ in ranges.values()}) > 1:
-        mixed = [f"site {site}: {_lengths(low)}" for site, (low, _) in ranges.items()]
+    low, high = _spacing_range([header for header in headers if header.spacing_mm is not None])
+    if not mixed and low != high:
+        mixed = [f"site {site}: {_lengths(size)}" for site, (size, _) in ranges.items()]
     if mixed:
         detail = f"cases differ in voxel size and are not resampled:{listed(mixed)}"
         remedy = "set data.target_spacing_mm, so that a voxel means the same in every case (or data.resize)"
         return Check(name, "WARN", detail, remedy)
-    sizes = {low for low, _ in ranges.values()}
-    return Check(name, "PASS", f"{_lengths(next(iter(sizes)))} in every case" if sizes else "no case to look at")
+    return Check(name, "PASS", f"{_lengths(low)} in every case")
 
 
 def check_affines(headers: Sequence[CaseHeader], data: DataConfig) -> Check:

@@ -71,7 +71,7 @@ STYLES: dict[str, SiteStyle] = {
         num_bright=2,
         num_cysts=1,
         num_vessels=1,
-        label_shift=0.6,
+        label_shift=0.4,
         label_smooth=0.8,
     ),
     "east": SiteStyle(
@@ -92,7 +92,7 @@ STYLES: dict[str, SiteStyle] = {
         num_bright=2,
         num_cysts=1,
         num_vessels=2,
-        label_shift=-0.5,
+        label_shift=-0.7,
         label_smooth=0.5,
     ),
     "south": SiteStyle(
@@ -113,7 +113,7 @@ STYLES: dict[str, SiteStyle] = {
         num_bright=1,
         num_cysts=2,
         num_vessels=1,
-        label_shift=0.8,
+        label_shift=1.0,
         label_smooth=0.8,
     ),
     "west": SiteStyle(
@@ -134,7 +134,7 @@ STYLES: dict[str, SiteStyle] = {
         num_bright=2,
         num_cysts=1,
         num_vessels=2,
-        label_shift=-0.4,
+        label_shift=-0.6,
         label_smooth=0.5,
     ),
 }
@@ -178,6 +178,6 @@ def _derived_style(rng: np.random.Generator) -> SiteStyle:
         num_bright=count(1, 2),
         num_cysts=count(1, 2),
         num_vessels=count(1, 2),
-        label_shift=between(-0.5, 0.8),
+        label_shift=between(-0.7, 1.0),
         label_smooth=between(0.5, 0.8),
     )

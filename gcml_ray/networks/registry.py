@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from gcml_ray.config import DataConfig, NetworkConfig
 from gcml_ray.errors import ConfigError
+from gcml_ray.networks.sanet import SaNetV1, SaNetV2
 
 IntOrEach = int | tuple[int, ...]
 Layer = str | tuple[str, dict[str, Any]]  # a name, or a name and its arguments, as MONAI takes them
@@ -153,6 +154,8 @@ BUILDERS: dict[str, Builder] = {
     "unet": build_unet,
     "dynunet": build_dynunet,
     "segresnet": build_segresnet,
+    "sanet_v1": SaNetV1,  # our own: the constructor is the builder
+    "sanet_v2": SaNetV2,
 }
 
 

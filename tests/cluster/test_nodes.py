@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +14,12 @@ from ray.cluster_utils import Cluster
 from ray.experimental.locations import get_object_locations
 
 from actors.pool import ObjectStoreTransport, SiteActor
-from gcml_ray.errors import ClusterError, SiteError
-from gcml_ray.records import PushReceipt
+from gcml_ray.errors import ClusterError
+from gcml_ray.records import PushReceipt, RoundRecord
 from gcml_ray.wire import PushHeader
 from tests.cluster.conftest import live_actors, wait_until
 from tests.cluster.ray_runs import run_on_ray
+from tests.fake_runs import RecordingListener
 from tests.fakes import FakeTrainers, fake_config
 
 SITES = ("A", "B")
@@ -55,13 +56,17 @@ def node_ids() -> dict[str, str]:
 class RecordingTransport(ObjectStoreTransport):
     """Writes down where a pushed buffer lies after its receivers have answered."""
 
+    def __init__(self, *arguments: Any, file: Path, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self._file = file
+
     def _send_reference(
         self, header: PushHeader, reference: Any, receivers: Sequence[str], *, size_bytes: int, timeout_s: float
     ) -> tuple[PushReceipt, ...]:
         receipts = super()._send_reference(header, reference, receivers, size_bytes=size_bytes, timeout_s=timeout_s)
         found = get_object_locations([reference])[reference]
         line = {"sender": header.sender, "receivers": list(receivers), "nodes": found["node_ids"]}
-        with Path(os.environ["LOCATIONS_FILE"]).open("a", encoding="utf-8") as file:
+        with self._file.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")
         return receipts
 
@@ -71,7 +76,7 @@ def test_pushed_weights_are_never_on_the_drivers_node(tmp_path: Path, num_values
     """Small objects are the ones that Ray would otherwise carry inside messages through the driver."""
     file = tmp_path / "locations.jsonl"
     config = fake_config(tmp_path, sites=SITES, federation={"rounds": 2}, **LABELLED)
-    run = run_on_ray(config, num_values=num_values, make_transport=recording_to(file))
+    run = run_on_ray(config, num_values=num_values, make_transport=partial(RecordingTransport, file=file))
     ids = node_ids()
     lines = [json.loads(line) for line in file.read_text().splitlines()]
     assert len(lines) == 4
@@ -79,3 +84,37 @@ def test_pushed_weights_are_never_on_the_drivers_node(tmp_path: Path, num_values
         assert ids["driver"] not in line["nodes"]
         assert set(line["nodes"]) == {ids[line["sender"]], *(ids[name] for name in line["receivers"])}
     assert all(push.accepted and push.size_bytes == 4 * num_values for push in run.folder.transfers())
+
+
+def test_site_on_the_node_of_another_refuses_to_touch_its_data(tmp_path: Path) -> None:
+    config = fake_config(tmp_path, sites=SITES, **LABELLED)
+    actor = SiteActor.options(num_cpus=1, label_selector={"site": "B"}).remote(
+        config, "A", config.output.folder, run_id="run", use_gpu=False, make_trainer=FakeTrainers()
+    )
+    with pytest.raises(ClusterError, match="site A was placed on a node labelled site=B"):
+        ray.get(actor.start.remote(ObjectStoreTransport({}, label_key="site"), SITES, 0), timeout=30)
+    assert not (tmp_path / "run").exists()
+    ray.kill(actor)
+
+
+def test_site_whose_label_has_no_node_is_refused_before_any_site_starts(tmp_path: Path) -> None:
+    with pytest.raises(ClusterError, match=r"no living node has the label site=C.*there are: \['A', 'B', 'driver'\]"):
+        run_on_ray(fake_config(tmp_path, sites=(*SITES, "C"), **LABELLED))
+
+
+def test_site_whose_node_is_lost_is_dropped_after_the_start_timeout_and_the_rest_finish(
+    tmp_path: Path, cluster: Cluster
+) -> None:
+    """Its data are there and nowhere else, so it can only wait for the node."""
+    lost = cluster.add_node(num_cpus=2, labels={"site": "C"}, object_store_memory=100 * 2**20)
+    cluster.wait_for_nodes()
+
+    def lose(record: RoundRecord) -> None:
+        if record.plan.round_number == 1:
+            cluster.remove_node(lost)
+
+    config = fake_config(tmp_path, sites=(*SITES, "C"), federation={"start_timeout_s": 6.0}, **LABELLED)
+    run = run_on_ray(config, listener=RecordingListener(on_end=lose))
+    assert run.summary.status == "finished"
+    assert list(run.summary.dropped) == ["C"]
+    assert [run.trained(site) for site in (*SITES, "C")] == [[1, 2, 3, 4], [1, 2, 3, 4], [1]]

@@ -92,7 +92,7 @@ def test_pushes_of_a_topology(topology: dict[str, Any], max_incoming: int, pushe
 
 
 def test_bernoulli_pushes_come_to_the_expected_senders() -> None:
-    """m = 1.5 in each of 2000 rounds: the mean is 1.5 within four standard errors, 4 sqrt(4 p (1 - p) / 2000)."""
+    """With m = 1.5 in each of 2000 rounds the mean is 1.5 within four standard errors, sqrt(4 p (1 - p) / 2000)."""
     method = {"name": "gcml", "topology": {"name": "bernoulli", "expected_senders": 1.5}}
     federation = {"rounds": 2000, "warmup_rounds": 0, "cooldown_rounds": 0}
     plans = planned_rounds(config(method=method, federation=federation), NUM_TRAIN)

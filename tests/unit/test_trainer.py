@@ -1,7 +1,5 @@
 import logging
-import shutil
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -9,97 +7,27 @@ import nibabel
 import numpy as np
 import pytest
 import torch
-from torch import Tensor
 
-from gcml_ray.config import Config
 from gcml_ray.data.datalist import read_datalist
-from gcml_ray.errors import CheckpointError, DataError
-from gcml_ray.evaluation import Evaluator
-from gcml_ray.learner import Learner
+from gcml_ray.errors import DataError
+from gcml_ray.methods.rounds import IncomingModel
 from gcml_ray.networks.registry import fingerprint
-from gcml_ray.records import EvaluationReport, SiteInfo, TrainOrder, TrainReport
-from gcml_ray.trainer import BEFORE_GOSSIP, PERSONALISED, SiteTrainer
-from gcml_ray.wire import Buffer, PushHeader, refusal
+from gcml_ray.wire import refusal
 from tests.makers import make_config
+from tests.trainer_runs import (
+    RING,
+    TROUBLESOME,
+    make_trainer,
+    order,
+    push_from_b,
+    run,
+    started,
+    two_networks,
+    weights,
+    without_clocks,
+)
 
-RING = {"name": "ring"}
-TROUBLESOME = {  # everything that could make a resumed round differ: dropout, running statistics, counters
-    "name": "unet",
-    "options": {"channels": [4, 8], "strides": [2], "num_res_units": 1, "norm": "BATCH", "dropout": 0.2},
-}
-OTHER_NETWORK = {"name": "unet", "options": {"channels": [4, 4], "strides": [2], "num_res_units": 0}}
-Push = tuple[PushHeader, Buffer]
-
-
-@dataclass
-class ScriptedEvaluator:
-    """Gives one score after the other, and remembers which weights it was asked to evaluate."""
-
-    scores: list[float]
-    evaluated: list[Tensor] = field(default_factory=list)
-
-    def validation_dice(self, learner: Learner) -> float:
-        del learner
-        return self.scores.pop(0)
-
-    def evaluate(self, learner: Learner, **options: Any) -> EvaluationReport:
-        self.evaluated.append(learner.model.flat.clone())
-        return EvaluationReport("A", options["split"], options["model"], options["round_number"], (), 0.0)
-
-    def draw(self, learner: Learner, scores: Sequence[object], folder: Path) -> None:
-        """No pictures."""
-
-
-def no_progress(stage: str, step: int, num_steps: int) -> None:
-    del stage, step, num_steps
-
-
-def make_trainer(
-    config: Config,
-    *,
-    site: str = "A",
-    folder: Path | None = None,
-    resume_round: int | None = 0,
-    use_gpu: bool = False,
-    on_progress: Callable[[str, int, int], None] = no_progress,
-) -> SiteTrainer:
-    trainer, _ = started(
-        config, site=site, folder=folder, resume_round=resume_round, use_gpu=use_gpu, on_progress=on_progress
-    )
-    return trainer
-
-
-def started(
-    config: Config, *, site: str = "A", folder: Path | None = None, resume_round: int | None = 0, **options: Any
-) -> tuple[SiteTrainer, SiteInfo]:
-    options = {"use_gpu": False, "on_progress": no_progress} | options
-    trainer = SiteTrainer(config, site, folder or Path(config.output.folder), **options)
-    return trainer, trainer.start(resume_round=resume_round)
-
-
-def order(round_number: int, *, evaluate: bool = True, checkpoint: bool = True) -> TrainOrder:
-    phase = "warmup" if round_number == 1 else "exchange"
-    return TrainOrder(round_number, phase, evaluate=evaluate, checkpoint=checkpoint)  # type: ignore[arg-type]
-
-
-def push_from_b(trainer: SiteTrainer, round_number: int) -> Push:
-    """What B could send in a round: the initial weights of the common architecture, shaken; read-only as on the wire."""
-    model = trainer._learner_for(trainer.config.network_of("B")).model  # noqa: SLF001 - only its size is asked for
-    noise = np.random.default_rng(round_number).normal(0, 0.1, model.num_sent).astype(np.float32)
-    noise.flags.writeable = False
-    return PushHeader("run", round_number, "B", 4, "", "", (), noise.size, "float32", ""), noise
-
-
-def run(trainer: SiteTrainer, rounds: Sequence[int], *, with_pushes: bool = True) -> list[TrainReport]:
-    """Trains the rounds; B's push comes in from round 2 on."""
-    return [
-        trainer.train_round(order(number), [push_from_b(trainer, number)] if with_pushes and number > 1 else [])
-        for number in rounds
-    ]
-
-
-def weights(trainer: SiteTrainer) -> Tensor:
-    return trainer.local.model.flat.clone()
+pytestmark = pytest.mark.filterwarnings("ignore:The given NumPy array is not writable")
 
 
 # --- start ---------------------------------------------------------------------------------------
@@ -127,7 +55,7 @@ def test_initial_weights_depend_on_the_seed(tmp_path: Path) -> None:
 def test_building_a_learner_leaves_torchs_generator_alone(tmp_path: Path) -> None:
     trainer = make_trainer(make_config(tmp_path))
     before = torch.get_rng_state()
-    trainer._build_learner(trainer.config.network)  # noqa: SLF001 - happens in the middle of a round
+    trainer._build_learner(trainer.config.network)
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -172,12 +100,14 @@ def test_many_warnings_are_cut_at_ten_and_counted(tmp_path: Path) -> None:
     assert info.notes[-1] == "and 6 more warnings, see the site's log"
 
 
-def test_what_is_logged_after_loading_or_by_others_is_no_note(tmp_path: Path) -> None:
-    _, info = started(make_config(tmp_path))
-    num_handlers = len(logging.getLogger("gcml_ray").handlers)
-    _, again = started(make_config(tmp_path))
-    assert len(logging.getLogger("gcml_ray").handlers) == num_handlers
-    assert info.notes == again.notes == ()
+def test_only_gcml_rays_own_warnings_while_loading_are_notes(tmp_path: Path) -> None:
+    def chatter(stage: str, step: int, num_steps: int) -> None:
+        del step, num_steps
+        logging.getLogger("elsewhere").warning("not ours, during %s", stage)
+        logging.getLogger("gcml_ray.data").info("no warning")
+
+    _, info = started(make_config(tmp_path), on_progress=chatter)
+    assert info.notes == ()
 
 
 def test_bad_data_leaves_no_handler_behind(tmp_path: Path) -> None:
@@ -215,14 +145,10 @@ def test_a_round_trained_once_more_from_the_same_state_is_the_same(tmp_path: Pat
     one = make_trainer(make_config(tmp_path, network=TROUBLESOME))
     other = make_trainer(make_config(tmp_path, network=TROUBLESOME), folder=tmp_path / "other")
     torch.manual_seed(99)  # what happened in the process before must not matter
-    assert [replace_time(report) for report in run(one, [1, 2])] == [
-        replace_time(report) for report in run(other, [1, 2])
+    assert [without_clocks(report) for report in run(one, [1, 2])] == [
+        without_clocks(report) for report in run(other, [1, 2])
     ]
     assert torch.equal(weights(one), weights(other))
-
-
-def replace_time(report: TrainReport) -> TrainReport:
-    return replace(report, seconds={}, peak_memory_bytes=0)
 
 
 def test_without_evaluation_there_is_no_score_and_no_best(tmp_path: Path) -> None:
@@ -252,168 +178,6 @@ def test_progress_is_told_and_may_stop_the_round(tmp_path: Path) -> None:
         trainer.train_round(order(1), [])
     assert seen == [*(("load", done, 5) for done in range(1, 6)), ("train", 1, 2), ("train", 2, 2)]
     assert trainer.state.round_number == 0
-
-
-# --- resume --------------------------------------------------------------------------------------
-
-METHODS = {
-    "gcml": {"name": "gcml", "topology": RING, "buffers": "send"},
-    "gcml-averaged": {"name": "gcml", "topology": RING, "merge": "val_weighted", "merge_first": "size_weighted"},
-    "gml": {"name": "gml", "topology": RING, "buffers": "keep"},
-    "gossip_avg": {"name": "gossip_avg", "topology": RING},
-}
-
-
-@pytest.mark.parametrize("resume_round", [1, 2])
-@pytest.mark.parametrize("method", list(METHODS))
-def test_a_resumed_run_ends_bit_for_bit_where_one_that_never_stopped_does(
-    tmp_path: Path, method: str, resume_round: int
-) -> None:
-    """Round 1 alone, then two pushes; the network has dropout, running statistics and counters."""
-    config = make_config(tmp_path, network=TROUBLESOME, method=METHODS[method])
-    whole = make_trainer(config, folder=tmp_path / "whole")
-    whole_reports = run(whole, [1, 2, 3])
-    run(make_trainer(config, folder=tmp_path / "stopped"), range(1, resume_round + 1))
-    torch.manual_seed(99)
-    resumed = make_trainer(config, folder=tmp_path / "stopped", resume_round=resume_round)
-    assert resumed.state.round_number == resume_round
-    reports = run(resumed, range(resume_round + 1, 4))
-    assert torch.equal(weights(resumed), weights(whole))
-    assert resumed.state == whole.state
-    assert [replace_time(report) for report in reports] == [
-        replace_time(report) for report in whole_reports[resume_round:]
-    ]
-    for name, counter in whole.local.model.counters().items():
-        assert torch.equal(resumed.local.model.counters()[name], counter)
-
-
-def test_a_site_one_round_ahead_goes_back_and_comes_to_the_same_place(tmp_path: Path) -> None:
-    config = make_config(tmp_path, network=TROUBLESOME)
-    trainer = make_trainer(config)
-    run(trainer, [1, 2, 3])
-    back = make_trainer(config, resume_round=2)
-    run(back, [3])
-    assert torch.equal(weights(back), weights(trainer))
-
-
-def test_resume_without_a_number_takes_the_newest_round(tmp_path: Path) -> None:
-    config = make_config(tmp_path)
-    assert started(config, resume_round=None)[1].restored_round == 0
-    run(make_trainer(config), [1, 2])
-    assert started(config, resume_round=None)[1].restored_round == 2
-
-
-def test_a_round_that_is_not_there_is_refused(tmp_path: Path) -> None:
-    config = make_config(tmp_path)
-    run(make_trainer(config), [1])
-    with pytest.raises(CheckpointError, match=r"site A has no checkpoint of round 5 in .*found \[1\]"):
-        make_trainer(config, resume_round=5)
-
-
-def test_a_checkpoint_of_another_configuration_is_refused(tmp_path: Path) -> None:
-    run(make_trainer(make_config(tmp_path)), [1])
-    with pytest.raises(CheckpointError, match="resume with the configuration that the run was started with"):
-        make_trainer(make_config(tmp_path, optimiser={"learning_rate": 0.5}), resume_round=1)
-
-
-def test_starting_afresh_ignores_old_checkpoints(tmp_path: Path) -> None:
-    config = make_config(tmp_path)
-    trainer = make_trainer(config)
-    start = weights(trainer)
-    run(trainer, [1, 2])
-    again = make_trainer(config, resume_round=0)
-    assert torch.equal(weights(again), start)
-    run(again, [1])
-    assert started(config, resume_round=None)[1].restored_round == 1
-
-
-def test_no_checkpoint_is_written_where_none_was_asked_for(tmp_path: Path) -> None:
-    trainer = make_trainer(make_config(tmp_path))
-    trainer.train_round(order(2, evaluate=False, checkpoint=False), [])
-    assert not trainer.checkpoints.exists()
-
-
-# --- which models are kept -------------------------------------------------------------------------
-
-
-def after_scores(config: Config, scores: Sequence[float]) -> tuple[SiteTrainer, ScriptedEvaluator, list[Tensor]]:
-    """Trains alone for as many rounds as there are scores; the weights after each one."""
-    trainer = make_trainer(config)
-    trainer.evaluator = evaluator = ScriptedEvaluator(list(scores))  # type: ignore[assignment]
-    flats = []
-    for number in range(1, len(scores) + 1):
-        trainer.train_round(order(number), [])
-        flats.append(weights(trainer))
-    return trainer, evaluator, flats
-
-
-@pytest.mark.parametrize(
-    ("scores", "best"), [((0.2, 0.8, 0.5), 2), ((0.9, 0.8, 0.5), 1), ((0.5, 0.8, 0.8), 3), ((0.0, 0.0, 0.0), 3)]
-)
-def test_the_personalised_model_is_the_best_on_validation_and_the_later_of_equals(
-    tmp_path: Path, scores: tuple[float, ...], best: int
-) -> None:
-    trainer, evaluator, flats = after_scores(make_config(tmp_path), scores)
-    report = trainer.evaluate(split="test", model=PERSONALISED)
-    assert report.round_number == best
-    assert torch.equal(evaluator.evaluated[0], flats[best - 1])
-    assert (trainer.state.best_round, trainer.state.best_dice) == (best, max(scores))
-    assert torch.equal(weights(trainer), flats[-1]), "evaluating must not touch the model in training"
-
-
-def test_the_model_before_gossip_is_that_of_the_last_warm_up_round(tmp_path: Path) -> None:
-    config = make_config(tmp_path, federation={"rounds": 4, "warmup_rounds": 2})
-    trainer, evaluator, flats = after_scores(config, (0.9, 0.1, 0.2, 0.3))
-    report = trainer.evaluate(split="test", model=BEFORE_GOSSIP)
-    assert report.round_number == 2
-    assert torch.equal(evaluator.evaluated[0], flats[1])
-
-
-def test_both_models_survive_a_resume(tmp_path: Path) -> None:
-    config = make_config(tmp_path, federation={"rounds": 4, "warmup_rounds": 2})
-    _, _, flats = after_scores(config, (0.1, 0.2, 0.9, 0.3))
-    trainer = make_trainer(config, resume_round=4)
-    trainer.evaluator = evaluator = ScriptedEvaluator([])  # type: ignore[assignment]
-    rounds = [trainer.evaluate(split="test", model=model).round_number for model in (PERSONALISED, BEFORE_GOSSIP)]
-    assert rounds == [3, 2]
-    assert torch.equal(evaluator.evaluated[0], flats[2])
-    assert torch.equal(evaluator.evaluated[1], flats[1])
-
-
-@pytest.mark.parametrize("model", [PERSONALISED, BEFORE_GOSSIP])
-def test_a_model_that_never_was_is_refused(tmp_path: Path, model: str) -> None:
-    trainer = make_trainer(make_config(tmp_path, federation={"warmup_rounds": 0}))
-    with pytest.raises(CheckpointError, match=f"site A has no {model} model"):
-        trainer.evaluate(split="test", model=model)
-
-
-def test_a_deleted_model_file_is_named(tmp_path: Path) -> None:
-    trainer = make_trainer(make_config(tmp_path))
-    run(trainer, [1])
-    shutil.rmtree(trainer.checkpoints)
-    with pytest.raises(CheckpointError, match=r"model_00001\.safetensors does not exist"):
-        trainer.evaluate(split="test", model=PERSONALISED)
-
-
-def test_every_case_of_a_split_is_scored(tmp_path: Path) -> None:
-    trainer = make_trainer(make_config(tmp_path))
-    run(trainer, [1])
-    report = trainer.evaluate(split="train", model=PERSONALISED)
-    assert [(score.case, score.class_name) for score in report.scores] == [(f"c{n}", "box") for n in range(3)]
-
-
-def test_quick_validation_and_the_full_report_agree(tmp_path: Path) -> None:
-    trainer = make_trainer(make_config(tmp_path))
-    (report,) = run(trainer, [1])
-    scores = trainer.evaluate(split="validation", model=PERSONALISED).scores
-    assert report.validation_dice == pytest.approx(float(np.mean([score.dice for score in scores])), abs=1e-6)
-
-
-def test_validation_leaves_the_model_in_train_mode(tmp_path: Path) -> None:
-    trainer = make_trainer(make_config(tmp_path, network=TROUBLESOME))
-    run(trainer, [1, 2])
-    assert isinstance(trainer.evaluator, Evaluator)
-    assert all(part.training for part in trainer.local.model.module.modules())
 
 
 # --- pushes --------------------------------------------------------------------------------------
@@ -454,20 +218,13 @@ def test_an_incoming_model_starts_from_the_receivers_own_where_nothing_was_sent(
     trainer = make_trainer(make_config(tmp_path, network=TROUBLESOME, method=method))
     run(trainer, [1, 2])
     (header, buffer), model = push_from_b(trainer, 3), trainer.local.model
-    from gcml_ray.methods.rounds import IncomingModel  # noqa: PLC0415 - what a trainer makes of a push
-
-    opened = trainer._open_incoming(IncomingModel(header.sender, 4, torch.from_numpy(buffer))).model  # noqa: SLF001
+    opened = trainer._open_incoming(IncomingModel(header.sender, 4, torch.from_numpy(buffer))).model
     assert np.array_equal(opened.flat[: opened.num_sent].numpy(), buffer)
     assert torch.equal(opened.flat[opened.num_sent :], model.flat[model.num_sent :])
     assert all(torch.equal(opened.counters()[name], counter) for name, counter in model.counters().items())
 
 
 # --- different architectures -----------------------------------------------------------------------
-
-
-def two_networks(folder: Path, **changes: Any) -> Config:
-    method = {"name": "gcml", "topology": RING, "merge": "keep_local"}
-    return make_config(folder, site_networks={"B": OTHER_NETWORK}, method=method, **changes)
 
 
 def test_sites_with_different_networks_learn_from_each_other(tmp_path: Path) -> None:
@@ -487,16 +244,6 @@ def test_a_push_of_the_wrong_site_s_architecture_is_refused(tmp_path: Path) -> N
     lying = replace(header, sender="B")
     reason = refusal(lying, buffer, make_trainer(config).expectation("run", "B", peers=frozenset("B")))
     assert reason.startswith(f"architecture: {fingerprint(config.network, config.data)} is not")
-
-
-def test_with_different_networks_a_resumed_run_ends_where_the_whole_one_does(tmp_path: Path) -> None:
-    config = two_networks(tmp_path, network=TROUBLESOME)
-    whole = make_trainer(config, folder=tmp_path / "whole")
-    run(whole, [1, 2, 3])
-    run(make_trainer(config, folder=tmp_path / "stopped"), [1, 2])
-    resumed = make_trainer(config, folder=tmp_path / "stopped", resume_round=2)
-    run(resumed, [3])
-    assert torch.equal(weights(resumed), weights(whole))
 
 
 def test_the_maker_writes_what_it_promises(tmp_path: Path) -> None:

@@ -1,0 +1,84 @@
+"""A run that starts Ray itself: in a process of its own, whose output and whose ends are looked at."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+
+from tests.fakes import fake_config
+
+SCRIPT = """
+import sys, threading
+from pathlib import Path
+from actors.federation import run_federation
+from actors.listener import NullListener
+from gcml_ray.config_file import load_config
+from gcml_ray.errors import GcmlError
+from tests.fakes import FakeTrainers, Fault
+
+if __name__ == "__main__":
+    make_trainer = FakeTrainers((Fault("B", 1, "train", "die"),))
+    try:
+        summary = run_federation(
+            load_config(sys.argv[1]), listener=NullListener(), stop=threading.Event(), make_trainer=make_trainer
+        )
+    except GcmlError as error:
+        sys.exit(f"{type(error).__name__}: {error}")
+    print(summary.status)
+"""
+
+
+def run_script(folder: Path, *, address: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """A federation of two fake sites over Ray in another process."""
+    from gcml_ray.config_file import save_config  # noqa: PLC0415 - only this test needs YAML
+
+    config = fake_config(
+        folder, sites=("A", "B"), federation={"rounds": 2}, resources={"pool": "ray", "address": address}
+    )
+    save_config(config, folder / "config.yaml")
+    script = folder / "script.py"
+    script.write_text(SCRIPT)
+    return subprocess.run(  # noqa: S603 - our own script
+        [sys.executable, str(script), str(folder / "config.yaml")],
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+        env=os.environ | {"PYTHONPATH": str(Path.cwd())} | environment,
+    )
+
+
+def ray_processes(folder: str) -> list[int]:
+    """Processes of Ray clusters whose files lie below a folder."""
+    return [process.pid for process in psutil.process_iter(["cmdline"]) if _names(process, folder)]
+
+
+def _names(process: psutil.Process, folder: str) -> bool:
+    return any(folder in argument for argument in process.info["cmdline"] or [])
+
+
+def test_run_with_a_dying_site_starts_and_ends_its_cluster_without_noise(tmp_path: Path) -> None:
+    """Not a word of Ray's on stdout or stderr, where a live table may stand; not a process left behind."""
+    private = os.environ["RAY_TMPDIR"] + "/own"
+    Path(private).mkdir()
+    ended = run_script(tmp_path, address="local", RAY_TMPDIR=private)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "finished\n", "")
+    assert "restart" in (tmp_path / "run" / "log.txt").read_text()
+    deadline = time.monotonic() + 15
+    while ray_processes(private) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert ray_processes(private) == []
+
+
+def test_unreachable_ray_address_ends_in_seconds_with_what_to_do(tmp_path: Path) -> None:
+    began = time.monotonic()
+    ended = run_script(tmp_path, address="auto", RAY_ADDRESS="127.0.0.1:1")
+    assert time.monotonic() - began < 10
+    assert ended.returncode == 1
+    assert ended.stderr.startswith("ClusterError: cannot join the Ray cluster at 127.0.0.1:1")
+    assert "Traceback" not in ended.stderr

@@ -1,0 +1,331 @@
+import socket
+import sqlite3
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+import pytest
+import torch
+
+from actors.preflight import check_config
+from gcml_ray import preflight_config, probe
+from gcml_ray.config import Config
+from gcml_ray.data.datalist import Case
+from gcml_ray.data.loading import load_sample
+from gcml_ray.data.reading import read_header
+from gcml_ray.data.site_data import SiteData
+from gcml_ray.forecast import SiteCosts, cache_bytes
+from gcml_ray.preflight import Check, Machine
+from gcml_ray.run_folder import RunFolder
+from tests.tiny_federation import SHAPE, edit_datalist, make_config, make_federation, write_case, write_image
+
+MACHINE = Machine(num_cpus=4, memory_bytes=10**11, shm_bytes=5 * 10**10)
+
+
+def checks_of(config: Config) -> dict[str, Check]:
+    return {check.name: check for check in check_config(config, MACHINE, [])}
+
+
+def verdicts(config: Config) -> dict[str, str]:
+    return {name: check.verdict for name, check in checks_of(config).items()}
+
+
+# --- where results go --------------------------------------------------------------------------
+
+
+def test_an_output_folder_below_a_file_fails(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    config = make_config(tmp_path, output={"folder": str(tmp_path / "file" / "run")})
+    assert preflight_config.check_output_folder(config).verdict == "FAIL"
+
+
+def test_an_output_folder_with_a_run_warns(tmp_path: Path) -> None:
+    config = make_config(tmp_path)
+    RunFolder.create(config.output.folder, config)
+    check = preflight_config.check_output_folder(config)
+    assert check.verdict == "WARN"
+    assert "--resume" in check.remedy
+
+
+def test_a_folder_as_tracking_uri_fails(tmp_path: Path) -> None:
+    config = make_config(tmp_path, tracking={"enabled": True, "uri": str(tmp_path / "mlruns")})
+    assert preflight_config.check_tracking(config).verdict == "FAIL"
+
+
+def test_a_tracking_server_that_is_down_fails(tmp_path: Path) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        uri = f"http://127.0.0.1:{taken.getsockname()[1]}"
+        check = preflight_config.check_tracking(make_config(tmp_path, tracking={"enabled": True, "uri": uri}))
+    assert check.verdict == "FAIL"
+    assert "cannot be reached" in check.detail
+
+
+def test_a_tracking_server_that_listens_passes(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        uri = f"http://127.0.0.1:{server.getsockname()[1]}"
+        check = preflight_config.check_tracking(make_config(tmp_path, tracking={"enabled": True, "uri": uri}))
+    assert check.verdict == "PASS"
+
+
+def test_a_file_that_is_no_database_fails(tmp_path: Path) -> None:
+    (tmp_path / "mlflow.db").write_text("not a database, " * 100)
+    config = make_config(tmp_path, tracking={"enabled": True})
+    assert "not a database" in preflight_config.check_tracking(config).detail
+
+
+def test_a_database_to_be_made_and_one_that_is_there_pass(tmp_path: Path) -> None:
+    config = make_config(tmp_path, tracking={"enabled": True})
+    assert preflight_config.check_tracking(config).verdict == "PASS"
+    assert not (tmp_path / "mlflow.db").exists()
+    sqlite3.connect(tmp_path / "mlflow.db").execute("CREATE TABLE runs (id INT)").connection.close()
+    assert preflight_config.check_tracking(config).verdict == "PASS"
+
+
+def test_a_database_below_a_file_fails(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    uri = f"sqlite:///{tmp_path}/file/mlflow.db"
+    assert preflight_config.check_tracking(make_config(tmp_path, tracking={"enabled": True, "uri": uri})).verdict == (
+        "FAIL"
+    )
+
+
+# --- cases -------------------------------------------------------------------------------------
+
+
+def test_a_missing_datalist_fails(tmp_path: Path) -> None:
+    assert checks_of(make_config(tmp_path))["datalist"].verdict == "FAIL"
+
+
+def test_a_site_that_the_datalist_does_not_have_fails(tmp_path: Path) -> None:
+    config = make_federation(tmp_path, federation={"sites": ["A", "C"]})
+    check = checks_of(config)["datalist"]
+    assert check.verdict == "FAIL"
+    assert "['C']" in check.detail
+
+
+def test_few_training_cases_and_a_single_validation_case_warn() -> None:
+    cases = [Case("A", f"c{i}", (), "", split) for i, split in enumerate(("train", "train", "validation", "test"))]
+    check = preflight_config.check_split("A", cases)
+    assert check.verdict == "WARN"
+    assert check.detail.startswith("2 train, 1 validation, 1 test: fewer than 3 training cases; a single validation")
+
+
+def test_a_site_with_too_few_cases_fails_and_the_other_is_checked(tmp_path: Path) -> None:
+    config = make_federation(tmp_path)
+    edit_datalist(tmp_path, lambda entry: None if entry["site"] == "A" and entry["case"] > "A1" else entry)
+    found = verdicts(config)
+    assert found["cases A"] == "FAIL"
+    assert (found["cases B"], found["step B"], found["forecast"]) == ("PASS", "PASS", "WARN")
+
+
+def test_a_missing_file_fails_and_is_reported_once(tmp_path: Path) -> None:
+    config = make_federation(tmp_path)
+    (tmp_path / "A3.nii.gz").unlink()
+    found = checks_of(config)
+    assert found["files"].verdict == "FAIL"
+    assert "A3.nii.gz" in found["files"].detail
+    assert found["headers"].verdict == "PASS"
+
+
+def test_a_label_on_another_grid_fails_by_its_header(tmp_path: Path) -> None:
+    config = make_federation(tmp_path)
+    write_image(tmp_path / "B4_seg.nii.gz", np.zeros((8, 8, 7), dtype=np.uint8))
+    check = checks_of(config)["headers"]
+    assert check.verdict == "FAIL"
+    assert "case B4" in check.detail
+    assert "(8, 8, 7)" in check.detail
+
+
+def test_a_missing_channel_fails_by_the_header(tmp_path: Path) -> None:
+    config = make_federation(tmp_path, data={"channels": ["t1", "t2"]})
+    check = checks_of(config)["headers"]
+    assert check.verdict == "FAIL"
+    assert "1 channel(s)" in check.detail
+
+
+def headers(folder: Path, config: Config, names: list[str]) -> tuple[preflight_config.CaseHeader, ...]:
+    cases = [Case(n[0], n, (str(folder / f"{n}.nii.gz"),), str(folder / f"{n}_seg.nii.gz"), "train") for n in names]
+    return preflight_config.check_all_headers(cases, config.data)[1]
+
+
+def test_voxel_sizes_that_differ_within_a_site_warn(tmp_path: Path) -> None:
+    write_case(tmp_path, "A0", spacing=1.0)
+    write_case(tmp_path, "A1", spacing=2.5)
+    config = make_config(tmp_path)
+    check = preflight_config.check_voxel_sizes(headers(tmp_path, config, ["A0", "A1"]), config.data)
+    assert check.verdict == "WARN"
+    assert "site A: 1 x 1 x 1 mm to 2.5 x 2.5 x 2.5 mm" in check.detail
+    assert "target_spacing_mm" in check.remedy
+
+
+def test_voxel_sizes_that_differ_between_sites_warn(tmp_path: Path) -> None:
+    write_case(tmp_path, "A0", spacing=1.0)
+    write_case(tmp_path, "B0", spacing=2.0)
+    config = make_config(tmp_path)
+    assert preflight_config.check_voxel_sizes(headers(tmp_path, config, ["A0", "B0"]), config.data).verdict == "WARN"
+
+
+@pytest.mark.parametrize("section", [{"target_spacing_mm": [1.0, 1.0, 1.0]}, {"spacing_is_real": False}])
+def test_voxel_sizes_that_do_not_matter_pass(tmp_path: Path, section: dict[str, Any]) -> None:
+    write_case(tmp_path, "A0", spacing=1.0)
+    write_case(tmp_path, "A1", spacing=2.0)
+    config = make_config(tmp_path, data=section)
+    assert preflight_config.check_voxel_sizes(headers(tmp_path, config, ["A0", "A1"]), config.data).verdict == "PASS"
+
+
+def test_rounding_in_a_header_is_no_difference(tmp_path: Path) -> None:
+    write_case(tmp_path, "A0", spacing=1.0)
+    write_case(tmp_path, "B0", spacing=1.001)
+    config = make_config(tmp_path)
+    assert preflight_config.check_voxel_sizes(headers(tmp_path, config, ["A0", "B0"]), config.data).verdict == "PASS"
+
+
+def test_a_label_that_lies_elsewhere_warns(tmp_path: Path) -> None:
+    write_case(tmp_path, "A0")
+    write_image(tmp_path / "A0_seg.nii.gz", np.ones(SHAPE, dtype=np.uint8), spacing=1.5)
+    config = make_config(tmp_path)
+    check = preflight_config.check_affines(headers(tmp_path, config, ["A0"]), config.data)
+    assert check.verdict == "WARN"
+    assert "case A0" in check.detail
+
+
+def test_orientations_that_differ_warn_only_if_nothing_turns_them(tmp_path: Path) -> None:
+    write_case(tmp_path, "A0")
+    write_case(tmp_path, "A1")
+    for name in ("A1", "A1_seg"):
+        image = nibabel.load(tmp_path / f"{name}.nii.gz")
+        nibabel.save(
+            nibabel.Nifti1Image(np.asarray(image.dataobj), np.diag([-1.0, 1, 1, 1])), tmp_path / f"{name}.nii.gz"
+        )
+    turned = make_config(tmp_path)
+    left = make_config(tmp_path, data={"orientation": None})
+    assert preflight_config.check_affines(headers(tmp_path, turned, ["A0", "A1"]), turned.data).verdict == "PASS"
+    check = preflight_config.check_affines(headers(tmp_path, left, ["A0", "A1"]), left.data)
+    assert check.verdict == "WARN"
+    assert "LAS, RAS" in check.detail
+
+
+@pytest.mark.parametrize(
+    "section", [{}, {"target_spacing_mm": [1.0, 2.0, 1.5]}, {"resize": [12, 10, 9]}, {"orientation": None}]
+)
+def test_the_grid_by_the_header_is_the_grid_that_is_loaded(tmp_path: Path, section: dict[str, Any]) -> None:
+    """Axes stored as (S, L, P) with 2, 1 and 3 mm."""
+    affine = np.array([[0, -1.0, 0, 0], [0, 0, -3.0, 0], [2.0, 0, 0, 0], [0, 0, 0, 1]])
+    for name in ("A0", "A0_seg"):
+        array = np.ones((6, 9, 7), dtype=np.uint8 if "seg" in name else np.float32)
+        nibabel.save(nibabel.Nifti1Image(array, affine), tmp_path / f"{name}.nii.gz")
+    data = make_config(tmp_path, data=section).data
+    case = Case("A", "A0", (str(tmp_path / "A0.nii.gz"),), str(tmp_path / "A0_seg.nii.gz"), "train")
+    grid = preflight_config.training_grid(read_header(case.images[0], spatial_dims=3), data)
+    assert grid == tuple(load_sample(case, data).image.shape[1:])
+
+
+def test_cached_bytes_by_the_headers_are_the_bytes_that_are_loaded(tmp_path: Path) -> None:
+    config = make_federation(tmp_path)
+    names = ["A0", "A1"]
+    found = headers(tmp_path, config, names)
+    data = SiteData("A", [header.case for header in found], config.data, seed=0)
+    data.load()
+    assert cache_bytes(preflight_config.site_cases(found)[0], config.data) == data.num_bytes
+
+
+def test_an_unknown_label_value_fails_on_reading_and_the_other_site_goes_on(tmp_path: Path) -> None:
+    config = make_federation(tmp_path)
+    write_case(tmp_path, "A0", value=7)
+    found = checks_of(config)
+    assert found["read A"].verdict == "FAIL"
+    assert "holds the values 7" in found["read A"].detail
+    assert (found["step B"].verdict, found["forecast"].verdict) == ("PASS", "WARN")
+
+
+def test_nan_in_an_image_fails_on_reading(tmp_path: Path) -> None:
+    config = make_federation(tmp_path)
+    write_image(tmp_path / "B0.nii.gz", np.full(SHAPE, np.nan, dtype=np.float32))
+    assert "NaN" in checks_of(config)["read B"].detail
+
+
+def test_a_case_without_any_labelled_voxel_warns(tmp_path: Path) -> None:
+    write_case(tmp_path, "A0", value=0)
+    config = make_config(tmp_path)
+    data, _ = probe.read_first_case(config, headers(tmp_path, config, ["A0"])[0].case)
+    check = preflight_config.check_sample(data, config.data)
+    assert check.verdict == "WARN"
+    assert "no voxel is labelled lesion" in check.detail
+
+
+# --- network and steps -------------------------------------------------------------------------
+
+
+def test_a_patch_that_the_network_cannot_take_fails_with_one_that_it_can(tmp_path: Path) -> None:
+    config = make_config(tmp_path, data={"patch_size": [8, 8, 7]})
+    (check,) = preflight_config.check_patches(config, [])
+    assert check.verdict == "FAIL"
+    assert "(8, 8, 8) fits" in check.detail
+
+
+def test_cases_that_are_smaller_than_a_patch_warn(tmp_path: Path) -> None:
+    write_case(tmp_path, "A0")
+    config = make_config(tmp_path, data={"patch_size": [16, 8, 8]})
+    found = {check.name: check for check in preflight_config.check_patches(config, headers(tmp_path, config, ["A0"]))}
+    assert found["patch size"].verdict == "WARN"
+    assert "case A0: (8, 8, 8)" in found["patch size"].detail
+
+
+def test_a_network_that_cannot_be_built_fails_and_nothing_is_raised(tmp_path: Path) -> None:
+    config = make_federation(tmp_path, network={"options": {"chanels": [2, 4]}})
+    found = verdicts(config)
+    assert (found["network unet"], found["step A"], found["step B"], found["forecast"]) == (
+        "FAIL",
+        "FAIL",
+        "FAIL",
+        "WARN",
+    )
+
+
+def test_a_loss_that_is_not_finite_fails() -> None:
+    costs = SiteCosts("A", 1, 1, 1, 0.1, 0.1, 0.1, 0.1, 0.1, 0.1, 0, on_gpu=False)
+    found = probe.Probe(costs, {"segmentation": 0.5, "mutual step: mutual": float("nan")})
+    check = preflight_config.check_probe(found, is_mutual=True)
+    assert check.verdict == "FAIL"
+    assert "mutual step: mutual nan" in check.detail
+
+
+def test_a_diverging_step_is_found(tmp_path: Path) -> None:
+    """A step of size 1e30 overflows float32 activations at once."""
+    config = make_federation(tmp_path, optimiser={"learning_rate": 1e30})
+    assert verdicts(config)["step A"] == "FAIL"
+
+
+def test_a_method_without_mutual_steps_measures_local_ones_only(tmp_path: Path) -> None:
+    write_case(tmp_path, "A0")
+    config = make_config(tmp_path, method={"name": "local"})
+    data, seconds = probe.read_first_case(config, headers(tmp_path, config, ["A0"])[0].case)
+    found = probe.measure_site(config, data, load_seconds=seconds, scratch=tmp_path)
+    assert set(found.losses) == {"segmentation"}
+    assert found.costs.mutual_step_s == found.costs.local_step_s
+
+
+def test_the_probe_leaves_the_random_state_and_the_threads_alone(tmp_path: Path) -> None:
+    write_case(tmp_path, "A0")
+    config = make_config(tmp_path, resources={"cpus_per_site": 2.0})
+    data, seconds = probe.read_first_case(config, headers(tmp_path, config, ["A0"])[0].case)
+    state, threads = torch.get_rng_state(), torch.get_num_threads()
+    probe.measure_site(config, data, load_seconds=seconds, scratch=tmp_path)
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.get_num_threads() == threads
+
+
+def test_the_peak_of_memory_is_seen_after_it_was_given_back() -> None:
+    """64 MB are touched and freed inside the block."""
+    with probe._peak(torch.device("cpu")) as grown:
+        torch.ones(16 * 2**20).sum()
+    assert 60 * 2**20 < grown[0] < 90 * 2**20
+
+
+def test_the_pre_flight_leaves_nothing_behind(tmp_path: Path) -> None:
+    config = make_federation(tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    checks_of(config)
+    assert sorted(tmp_path.rglob("*")) == before
