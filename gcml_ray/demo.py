@@ -18,7 +18,8 @@ DEMO_SEED = 0
 def prepare_demo(folder: Path) -> Path:
     """Writes the demo's volumes and returns their datalist."""
     folder.mkdir(parents=True, exist_ok=True)
-    cases = prepare_phantom(folder.resolve() / "volumes", sites=None, cases_per_site=None, shape=DEMO_SHAPE, seed=DEMO_SEED)
+    volumes = folder.resolve() / "volumes"
+    cases = prepare_phantom(volumes, sites=None, cases_per_site=None, shape=DEMO_SHAPE, seed=DEMO_SEED)
     datalist = folder / "datalist.json"
     write_datalist(datalist, cases, description="phantom sites of the demo")
     return datalist

@@ -45,7 +45,8 @@ def prepare_phantom(
 ) -> tuple[Case, ...]:
     """Write the phantom's images as NIfTI files and return its cases.
 
-    A case depends on (seed, site, its index, shape) alone: more cases or sites change none of the others.
+    The voxels of a case depend on (seed, site, its index, shape) alone, not on how many cases or sites there are;
+    its split depends on ``cases_per_site`` too.
 
     Args:
         out_dir: gets one folder a site, with ``<case>_t1.nii.gz``, ``<case>_flair.nii.gz``, ``<case>_label.nii.gz``.

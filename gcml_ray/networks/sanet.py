@@ -20,11 +20,20 @@ Legend: B batch, C output channels, nf channels of the finest level, *spatial = 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 from torch import Tensor, nn
 
-from gcml_ray.networks.sanet_blocks import CONV, ResidualBlock, ScaleAttention, conv_unit, norm, transposed_conv
+from gcml_ray.networks.sanet_blocks import (
+    CONV,
+    ResidualBlock,
+    ScaleAttention,
+    conv_unit,
+    norm,
+    total_stride,
+    transposed_conv,
+)
 
 _NUM_SCALES = 4  # scales of attention, and heads
 _V1_BLOCKS = (1, 2, 2, 2)  # residual blocks an encoder level, from the counts
@@ -82,10 +91,10 @@ class SaNetV1(nn.Module):
         self.centre = ResidualBlock(
             spatial_dims, channels[-2], channels[-1], stride=2, norm_kind=centre_norm, normalise_shortcut=True
         )
+        self.divisor = total_stride(strides, spatial_dims)
         # Decoder lists are ordered like the encoder, finest first, and run backwards.
         self.up = nn.ModuleList(
-            transposed_conv(spatial_dims, coarse, fine, stride=two)
-            for fine, coarse in zip(channels, channels[1:], strict=False)
+            transposed_conv(spatial_dims, coarse, fine, stride=two) for fine, coarse in itertools.pairwise(channels)
         )
         self.attention = _attention(spatial_dims, channels, strides, activation=nn.ReLU(), squeeze_norm=False)
         self.decoder = nn.ModuleList(ResidualBlock(spatial_dims, width, width) for width in channels[:-1])
@@ -100,8 +109,11 @@ class SaNetV1(nn.Module):
 
         Args:
             image: (B, in_channels, *spatial), sides multiples of 16.
+
+        Raises:
+            ValueError: the sides are not.
         """
-        maps = _encode(self.encoder, image)
+        maps = _encode(self.encoder, image, divisor=self.divisor)
         decoded, current = [], self.centre(maps[-1])
         for scale in reversed(range(_NUM_SCALES)):
             current = self.decoder[scale](self.up[scale](current) + self.attention[scale](maps))
@@ -112,8 +124,9 @@ class SaNetV1(nn.Module):
 class SaNetV2(nn.Module):
     """SA-Net v2: six levels of two conv-InstanceNorm-LeakyReLU, scale attention on the four finest, 4 heads.
 
-    The first level is anisotropic in 3D: its encoder has kernels (1, 3, 3) and the step to the second level is
-    (1, 2, 2), so D is the axis of thick slices. In 2D that axis is absent, and every kernel is 3, every step 2.
+    In 3D the first level is anisotropic: its encoder has kernels (1, 3, 3) and the step to the second level is
+    (1, 2, 2), with the 1 on ``thick_axis``. In 2D that axis is absent: every kernel is 3, every step 2.
+
     From the counts: convolutions without bias; the decoder's first level has full kernels; transposed convolutions
     (kernel equal to the stride) with normalisation; 3x3x3 attention convolutions; heads on the four finest levels,
     with biases; a squeeze with bias and an affine normalisation, excitations with biases.
@@ -128,9 +141,11 @@ class SaNetV2(nn.Module):
         max_channels: bound on a level's channels.
         deep_supervision: four heads in training (published loss weights 1, 1/2, 1/4, 1/8), else only the main one.
         dropout: before each head.
+        thick_axis: the axis across thick slices, only in 3D; left out, the first one, as published. Images turned
+            to RAS with axial slices have it last: 2.
 
     Raises:
-        ValueError: ``nf`` is not allowed, or ``max_channels`` is not a multiple of 4 from ``nf`` on.
+        ValueError: ``nf`` or ``thick_axis`` is not allowed, or ``max_channels`` is not a multiple of 4 from ``nf`` on.
     """
 
     def __init__(
@@ -143,6 +158,7 @@ class SaNetV2(nn.Module):
         max_channels: int = 320,
         deep_supervision: bool = True,
         dropout: float = 0.0,
+        thick_axis: int | None = None,
     ) -> None:
         super().__init__()
         _check_width(nf, smallest=8)  # LayerNorm over a squeeze of nf / 4 = 1 would always give its bias
@@ -150,8 +166,9 @@ class SaNetV2(nn.Module):
             raise ValueError(f"max_channels is {max_channels}: it must be a multiple of 4, at least nf {nf}")
         channels = [min(nf * 2**level, max_channels) for level in range(_V2_LEVELS)]
         one, two, three = (1,) * spatial_dims, (2,) * spatial_dims, (3,) * spatial_dims
-        in_plane, in_plane_step = ((1, 3, 3), (1, 2, 2)) if spatial_dims == 3 else (three, two)
+        in_plane, in_plane_step = _in_plane(spatial_dims, thick_axis, 3), _in_plane(spatial_dims, thick_axis, 2)
         strides = [in_plane_step] + [two] * (_V2_LEVELS - 2)  # from each level to the next coarser one
+        self.divisor = total_stride(strides, spatial_dims)
         self.encoder = nn.ModuleList(
             _plain_level(spatial_dims, before, after, kernel=in_plane if level == 0 else three, stride=stride)
             for level, (before, after, stride) in enumerate(
@@ -162,7 +179,7 @@ class SaNetV2(nn.Module):
             nn.Sequential(
                 transposed_conv(spatial_dims, coarse, fine, stride=stride), norm(spatial_dims, fine), _leaky_relu()
             )
-            for fine, coarse, stride in zip(channels, channels[1:], strides, strict=False)
+            for (fine, coarse), stride in zip(itertools.pairwise(channels), strides, strict=True)
         )
         self.attention = _attention(spatial_dims, channels, strides, activation=_leaky_relu(), squeeze_norm=True)
         self.decoder = nn.ModuleList(
@@ -175,12 +192,15 @@ class SaNetV2(nn.Module):
     def forward(self, image: Tensor) -> Tensor | list[Tensor]:
         """Logits (B, C, *spatial); in training with deep supervision a list of 4, finest and main head first.
 
-        The others are smaller by (1, 2, 2), (2, 4, 4) and (4, 8, 8), in 2D by 2, 4 and 8.
+        The others are smaller by 2, 4 and 8, along the thick axis by 1, 2 and 4.
 
         Args:
-            image: (B, in_channels, *spatial), H and W multiples of 32, D of 16.
+            image: (B, in_channels, *spatial), sides multiples of 32, along the thick axis of 16.
+
+        Raises:
+            ValueError: the sides are not.
         """
-        maps = _encode(self.encoder, image)
+        maps = _encode(self.encoder, image, divisor=self.divisor)
         decoded, current = [], maps[-1]
         for level in reversed(range(_V2_LEVELS - 1)):
             attended = level < _NUM_SCALES
@@ -194,6 +214,17 @@ class SaNetV2(nn.Module):
 def _check_width(nf: int, *, smallest: int) -> None:
     if nf % 4 or nf < smallest:
         raise ValueError(f"nf is {nf}: it must be a multiple of 4, at least {smallest} (the attention squeezes by 4)")
+
+
+def _in_plane(spatial_dims: int, thick_axis: int | None, side: int) -> tuple[int, ...]:
+    """``side`` on every axis, but 1 on the thick one."""
+    if spatial_dims == 2:
+        if thick_axis is not None:
+            raise ValueError(f"thick_axis {thick_axis} would be ignored: a 2D image has none, leave it out")
+        return (side, side)
+    if thick_axis not in (None, 0, 1, 2):
+        raise ValueError(f"thick_axis is {thick_axis}; allowed: 0, 1, 2")
+    return tuple(1 if axis == (thick_axis or 0) else side for axis in range(3))
 
 
 def _leaky_relu() -> nn.Module:
@@ -252,8 +283,11 @@ def _heads(
     )
 
 
-def _encode(levels: nn.ModuleList, image: Tensor) -> list[Tensor]:
+def _encode(levels: nn.ModuleList, image: Tensor, *, divisor: tuple[int, ...]) -> list[Tensor]:
     """The maps of all levels, finest first."""
+    if any(side % each for side, each in zip(image.shape[2:], divisor, strict=True)):
+        # Else pooled and strided maps differ by a voxel somewhere in the decoder.
+        raise ValueError(f"image of size {tuple(image.shape[2:])}: the sides must be multiples of {divisor}")
     maps = []
     for level in levels:
         image = level(image)

@@ -67,6 +67,11 @@ def conv_unit(
     )
 
 
+def total_stride(strides: Sequence[Sides], spatial_dims: int) -> Sides:
+    """The step over several levels, axis by axis."""
+    return tuple(math.prod(stride[axis] for stride in strides) for axis in range(spatial_dims))
+
+
 def global_average(image: Tensor) -> Tensor:
     """(B, C, *spatial) -> (B, C)."""
     return image.flatten(2).mean(2)
@@ -78,7 +83,7 @@ def per_channel(weights: Tensor, image: Tensor) -> Tensor:
 
 
 class SqueezeExcitation(nn.Module):
-    """Channel gates in (0, 1) from the global average: (B, C, *spatial) -> the same shape. Hu 2018."""
+    """Each channel times a gate in (0, 1) that is computed from the global averages of all. Hu 2018."""
 
     def __init__(self, channels: int, *, reduction: int = 4) -> None:
         super().__init__()
@@ -86,6 +91,7 @@ class SqueezeExcitation(nn.Module):
         self.excite = nn.Linear(channels // reduction, channels)
 
     def forward(self, image: Tensor) -> Tensor:
+        """(B, C, *spatial) -> the same shape."""
         gates = torch.sigmoid(self.excite(F.relu(self.squeeze(global_average(image)))))
         return image * per_channel(gates, image)
 
@@ -160,7 +166,7 @@ class ScaleAttention(nn.Module):
         super().__init__()
         one, three, width = (1,) * spatial_dims, (3,) * spatial_dims, channels[own]
         self.own, self.spatial_dims = own, spatial_dims
-        self.pool_sides = [_product(strides[scale:own], spatial_dims) for scale in range(own)]
+        self.pool_sides = [total_stride(strides[scale:own], spatial_dims) for scale in range(own)]
         self.align = nn.ModuleList(
             nn.Identity()
             if scale == own
@@ -191,8 +197,3 @@ class ScaleAttention(nn.Module):
         if scale > self.own:
             image = F.interpolate(image, size=size, mode=_INTERPOLATION[self.spatial_dims], align_corners=False)
         return image
-
-
-def _product(strides: Sequence[Sides], spatial_dims: int) -> Sides:
-    """The step over several scales, axis by axis."""
-    return tuple(math.prod(stride[axis] for stride in strides) for axis in range(spatial_dims))

@@ -11,6 +11,7 @@ import ray
 
 from actors.pool import ObjectStoreTransport, RayPool
 from gcml_ray.records import RoundRecord, TrainOrder
+from gcml_ray.wire import Buffer, PushHeader
 from tests.cluster.conftest import wait_until
 from tests.cluster.ray_runs import ray_pool, run_on_ray
 from tests.fake_runs import RecordingListener, Run, drive
@@ -135,8 +136,7 @@ def test_push_of_50_mb_is_acknowledged_while_its_receiver_trains(tmp_path: Path)
     pool.launch(["A", "B"])
     for site in "AB":
         pool.start(site, resume_round=0)
-    ready: list[object] = []
-    assert wait_until(lambda: ready.extend(pool.wait(0.1)) or len(ready) == 2)
+    assert wait_until(lambda: bool(pool.wait(0.1)) and {status.stage for status in pool.statuses()} == {"ready"})
     pool.submit("B", "train", TrainOrder(1, "exchange", evaluate=False, checkpoint=False), round_number=1)
     assert wait_until(lambda: [status.stage for status in pool.statuses() if status.site == "B"] == ["train"])
     seconds = []
@@ -163,7 +163,7 @@ def test_receiver_that_is_gone_gives_a_refused_receipt_in_time(tmp_path: Path) -
     pool.shutdown()
 
 
-def _export(folder: Path):  # type: ignore[no-untyped-def]
+def _export(folder: Path) -> tuple[PushHeader, Buffer]:
     config = fake_config(folder)
     trainer = FakeTrainers()(config, "A", folder, use_gpu=False, on_progress=lambda *_: None)
     return trainer.export("run", 1)

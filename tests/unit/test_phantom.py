@@ -134,7 +134,7 @@ def test_lesions_are_dark_in_t1_and_bright_in_flair() -> None:
 
 
 def noise_level(style: SiteStyle) -> float:
-    """Median absolute second difference along the first axis, relative to the signal: anatomy is smoother than noise."""
+    """Median absolute second difference along one axis, relative to the signal: anatomy is smoother than noise."""
     levels = []
     for index in range(3):
         (_, flair), _ = sample(style, index=index)
