@@ -18,7 +18,7 @@ from gcml_ray.config import ResourcesConfig
 from gcml_ray.errors import ClusterError
 
 REACH_TIMEOUT_S = 5.0
-_QUIETLY: dict[str, Any] = {"namespace": "gcml", "log_to_driver": False, "logging_level": logging.WARNING}
+_QUIETLY: dict[str, Any] = {"namespace": "gcml", "log_to_driver": False, "logging_level": logging.ERROR}
 
 
 @dataclass(frozen=True)

@@ -48,6 +48,7 @@ class RunSummary:
     infos: tuple[SiteInfo, ...]
     evaluations: tuple[EvaluationReport, ...]
     dropped: dict[str, str]
+    start_seconds: float
     seconds: float
 
 
@@ -109,20 +110,31 @@ class Driver:
         done = self.resumable = resume.last_complete_round if resume else 0
         self.dropped = dict(resume.dropped) if resume else {}
         self._start(sites, resume)
-        self.tracker.start(self.config, [site.info for site in self.sites.values()])
+        self.tracker.log_sites([site.info for site in self.sites.values()])
+        start_seconds = time.perf_counter() - began
         if resume:
             self.folder.truncate_after(done)
         self._write_state(done, "running")
+        try:
+            done = self._rounds(done)
+            is_over = done == self.config.federation.rounds
+            status = "failed" if not self.sites else "finished" if is_over else "stopped"
+            evaluations = self._test() if status == "finished" else ()
+        except KeyboardInterrupt:
+            self._write_state(self._resume_round(), "stopped")
+            raise
+        self._write_state(self._resume_round(), status)
+        infos = tuple(site.info for site in self.sites.values())
+        return RunSummary(status, done, infos, evaluations, self.dropped, start_seconds, time.perf_counter() - began)
+
+    def _rounds(self, done: int) -> int:
+        """The rounds after ``done``, until the last one, a stop, or the loss of every site; the last one done."""
         for number in range(done + 1, self.config.federation.rounds + 1):
             if self.stop.is_set() or not self.sites:
                 break
             self._round(number)
             done = number
-        status = "stopped" if self.stop.is_set() else "finished" if self.sites else "failed"
-        evaluations = self._test() if status == "finished" else ()
-        self._write_state(self._resume_round(), status)
-        infos = tuple(site.info for site in self.sites.values())
-        return RunSummary(status, done, infos, evaluations, self.dropped, time.perf_counter() - began)
+        return done
 
     def _start(self, sites: Sequence[str], resume: RunState | None) -> None:
         """Launches all sites at once and waits until the last one is ready."""
@@ -138,6 +150,7 @@ class Driver:
         for site in living:
             at = resume.site_rounds.get(site, resume.last_complete_round) if resume else 0
             self.pool.start(site, resume_round=at)
+        self.tracker.start(self.config)  # while the sites load
         outcomes = self._gather(living, timeout_s=self.config.federation.start_timeout_s, stage="start", number=0)
         failures = [outcome.failure for outcome in outcomes if outcome.failure]
         if failures:
@@ -351,5 +364,7 @@ def _start_error(failures: Sequence[SiteFailure]) -> SiteError:
     """One error for all sites that could not start; the message keeps each site's own words."""
     if len(failures) == 1:
         return SiteError(failures[0].site, 0, "start", failures[0].message)
-    text = "\n".join(f"site {failure.site}: {failure.message}" for failure in failures)
+    text = "\n".join(
+        f"site {failure.site}: {failure.message.removeprefix(f'site {failure.site}: ')}" for failure in failures
+    )
     return SiteError(", ".join(failure.site for failure in failures), 0, "start", f"cannot start\n{text}")

@@ -2,8 +2,9 @@
 
 Two kinds of file lie in ``checkpoints/<site>/``. ``round_00012.safetensors`` is what a run resumes from:
 weights, counters, optimiser moments and a :class:`SiteState`. ``model_00012.safetensors`` is a model to
-take away: weights and counters under the network's own names. The last two rounds are kept, so that a
-site which is one round ahead of the others can go back.
+take away: weights and counters under the network's own names; the best one is kept as
+``personalised.safetensors`` once it has been tested. The last two rounds are kept, so that a site which
+is one round ahead of the others can go back.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import json
 import logging
 import os
 import re
+import shutil
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -100,6 +102,13 @@ def load_round(folder: Path, learner: Learner, *, site: str, round_number: int, 
 def save_model(path: Path, model: FlatModel, *, facts: Mapping[str, str]) -> None:
     """Writes a model to take away; ``facts`` (site, round, network...) go into the file's header."""
     _write(path, _model_arrays(model), dict(facts))
+
+
+def keep_as(path: Path, name: Path) -> None:
+    """A copy of a file under a name that does not change."""
+    temporary = name.with_suffix(".tmp")
+    shutil.copyfile(path, temporary)
+    os.replace(temporary, name)
 
 
 def load_model(path: Path, model: FlatModel) -> dict[str, str]:

@@ -23,7 +23,7 @@ from gcml_ray.console import RunConsole
 from gcml_ray.demo import demo_config, prepare_demo
 from gcml_ray.errors import ConfigError, GcmlError
 from gcml_ray.run_folder import RunFolder
-from gcml_ray.summary import comparison_table, comparison_verdict, run_table, where_things_are
+from gcml_ray.summary import comparison_table, comparison_verdict, run_facts, run_table, where_things_are
 
 app = typer.Typer(
     help="Decentralised, personalised federated learning for medical image segmentation, on Ray.",
@@ -64,7 +64,9 @@ def run(
         raise ConfigError("--resume continues with the configuration in the run folder: --set cannot change it")
     if resume is not None:
         resumed = load_config(RunFolder.open(resume).config_file)
-        loaded = resumed.model_copy(update={"output": resumed.output.model_copy(update={"folder": str(resume)})})
+        loaded = resumed.model_copy(
+            update={"output": resumed.output.model_copy(update={"folder": str(resume.resolve())})}
+        )
     else:
         assert config is not None
         loaded = load_config(config, overrides)
@@ -72,6 +74,8 @@ def run(
     summary = _run_once(loaded, console, title=loaded.name, resume=resume is not None)
     if summary.status == "finished":
         console.print(run_table(summary.evaluations, unit=loaded.data.distance_unit))
+    rounds = RunFolder(Path(loaded.output.folder)).rounds()
+    console.print(run_facts(rounds, start_seconds=summary.start_seconds), highlight=False, markup=False)
     console.print(where_things_are(loaded), highlight=False, markup=False)
     _exit_for(summary.status, loaded)
 
@@ -89,13 +93,8 @@ def demo(
     console.print(f"Making phantom sites in {target / 'data'}", highlight=False)
     datalist = prepare_demo(target / "data")
     gcml = demo_config(datalist, target / "gcml", overrides)
-    local = gcml.model_copy(
-        update={
-            "name": "local",
-            "method": LocalMethod(name="local"),
-            "output": gcml.output.model_copy(update={"folder": str(target / "local")}),
-        }
-    )
+    alone_too = gcml.model_copy(update={"name": "local", "method": LocalMethod(name="local")})
+    local = _into(alone_too, target / "local")
     with ray_session(gcml):
         together = _run_once(gcml, console, title="together (GCML)")
         if together.status != "finished":
@@ -167,6 +166,12 @@ def _exit_for(status: str, config: Config) -> None:
     if status == "failed":
         console.print(f"every site was lost; see {config.output.folder}/log.txt", style="red", highlight=False)
         raise typer.Exit(1)
+
+
+def _into(config: Config, folder: Path) -> Config:
+    """The same federation with another run folder."""
+    output = config.output.model_copy(update={"folder": str(folder.resolve())})
+    return config.model_copy(update={"output": output})
 
 
 def _fresh_folder(folder: Path) -> Path:

@@ -241,6 +241,21 @@ class DcmlConfig(Section):
 
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, populate_by_name=True)
 
+    @model_validator(mode="after")
+    def _nothing_is_ignored(self) -> DcmlConfig:
+        contrasts = self.variant.startswith("contrast")
+        used = {"variant", "weight", "normalise", "classwise", "ramp_up_rounds"} | (
+            {"beta", "tau"} if contrasts else set()
+        )
+        ignored = sorted(self.model_fields_set - ({"variant"} if self.variant == "none" else used))
+        if ignored:
+            names = ["lambda" if name == "weight" else name for name in ignored]
+            raise ValueError(
+                f"{', '.join(names)} would be ignored by variant {self.variant}: leave out, or replace the section "
+                f"with --set 'method.dcml={{variant: {self.variant}}}'"
+            )
+        return self
+
 
 class LocalMethod(Section):
     """Every site trains alone."""
@@ -401,20 +416,24 @@ class Config(Section):
     tracking: TrackingConfig = TrackingConfig()
     output: OutputConfig
 
+    @property
+    def window_size(self) -> tuple[int, ...]:
+        """Voxels of a window of sliding-window inference."""
+        return self.evaluation.window_size or self.data.patch_size
+
     def network_of(self, site: str) -> NetworkConfig:
         """The network that a site trains: its own from ``site_networks``, or the common one."""
         return self.site_networks.get(site, self.network)
 
     @property
     def identity(self) -> str:
-        """Short hash of all that decides a run's result; resources, tracking and output do not."""
+        """Short hash of all that decides a run's result; where it runs, tracking and output do not."""
         clocks = {"start_timeout_s", "push_timeout_s", "round_timeout_s"}
         science = self.model_dump(
             mode="json",
             exclude={
                 "name": True,
-                "resources": True,
-                "evaluation": True,
+                "resources": set(ResourcesConfig.model_fields) - {"amp"},
                 "tracking": True,
                 "output": True,
                 "data": {"datalist"},
@@ -440,6 +459,4 @@ class Config(Section):
         weights = self.loss.class_weights
         if weights is not None and len(weights) != self.data.num_outputs:
             raise ValueError(f"loss.class_weights has {len(weights)} numbers for {self.data.num_outputs} outputs")
-        if isinstance(method, GcmlMethod) and method.dcml.classwise and method.dcml.variant == "none":
-            raise ValueError("method.dcml.classwise would be ignored: variant is none")
         return self

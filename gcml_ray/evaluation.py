@@ -39,7 +39,7 @@ class Evaluator:
         logits = predict_logits(
             learner.model.module,
             image,
-            patch_size=self.config.evaluation.window_size or self.config.data.patch_size,
+            patch_size=self.config.window_size,
             overlap=self.config.evaluation.window_overlap,
             window_batch=self.config.evaluation.window_batch,
             device=self.device,

@@ -359,7 +359,7 @@ def site_round_seconds(
 def _windows(config: Config, cases: SiteCases, split: Split) -> int:
     """Windows of one prediction of all cases of a split."""
     overlap = config.evaluation.window_overlap
-    return sum(num_windows(shape, config.data.patch_size, overlap) for part, shape in cases.grids if part == split)
+    return sum(num_windows(shape, config.window_size, overlap) for part, shape in cases.grids if part == split)
 
 
 def round_seconds(

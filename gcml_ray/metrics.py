@@ -18,6 +18,7 @@ distance stays undefined, is left out of the mean, and is counted in ``num_undef
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
@@ -28,6 +29,9 @@ from monai.metrics.surface_dice import compute_surface_dice
 from torch import Tensor
 
 from gcml_ray.records import CaseScore, Split
+
+# MONAI warns about an argument that it passes to itself; nothing here can change that.
+warnings.filterwarnings("ignore", message=".*always_return_as_numpy.*", category=FutureWarning)
 
 
 @dataclass(frozen=True)

@@ -183,7 +183,7 @@ def _measure_window(config: Config, data: SiteData, learner: Learner, device: to
     overlap = config.evaluation.window_overlap
     corner = [
         min(length, patch + (PREDICTED_WINDOWS - 1) * max(1, int(patch * (1 - overlap))))
-        for length, patch in zip(image.shape[1:], config.data.patch_size, strict=True)
+        for length, patch in zip(image.shape[1:], config.window_size, strict=True)
     ]
     part = image[(slice(None), *(slice(length) for length in corner))]
     evaluator = Evaluator(config, data.site, data, device)
@@ -194,7 +194,7 @@ def _measure_window(config: Config, data: SiteData, learner: Learner, device: to
         seconds.append(time.perf_counter() - began)
         if seconds[0] > BUDGET_S:
             break
-    return seconds[-1] / num_windows(corner, config.data.patch_size, overlap)
+    return seconds[-1] / num_windows(corner, config.window_size, overlap)
 
 
 def _measure_checkpoint(config: Config, site: str, learner: Learner, scratch: Path) -> float:

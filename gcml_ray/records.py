@@ -86,9 +86,10 @@ class TrainReport:
     """What a site tells the driver after a round.
 
     ``losses``: mean over the steps, by part (``segmentation``, ``mutual``, ``incoming_segmentation``...).
-    ``regions``: mean share of voxels in the pull and push regions, in percent of the patch.
+    ``regions``: mean share of the patch that lies in the pull and push regions and in Omega, 0 to 1.
     ``merge``: which model was kept after a mutual round (``local_after``, ``mix``...), empty otherwise.
     ``validation_dice``: mean over cases and foreground classes; None in rounds without evaluation.
+    ``learning_rate``: of the first step. ``peak_memory_bytes``: of the process, in host memory.
     ``seconds``: by stage (``train``, ``merge``, ``validate``, ``checkpoint``).
     """
 

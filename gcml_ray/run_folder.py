@@ -36,7 +36,7 @@ from gcml_ray.records import CaseScore, PushReceipt, RoundRecord, Split
 
 TRANSFER_COLUMNS = ("round", "sender", "receiver", "accepted", "reason", "size_bytes", "seconds")
 CASE_COLUMNS = ("site", "case", "split", "model", "class_name", "dice", "hd95", "surface_dice")
-_MARKERS = ("config.yaml", "rounds.jsonl", "state.json")
+_MARKERS = ("rounds.jsonl", "state.json")  # a run that failed to start has neither, and may be tried again
 _SITE_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*")
 
 
@@ -102,6 +102,7 @@ class RunFolder:
                 )
             folder.plots.mkdir(parents=True, exist_ok=True)
             save_config(config, folder.config_file)
+            folder.tracking_file.unlink(missing_ok=True)  # of a run that failed to start
         except OSError as error:
             raise ConfigError(
                 f"output.folder: {folder.path} cannot be made or written ({error.strerror}). "

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
+import resource
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from rich.table import Table
 
 from gcml_ray.config import Config
-from gcml_ray.records import CaseScore, EvaluationReport
+from gcml_ray.records import CaseScore, EvaluationReport, RoundRecord
 from gcml_ray.tracking import tracking_uri
 
 PERSONALISED = "personalised"
@@ -90,6 +92,30 @@ def comparison_verdict(alone: Sequence[EvaluationReport], together: Sequence[Eva
         f"Joining was better than training alone at {len(better)} of {len(joint)} sites, "
         f"{100 * gain:+.1f} Dice points on average (one seed; how sure that is takes several)."
     )
+
+
+def run_facts(rounds: Sequence[RoundRecord], *, start_seconds: float) -> str:
+    """What a run took: time and how much of the sites' time was training, traffic, memory."""
+    seconds = sum(record.seconds for record in rounds)
+    site_seconds = sum(record.seconds * len(record.plan.sites) for record in rounds)
+    by_stage: Counter[str] = Counter()
+    for record in rounds:
+        for report in record.trained:
+            by_stage.update(report.seconds)
+    shares = ", ".join(f"{100 * value / site_seconds:.0f} % {stage}" for stage, value in by_stage.most_common())
+    taken = [receipt for record in rounds for receipt in record.pushes if receipt.accepted]
+    refused = sum(not receipt.accepted for record in rounds for receipt in record.pushes)
+    skipped = sum(len(record.plan.sites) - len(record.trained) for record in rounds)
+    site_peak = max((report.peak_memory_bytes for record in rounds for report in record.trained), default=0)
+    driver_peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    megabytes = sum(receipt.size_bytes for receipt in taken) / 1e6
+    lines = (
+        f"time         {start_seconds:.0f} s to start, {seconds:.0f} s for {len(rounds)} rounds",
+        f"             of the sites' time {shares}",
+        f"traffic      {len(taken)} pushes, {megabytes:.1f} MB; {refused} refused; {skipped} site rounds skipped",
+        f"peak memory  driver {driver_peak / 1e6:.0f} MB, largest site {site_peak / 1e6:.0f} MB",
+    )
+    return "\n".join(lines)
 
 
 def where_things_are(config: Config) -> str:

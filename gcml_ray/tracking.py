@@ -42,8 +42,11 @@ _MAX_PENDING = 200_000  # metrics kept while the server is away, about 50 MB
 class Tracker(Protocol):
     """Where the driver sends what it knows about a run."""
 
-    def start(self, config: Config, infos: Sequence[SiteInfo], *, resume_run_id: str | None = None) -> None:
-        """Begin, or go on with, the runs of a federation and of its sites."""
+    def start(self, config: Config, *, resume_run_id: str | None = None) -> None:
+        """Begin, or go on with, the run of a federation; a new database takes seconds."""
+
+    def log_sites(self, infos: Sequence[SiteInfo]) -> None:
+        """Begin the runs of the sites."""
 
     def log_round(self, record: RoundRecord) -> None:
         """Log one finished round."""
@@ -61,7 +64,10 @@ class Tracker(Protocol):
 class NullTracker:
     """Tracks nothing."""
 
-    def start(self, config: Config, infos: Sequence[SiteInfo], *, resume_run_id: str | None = None) -> None:
+    def start(self, config: Config, *, resume_run_id: str | None = None) -> None:
+        """Do nothing."""
+
+    def log_sites(self, infos: Sequence[SiteInfo]) -> None:
         """Do nothing."""
 
     def log_round(self, record: RoundRecord) -> None:
@@ -142,11 +148,16 @@ class MlflowTracker:
         self._pending: dict[str, _Pending] = {}
         self._reports: dict[tuple[str, str, str], EvaluationReport] = {}
 
-    def start(self, config: Config, infos: Sequence[SiteInfo], *, resume_run_id: str | None = None) -> None:
-        """Begin the runs, or go on with those that ``tracking.json`` or ``resume_run_id`` names."""
-        self._config, self._infos = config, tuple(infos)
+    def start(self, config: Config, *, resume_run_id: str | None = None) -> None:
+        """Begin the run, or go on with the one that ``tracking.json`` or ``resume_run_id`` names."""
+        self._config = config
         self._resumed_id = resume_run_id or self._recorded_run_id()
         self._guard("start", self._flush)
+
+    def log_sites(self, infos: Sequence[SiteInfo]) -> None:
+        """Begin the sites' runs."""
+        self._infos = tuple(infos)
+        self._guard("log_sites", self._flush)
 
     def log_round(self, record: RoundRecord) -> None:
         """Log one finished round to the federation and to every site of its plan."""

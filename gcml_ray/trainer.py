@@ -19,7 +19,7 @@ from pathlib import Path
 
 import torch
 
-from gcml_ray.checkpoint import SiteState, load_model, load_round, save_model, save_round, saved_rounds
+from gcml_ray.checkpoint import SiteState, keep_as, load_model, load_round, save_model, save_round, saved_rounds
 from gcml_ray.config import Config, GossipMethod, NetworkConfig
 from gcml_ray.data.contract import data_contract
 from gcml_ray.data.datalist import assign_splits, cases_of_site, check_files, read_datalist
@@ -292,7 +292,7 @@ class SiteTrainer:
 
         context = RoundContext(
             round_number=number,
-            exchange_index=number - self.config.federation.num_warmup,
+            exchange_index=number - self.config.federation.num_warmup - 1,
             num_steps=steps,
             num_train=self.data.num_cases("train"),
             batches=(self._on_device(batch) for batch in self.data.batches(number, steps)),
@@ -357,6 +357,7 @@ class SiteTrainer:
             learner, split=split, model=model, round_number=round_number, on_progress=self.on_progress
         )
         if model == PERSONALISED and split == "test":
+            keep_as(self.checkpoints / self.state.best_file, self.checkpoints / "personalised.safetensors")
             self.evaluator.draw(learner, report.scores, self.overlays)
         return report
 

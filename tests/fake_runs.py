@@ -73,9 +73,8 @@ class RecordingTracker(NullTracker):
         self.rounds: list[RoundRecord] = []
         self.scores: list[EvaluationReport] = []
 
-    def start(self, config: Config, infos: Sequence[SiteInfo], *, resume_run_id: str | None = None) -> None:
+    def log_sites(self, infos: Sequence[SiteInfo]) -> None:
         """Keeps it."""
-        del config, resume_run_id
         self.infos.extend(infos)
 
     def log_round(self, record: RoundRecord) -> None:

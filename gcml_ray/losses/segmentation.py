@@ -1,6 +1,6 @@
 """The supervised loss: Jaccard + cross-entropy or focal, over all heads, built on MONAI's losses.
 
-The mixture and the head weights follow the public training code of SA-Net (Yuan, arXiv 2010.05126 and its
+The mixture and the head weights follow the public training code of SA-Net (Yuan, arXiv 2011.03188 and its
 successors); soft Jaccard and focal loss are MONAI's (Milletari 2016; Lin 2017, arXiv 1708.02002).
 
 Legend:

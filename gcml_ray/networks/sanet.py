@@ -12,8 +12,9 @@ v1, 3D  24   4              3       16,484,544
 v2, 3D  12   1              2       10,312,711
 ======= ==== ============== ======= ==========
 
-What the description leaves open was inferred from these counts; the docstrings say where ("from the counts"), and
-say "our reading" where the counts cannot decide.
+What the description leaves open was inferred from these counts: of the readings tried that agree with it, those
+below are the plainest that fit. The docstrings say so ("from the counts"), and say "our reading" where the counts
+leave a choice. Only the counts were compared, never weights or outputs.
 
 Legend: B batch, C output channels, nf channels of the finest level, *spatial = (H, W) or (D, H, W).
 """
@@ -46,9 +47,10 @@ class SaNetV1(nn.Module):
     From the counts: 1, 2, 2, 2 blocks in the encoder and one in the centre; the first block of a level has the
     stride; squeeze-excitation reduces by 4; 1x1 shortcuts; 3x3x3 convolutions in the attention and none for a
     scale's own map; transposed convolutions of kernel 2; heads and attention without biases.
-    Our reading, one of a few with the same counts: the linear layers of squeeze-excitation have biases, the
-    transposed convolutions are bare, and only the centre normalises its shortcut. Also our reading: dropout acts
-    on single voxels before a head's convolution, and heads stay at their own scale.
+    Our reading: the linear layers of squeeze-excitation have biases, the transposed convolutions are bare, and only
+    the centre normalises its shortcut. (The same counts follow from normalised shortcuts everywhere, normalised
+    transposed convolutions with biases, and squeeze-excitation without.) Also our reading: dropout acts on single
+    voxels before a head's convolution, and heads stay at their own scale.
 
     Args:
         spatial_dims: 2 or 3.

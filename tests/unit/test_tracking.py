@@ -229,7 +229,8 @@ def flaky_tracker(client: FlakyClient, folder: Path) -> MlflowTracker:
 def test_failing_server_is_warned_of_once_and_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     tracker = flaky_tracker(FlakyClient(), tmp_path)
     with caplog.at_level(logging.WARNING):
-        tracker.start(made_up_config(tmp_path), made_up_infos(SITES))
+        tracker.start(made_up_config(tmp_path))
+        tracker.log_sites(made_up_infos(SITES))
         tracker.log_round(made_up_round(1, SITES))
         tracker.log_scores([made_up_evaluation("CS", "personalised")])
         tracker.log_artifacts([tmp_path])
@@ -242,7 +243,8 @@ def test_failing_server_is_warned_of_once_and_counted(tmp_path: Path, caplog: py
 def test_what_could_not_be_sent_is_sent_once_the_server_is_back(tmp_path: Path) -> None:
     client = FlakyClient()
     tracker = flaky_tracker(client, tmp_path)
-    tracker.start(made_up_config(tmp_path), made_up_infos(SITES))
+    tracker.start(made_up_config(tmp_path))
+    tracker.log_sites(made_up_infos(SITES))
     tracker.log_round(make_round())
     client.is_down = False
     tracker.log_round(replace(make_round(), plan=replace(make_round().plan, round_number=6)))
@@ -255,7 +257,8 @@ def test_nothing_is_sent_twice(tmp_path: Path) -> None:
     client = FlakyClient()
     client.is_down = False
     tracker = flaky_tracker(client, tmp_path)
-    tracker.start(made_up_config(tmp_path), made_up_infos(SITES))
+    tracker.start(made_up_config(tmp_path))
+    tracker.log_sites(made_up_infos(SITES))
     tracker.log_round(make_round())
     tracker.finish("finished")
     assert len(client.metrics) == len(set(client.metrics))
@@ -268,14 +271,16 @@ def test_all_runs_end_with_the_federations_status(tmp_path: Path, status: Any, e
     client = FlakyClient()
     client.is_down = False
     tracker = flaky_tracker(client, tmp_path)
-    tracker.start(made_up_config(tmp_path), made_up_infos(SITES))
+    tracker.start(made_up_config(tmp_path))
+    tracker.log_sites(made_up_infos(SITES))
     tracker.finish(status)
     assert client.ended == dict.fromkeys(("federation", *SITES), expected)
 
 
 def test_finish_says_how_much_was_lost(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     tracker = flaky_tracker(FlakyClient(), tmp_path)
-    tracker.start(made_up_config(tmp_path), made_up_infos(("CS",)))
+    tracker.start(made_up_config(tmp_path))
+    tracker.log_sites(made_up_infos(("CS",)))
     tracker.log_round(replace(make_round(), plan=replace(make_round().plan, sites=("CS",))))
     tracker.finish("finished")
     num_metrics = len(federation_metrics(make_round())) + len(site_metrics(make_round(), "CS"))
@@ -292,11 +297,13 @@ def tracked(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, R
     folder.mkdir()
     config = made_up_config(folder)
     first = build_tracker(config, folder)
-    first.start(config, made_up_infos(SITES))
+    first.start(config)
+    first.log_sites(made_up_infos(SITES))
     first.log_round(made_up_round(1, SITES))
     first.log_round(made_up_round(2, SITES))
     second = build_tracker(config, folder)
-    second.start(config, made_up_infos(SITES))
+    second.start(config)
+    second.log_sites(made_up_infos(SITES))
     second.log_round(made_up_round(3, SITES))
     second.log_scores([made_up_evaluation(site, "personalised") for site in SITES])
     (folder / "plots").mkdir()
@@ -350,7 +357,8 @@ def test_lost_database_begins_a_new_run(tracked: tuple[Path, dict[str, Run]], ca
     config = made_up_config(folder)
     (folder.parent / "second").mkdir()
     tracker = build_tracker(config, folder.parent / "second")
-    tracker.start(config, made_up_infos(("CS",)), resume_run_id="0" * 32)
+    tracker.start(config, resume_run_id="0" * 32)
+    tracker.log_sites(made_up_infos(("CS",)))
     recorded = json.loads((folder.parent / "second" / "tracking.json").read_text())
     assert "MLflow has no run 00000000000000000000000000000000 any more: a new one begins" in caplog.messages
     assert recorded["run_id"] != "0" * 32
