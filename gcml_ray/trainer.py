@@ -292,7 +292,7 @@ class SiteTrainer:
 
         context = RoundContext(
             round_number=number,
-            exchange_index=number - self.config.federation.num_warmup - 1,
+            exchange_index=max(0, number - self.config.federation.num_warmup - 1),
             num_steps=steps,
             num_train=self.data.num_cases("train"),
             batches=(self._on_device(batch) for batch in self.data.batches(number, steps)),

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from gcml_ray import checkpoint
 from gcml_ray.checkpoint import (
     SiteState,
+    keep_as,
     load_model,
     load_round,
     round_file,
@@ -286,3 +287,14 @@ def test_a_model_file_of_another_architecture_is_refused(tmp_path: Path) -> None
     save_model(tmp_path / "m.safetensors", FlatModel(nn.Linear(3, 2), send_buffers=True), facts={})
     with pytest.raises(CheckpointError, match="holds another network"):
         load_model(tmp_path / "m.safetensors", make_learner().model)
+
+
+def test_a_kept_copy_outlives_the_file_it_was_made_of(tmp_path: Path) -> None:
+    learner, back = make_learner(), make_learner()
+    train(learner, 2)
+    save_model(tmp_path / "model_00001.safetensors", learner.model, facts={"round": "1"})
+    keep_as(tmp_path / "model_00001.safetensors", tmp_path / "personalised.safetensors")
+    save_round(tmp_path, learner, replace(STATE, round_number=2, best_file=""))
+    assert [path.name for path in sorted(tmp_path.iterdir())] == ["personalised.safetensors", "round_00002.safetensors"]
+    assert load_model(tmp_path / "personalised.safetensors", back.model) == {"round": "1"}
+    assert torch.equal(back.model.flat, learner.model.flat)

@@ -350,3 +350,11 @@ def test_error_opens_with_the_file_and_the_number_of_problems(tmp_path: Path) ->
     path = write(tmp_path)
     with pytest.raises(ConfigError, match=r"config\.yaml: 1 problem\(s\)\n  federation\.rounds: received 0"):
         load_config(path, ["federation.rounds=0"])
+
+
+@pytest.mark.parametrize(
+    "dcml", ["{variant: regional, beta: 0.2}", "{variant: none, lambda: 0.2}", "{variant: mutual, tau: 2.0}"]
+)
+def test_dcml_setting_that_the_variant_would_ignore_is_refused(tmp_path: Path, dcml: str) -> None:
+    with pytest.raises(ConfigError, match=r"method.*would be ignored by variant (regional|none|mutual)"):
+        load_config(write(tmp_path), [f"method.dcml={dcml}"])

@@ -34,7 +34,9 @@ BETA = 0.1
 
 
 def config(variant: str, **options: Any) -> DcmlConfig:
-    return DcmlConfig.model_validate({"variant": variant, "beta": BETA, "tau": 1.0, **options})
+    settings = {"variant": variant, "beta": BETA, "tau": 1.0, **options}
+    contrasts = variant.startswith("contrast")  # the others refuse what they would ignore
+    return DcmlConfig.model_validate({k: v for k, v in settings.items() if contrasts or k not in ("beta", "tau")})
 
 
 def softmax_case(*spatial: int) -> tuple[Tensor, Tensor, Tensor]:

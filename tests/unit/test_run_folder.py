@@ -91,9 +91,15 @@ def test_create_writes_a_config_that_open_finds(tmp_path: Path) -> None:
 
 
 def test_create_refuses_a_folder_that_holds_a_run(tmp_path: Path) -> None:
-    RunFolder.create(tmp_path / "run", make_config(tmp_path))
+    RunFolder.create(tmp_path / "run", make_config(tmp_path)).write_state(RunState(0, "running", ("A",)))
     with pytest.raises(ConfigError, match=r"output\.folder: .*already holds a run.*gcml run --resume .*run"):
         RunFolder.create(tmp_path / "run", make_config(tmp_path))
+
+
+def test_a_run_that_failed_to_start_may_be_tried_again_in_its_folder(tmp_path: Path) -> None:
+    first = RunFolder.create(tmp_path / "run", make_config(tmp_path))
+    first.tracking_file.write_text("{}")
+    assert not RunFolder.create(tmp_path / "run", make_config(tmp_path)).tracking_file.exists()
 
 
 def test_create_accepts_an_existing_empty_folder(tmp_path: Path) -> None:

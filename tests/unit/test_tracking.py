@@ -234,7 +234,7 @@ def test_failing_server_is_warned_of_once_and_counted(tmp_path: Path, caplog: py
         tracker.log_round(made_up_round(1, SITES))
         tracker.log_scores([made_up_evaluation("CS", "personalised")])
         tracker.log_artifacts([tmp_path])
-    assert tracker.num_failures == 4
+    assert tracker.num_failures == 5
     assert [record.getMessage() for record in caplog.records] == [
         "MLflow at http://far:1: start failed (ConnectionError('no route to host')). Training goes on"
     ]
@@ -284,7 +284,7 @@ def test_finish_says_how_much_was_lost(tmp_path: Path, caplog: pytest.LogCapture
     tracker.log_round(replace(make_round(), plan=replace(make_round().plan, sites=("CS",))))
     tracker.finish("finished")
     num_metrics = len(federation_metrics(make_round())) + len(site_metrics(make_round(), "CS"))
-    assert f"failed 3 times in this run; {num_metrics} metrics were not sent" in caplog.messages[-1]
+    assert f"failed 4 times in this run; {num_metrics} metrics were not sent" in caplog.messages[-1]
 
 
 # --- a real database ---------------------------------------------------------------------------

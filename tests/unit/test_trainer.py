@@ -59,6 +59,19 @@ def test_building_a_learner_leaves_torchs_generator_alone(tmp_path: Path) -> Non
     assert torch.equal(torch.get_rng_state(), before)
 
 
+def test_building_a_learner_leaves_the_generators_of_gpus_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """``torch.manual_seed`` would seed them too, and only the CPU's state is put back afterwards."""
+    trainer = make_trainer(make_config(tmp_path))
+    seeds: list[int] = []
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeds.append)
+    trainer._build_learner(trainer.config.network)
+    assert seeds == []
+    torch.manual_seed(0)
+    assert seeds == [0], "the watching itself works"
+
+
 def test_a_gpu_that_is_not_there_is_noted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     _, info = started(make_config(tmp_path), use_gpu=True)
@@ -224,6 +237,21 @@ def test_an_incoming_model_starts_from_the_receivers_own_where_nothing_was_sent(
     assert all(torch.equal(opened.counters()[name], counter) for name, counter in model.counters().items())
 
 
+def test_the_ramp_up_of_lambda_starts_with_the_first_exchange_round(tmp_path: Path) -> None:
+    """Warm-up is round 1. With 1 ramp-up round, round 2 has half of lambda and round 3 all of it."""
+
+    def trained(round_number: int, dcml: dict[str, float]) -> torch.Tensor:
+        method = {"name": "gcml", "topology": RING, "merge": "keep_local", "dcml": dcml}
+        trainer = make_trainer(make_config(tmp_path, method=method))
+        run(trainer, [round_number])
+        return weights(trainer)
+
+    ramped = {"lambda": 0.4, "ramp_up_rounds": 1}
+    assert torch.equal(trained(2, ramped), trained(2, {"lambda": 0.2}))
+    assert torch.equal(trained(3, ramped), trained(3, {"lambda": 0.4}))
+    assert not torch.equal(trained(3, ramped), trained(3, {"lambda": 0.2}))
+
+
 # --- different architectures -----------------------------------------------------------------------
 
 
@@ -231,9 +259,9 @@ def test_sites_with_different_networks_learn_from_each_other(tmp_path: Path) -> 
     config = two_networks(tmp_path)
     trainer, sender = make_trainer(config), make_trainer(config, site="B")
     assert trainer.local.model.num_sent != sender.local.model.num_sent
-    push = sender.export("run", 1)
+    push = sender.export("run", 2)
     assert refusal(*push, trainer.expectation("run", "B", peers=frozenset("B"))) == ""
-    report = trainer.train_round(order(1), [push])
+    report = trainer.train_round(order(2), [push])
     assert (report.merge, report.peers) == ("keep_local", ("B",))
     assert "mutual" in report.losses
 

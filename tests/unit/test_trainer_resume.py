@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from gcml_ray.checkpoint import load_model
 from gcml_ray.config import Config
 from gcml_ray.errors import CheckpointError
 from gcml_ray.learner import Learner
@@ -164,6 +165,17 @@ def test_the_personalised_model_is_the_best_on_validation_and_the_later_of_equal
     assert torch.equal(evaluator.evaluated[0], flats[best - 1])
     assert (trainer.state.best_round, trainer.state.best_dice) == (best, max(scores))
     assert torch.equal(weights(trainer), flats[-1]), "evaluating must not touch the model in training"
+
+
+def test_the_tested_model_is_kept_under_a_name_that_does_not_change(tmp_path: Path) -> None:
+    trainer, _, flats = after_scores(make_config(tmp_path), (0.2, 0.8, 0.5))
+    kept = trainer.checkpoints / "personalised.safetensors"
+    trainer.evaluate(split="validation", model=PERSONALISED)
+    assert not kept.exists()
+    trainer.evaluate(split="test", model=PERSONALISED)
+    facts = load_model(kept, trainer.local.model)
+    assert torch.equal(weights(trainer), flats[1])
+    assert (facts["site"], facts["round"], facts["validation_dice"]) == ("A", "2", "0.8")
 
 
 def test_the_model_before_gossip_is_that_of_the_last_warm_up_round(tmp_path: Path) -> None:

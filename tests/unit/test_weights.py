@@ -16,7 +16,15 @@ SMALL: dict[str, dict[str, Any]] = {
     "unet-batchnorm": {"channels": [4, 8], "strides": [2], "num_res_units": 1, "norm": "BATCH"},
     "dynunet": {"kernel_size": [3, 3, 3], "strides": [1, 2, 2], "filters": [4, 8, 8], "deep_supervision": True},
     "segresnet": {"init_filters": 8, "blocks_down": [1, 1], "blocks_up": [1]},
+    "sanet_v1": {"nf": 4},
+    "sanet_v2": {"nf": 8, "max_channels": 8},
 }
+SIDES = {"sanet_v1": (16, 16), "sanet_v2": (64, 32)}  # in 2D and 3D, where 8 does not do
+
+
+def random_image(name: str, spatial_dims: int) -> Tensor:
+    side = SIDES.get(name, (8, 8))[spatial_dims - 2]
+    return torch.randn(2, 2, *(side,) * spatial_dims, generator=torch.Generator().manual_seed(0))
 
 
 def with_batchnorm() -> nn.Sequential:
@@ -127,7 +135,7 @@ def test_running_statistics_are_views_too() -> None:
 @pytest.mark.parametrize("name", list(SMALL))
 def test_every_network_computes_the_same_after_export_and_load(name: str, spatial_dims: int) -> None:
     one, other = (FlatModel(network(name, spatial_dims, seed), send_buffers=True) for seed in (1, 2))
-    image = torch.randn(2, 2, *(8,) * spatial_dims, generator=torch.Generator().manual_seed(0))
+    image = random_image(name, spatial_dims)
     forward_heads(one.module.train(), image)  # moves running statistics, where there are any
     sent = torch.empty(one.num_sent)
     one.export(sent)
@@ -142,8 +150,8 @@ def test_the_networks_above_are_all_there_are() -> None:
 
 
 def test_adopting_leaves_a_networks_output_as_it_was() -> None:
-    image = torch.randn(1, 2, 8, 8, 8, generator=torch.Generator().manual_seed(0))
     for name in SMALL:
+        image = random_image(name, 3)
         expected = forward_heads(network(name, 3, 1).eval(), image)[0]
         flat = FlatModel(network(name, 3, 1), send_buffers=True)
         assert torch.equal(forward_heads(flat.module.eval(), image)[0], expected), name

@@ -130,6 +130,11 @@ def test_checksum_sees_zeros_put_at_the_end(size: int) -> None:
     assert checksum(np.append(buffer, np.float32(0))) != checksum(buffer)
 
 
+def test_checksum_tells_a_block_of_zeros_from_its_sum() -> None:
+    """The sum of a zero block is one zero word, the same bytes as two zero values that fill no block."""
+    assert checksum(np.zeros(BLOCK, dtype=np.float32)) != checksum(np.zeros(2, dtype=np.float32))
+
+
 def test_checksum_sees_a_change_in_the_bytes_that_fill_no_block() -> None:
     buffer = values(BLOCK + 3)
     swapped = buffer.copy()
