@@ -72,7 +72,7 @@ def phantom(
     out: Out,
     sites: Annotated[int | None, typer.Option(help="Number of sites; default: the four of the demo.")] = None,
     cases: Annotated[int | None, typer.Option(help="Cases a site; default: few to train on, eight to test.")] = None,
-    shape: Annotated[str, typer.Option(help="Voxels, e.g. 40x40x20 or 64x64 for 2D.")] = "40x40x20",
+    shape: Annotated[str, typer.Option(help="Voxels, e.g. 40x40x20 or 64x64 for 2D.")] = "36x32x20",
     seed: Annotated[int, typer.Option(help="Root seed.")] = 0,
 ) -> None:
     """Made-up sites whose scanners, lesions and annotators differ: for trying things out, and for tests."""

@@ -11,7 +11,7 @@ from gcml_ray.config_file import load_config
 from gcml_ray.data.datalist import write_datalist
 from gcml_ray.data.phantom import prepare_phantom
 
-DEMO_SHAPE = (40, 40, 20)
+DEMO_SHAPE = (36, 32, 20)
 DEMO_SEED = 0
 
 

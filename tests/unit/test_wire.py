@@ -148,3 +148,8 @@ def test_checksum_depends_on_values_alone_not_on_memory() -> None:
     spread[::2] = buffer
     behind_one_value = np.concatenate([values(1), buffer])[1:]  # starts off an 8-byte boundary
     assert checksum(spread[::2]) == checksum(behind_one_value) == checksum(buffer)
+
+
+@pytest.mark.parametrize("change", [{"round_number": "3"}, {"num_train": None}, {"num_values": 1.5}, {"sender": ["A"]}])
+def test_header_with_fields_of_another_type_is_refused(change: dict[str, Any]) -> None:
+    assert refusal(header(values(), **change), values(), EXPECTED).startswith("header: ")
