@@ -35,6 +35,8 @@ class Mailbox:
         """
         if not isinstance(header, PushHeader):
             return f"header: expected a PushHeader, got {type(header).__name__}"
+        if not isinstance(header.sender, str):
+            return f"header: sender must be a name, got {type(header.sender).__name__}"
         reason = refusal(header, buffer, expect(header.sender))
         if reason:
             return reason

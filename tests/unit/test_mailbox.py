@@ -73,6 +73,12 @@ def test_foreign_object_instead_of_a_header_is_refused_not_raised() -> None:
     assert refusal == "header: expected a PushHeader, got dict"
 
 
+def test_sender_that_is_no_name_is_refused_not_raised() -> None:
+    assert Mailbox(1).deliver(replace(header("A"), sender=["A"]), BUFFER, expect=expect) == (
+        "header: sender must be a name, got list"
+    )
+
+
 def test_buffer_is_kept_as_it_came_without_a_copy() -> None:
     mailbox = Mailbox(1)
     deliver(mailbox, "A")
