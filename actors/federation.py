@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -69,7 +69,7 @@ def run_federation(
             driver = Driver(config, pool, folder, tracker=tracker, listener=listener, stop=stop)
             summary = driver.run(sites, resume=state)
         status = summary.status
-        _keep_artifacts(folder, tracker)
+        _keep_artifacts(folder, tracker, sites)
     except KeyboardInterrupt:
         status = "stopped"
         raise
@@ -135,10 +135,14 @@ def pool_for(config: Config, folder: Path, *, make_trainer: TrainerFactory | Non
             pool.shutdown()
 
 
-def _keep_artifacts(folder: RunFolder, tracker: Tracker) -> None:
-    """Plots, and the files of the run, for the tracker."""
+def _keep_artifacts(folder: RunFolder, tracker: Tracker, sites: Sequence[str]) -> None:
+    """Plots, the files of the run and the models, for the tracker."""
     from gcml_ray.report import write_plots  # noqa: PLC0415 - matplotlib only when there is something to plot
 
-    paths = write_plots(folder)
+    paths = write_plots(folder) if folder.rounds() else ()
     files = (folder.config_file, folder.cases_file, folder.transfers_file, *paths)
     tracker.log_artifacts([path for path in files if path.exists()])
+    for site in sites:  # on a cluster a site's checkpoints may lie on its own disk: then they stay there
+        model = folder.checkpoints(site) / "personalised.safetensors"
+        if model.exists():
+            tracker.log_model(site, model)

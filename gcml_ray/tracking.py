@@ -57,6 +57,9 @@ class Tracker(Protocol):
     def log_artifacts(self, paths: Sequence[Path]) -> None:
         """Keep files, and folders with their name, with the federation's run."""
 
+    def log_model(self, site: str, path: Path) -> None:
+        """Keep a site's model with the site's run."""
+
     def finish(self, status: Outcome) -> None:
         """Close all runs."""
 
@@ -77,6 +80,9 @@ class NullTracker:
         """Do nothing."""
 
     def log_artifacts(self, paths: Sequence[Path]) -> None:
+        """Do nothing."""
+
+    def log_model(self, site: str, path: Path) -> None:
         """Do nothing."""
 
     def finish(self, status: Outcome) -> None:
@@ -191,6 +197,10 @@ class MlflowTracker:
                     client.log_artifact(self._run_ids[""], str(path))
 
         self._guard("log_artifacts", upload)
+
+    def log_model(self, site: str, path: Path) -> None:
+        """Upload a site's model as ``model/FILE`` of its run."""
+        self._guard("log_model", lambda: self._ready_client().log_artifact(self._run_ids[site], str(path), "model"))
 
     def finish(self, status: Outcome) -> None:
         """Send what is left, close all runs and say how often tracking failed; nothing before ``start``."""

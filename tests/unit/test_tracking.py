@@ -309,6 +309,8 @@ def tracked(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, dict[str, R
     (folder / "plots").mkdir()
     (folder / "plots" / "dice.png").write_bytes(b"png")
     second.log_artifacts([folder / "plots"])
+    (folder / "personalised.safetensors").write_bytes(b"weights")
+    second.log_model("DU", folder / "personalised.safetensors")
     second.finish("finished")
     client = MlflowClient(tracking_uri(config, folder))
     experiment = client.get_experiment_by_name("gcml-ray")
@@ -349,6 +351,12 @@ def test_artifacts_lie_beside_the_database(tracked: tuple[Path, dict[str, Run]])
     folder, runs = tracked
     artifacts = folder.parent / "mlartifacts" / runs["made-up"].info.run_id / "artifacts"
     assert (artifacts / "plots" / "dice.png").read_bytes() == b"png"
+
+
+def test_a_model_lies_with_its_site(tracked: tuple[Path, dict[str, Run]]) -> None:
+    folder, runs = tracked
+    artifacts = folder.parent / "mlartifacts" / runs["DU"].info.run_id / "artifacts"
+    assert (artifacts / "model" / "personalised.safetensors").read_bytes() == b"weights"
 
 
 def test_lost_database_begins_a_new_run(tracked: tuple[Path, dict[str, Run]], caplog: pytest.LogCaptureFixture) -> None:
