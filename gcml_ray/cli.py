@@ -1,4 +1,4 @@
-"""The command line: ``gcml demo | run | prepare | doctor``.
+"""The command line: ``gcml demo | run | compare | prepare | doctor``.
 
 This is the composition root: the one module here that may import ``actors``, inside its commands.
 """
@@ -17,6 +17,7 @@ import typer
 from rich.console import Console
 
 from gcml_ray.cli_prepare import prepare_app
+from gcml_ray.comparison_config import load_comparison
 from gcml_ray.config import Config, LocalMethod
 from gcml_ray.config_file import load_config
 from gcml_ray.console import RunConsole
@@ -105,6 +106,32 @@ def demo(
     console.print(comparison_table(alone.evaluations, together.evaluations, unit=gcml.data.distance_unit))
     console.print(comparison_verdict(alone.evaluations, together.evaluations), highlight=False)
     console.print(where_things_are(gcml), highlight=False, markup=False)
+
+
+@app.command()
+def compare(
+    config: Annotated[Path, typer.Argument(help="Comparison file (YAML): base, methods, seeds.")],
+    overrides: Overrides = [],  # noqa: B006 - typer copies it
+) -> None:
+    """Run several methods over several seeds and tabulate them; finished cells are never run again."""
+    from actors.compare import run_comparison, write_tables  # noqa: PLC0415 - the one place that knows all packages
+
+    console = Console(soft_wrap=True)
+    comparison = load_comparison(config)
+
+    @contextmanager
+    def watch(title: str) -> Iterator[tuple[RunConsole, threading.Event]]:
+        with RunConsole(console, title=title) as listener, _stop_on_signal(listener) as stop:
+            yield listener, stop
+
+    def say(line: str) -> None:
+        console.print(line, highlight=False, markup=False)
+
+    if not run_comparison(comparison, overrides, watch=watch, say=say):
+        say(f"stopped; the same command goes on where it was: gcml compare {config}")
+        raise typer.Exit(STOPPED)
+    say(write_tables(comparison, unit=load_config(comparison.base).data.distance_unit))
+    say(f"table, plots and runs  {comparison.output}\nfinished cells         {comparison.results}")
 
 
 @app.command()

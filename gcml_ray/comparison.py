@@ -1,0 +1,247 @@
+"""Methods beside each other: finished cells (method x seed) as small CSV files, and the statistics over them.
+
+A cell's file is tidy: one row a case, class and model, with the cell's own facts repeated in every row, so that
+files of several days and machines can simply be laid together.
+"""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+from scipy.stats import wilcoxon
+
+from gcml_ray.errors import DataError
+from gcml_ray.run_folder import replace_file
+from gcml_ray.seeding import numpy_generator
+
+COLUMNS = (
+    "method", "seed", "identity", "sent_bytes", "seconds", "num_steps",
+    "site", "case", "model", "class_name", "dice", "hd95", "surface_dice",
+)  # fmt: skip
+PERSONALISED = "personalised"
+NUM_RESAMPLES = 10_000
+
+
+@dataclass(frozen=True)
+class Score:
+    """One case, class and model of a cell. A distance is NaN where it is undefined."""
+
+    site: str
+    case: str
+    model: str
+    class_name: str
+    dice: float
+    hd95: float
+    surface_dice: float
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One finished run of one method with one seed.
+
+    ``identity`` is the configuration's (``Config.identity``), ``sent_bytes`` what all accepted pushes weighed,
+    ``num_steps`` the optimiser steps of all models at all sites together.
+    """
+
+    method: str
+    seed: int
+    identity: str
+    sent_bytes: int
+    seconds: float
+    num_steps: int
+    scores: tuple[Score, ...]
+
+
+@dataclass(frozen=True)
+class MethodRow:
+    """One line of the table: means over seeds; ``dice_sd`` is the sample deviation of the seeds' means (NaN for one).
+
+    ``p_value`` (Holm-corrected) and the interval belong to the difference of this method to the best one, over cases.
+    """
+
+    method: str
+    model: str
+    num_seeds: int
+    site_dice: dict[str, float]
+    dice: float
+    dice_sd: float
+    hd95: float
+    surface_dice: float
+    sent_bytes: float
+    seconds: float
+    num_steps: float
+    difference: float
+    low: float
+    high: float
+    p_value: float
+
+
+# --- files -------------------------------------------------------------------------------------
+
+
+def write_cell(path: Path, cell: Cell) -> None:
+    """Writes a cell whole or not at all."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(COLUMNS)
+    facts = (cell.method, cell.seed, cell.identity, cell.sent_bytes, f"{cell.seconds:.1f}", cell.num_steps)
+    for score in cell.scores:
+        numbers = ("" if math.isnan(value) else repr(value) for value in (score.dice, score.hd95, score.surface_dice))
+        writer.writerow((*facts, score.site, score.case, score.model, score.class_name, *numbers))
+    replace_file(path, buffer.getvalue())
+
+
+def read_cell(path: Path) -> Cell:
+    """Reads a cell back.
+
+    Raises:
+        DataError: the file is not one that :func:`write_cell` wrote.
+    """
+    with path.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    try:
+        first = rows[0]
+        scores = tuple(
+            Score(
+                row["site"], row["case"], row["model"], row["class_name"],
+                *(float(row[key] or "nan") for key in ("dice", "hd95", "surface_dice")),
+            )
+            for row in rows
+        )  # fmt: skip
+        return Cell(
+            first["method"], int(first["seed"]), first["identity"], int(first["sent_bytes"]),
+            float(first["seconds"]), int(first["num_steps"]), scores,
+        )  # fmt: skip
+    except (IndexError, KeyError, ValueError) as error:
+        raise DataError(f"{path} is not a cell of a comparison ({error!r}); delete it to have it run again") from error
+
+
+# --- statistics --------------------------------------------------------------------------------
+
+
+def mean(values: Iterable[float]) -> float:
+    """Mean of the defined values; NaN where none is."""
+    defined = [value for value in values if not math.isnan(value)]
+    return sum(defined) / len(defined) if defined else math.nan
+
+
+def site_means(scores: Iterable[Score], value: Callable[[Score], float]) -> dict[str, float]:
+    """Mean by site over cases and classes."""
+    by_site: dict[str, list[float]] = {}
+    for score in scores:
+        by_site.setdefault(score.site, []).append(value(score))
+    return {site: mean(values) for site, values in sorted(by_site.items())}
+
+
+def case_dice(cells: Sequence[Cell], model: str) -> dict[tuple[str, str], float]:
+    """Dice of each (site, case), averaged over seeds and classes: the pairs of the test."""
+    values: dict[tuple[str, str], list[float]] = {}
+    for cell in cells:
+        for score in cell.scores:
+            if score.model == model:
+                values.setdefault((score.site, score.case), []).append(score.dice)
+    return {key: mean(numbers) for key, numbers in sorted(values.items())}
+
+
+def summarise(cells: Sequence[Cell]) -> tuple[MethodRow, ...]:
+    """One row a method and evaluated model, best mean Dice first.
+
+    The mean Dice is the mean over sites of the site's mean over cases and classes, so that a small hospital counts
+    as much as a large one. Each row is compared with the best over the cases both have: Wilcoxon's signed-rank test,
+    two-sided, Holm-corrected over the rows (Holm 1979), and a bootstrap interval of the difference of those means,
+    cases resampled within their sites.
+    """
+    groups: dict[tuple[str, str], list[Cell]] = {}
+    for cell in cells:
+        for model in sorted({score.model for score in cell.scores} & {PERSONALISED, "shared"}):
+            groups.setdefault((cell.method, model), []).append(cell)
+    rows = sorted((_row(name, model, group) for (name, model), group in groups.items()), key=lambda row: -row.dice)
+    if not rows:
+        return ()
+    best = case_dice(groups[rows[0].method, rows[0].model], rows[0].model)
+    compared = [_against(row, case_dice(groups[row.method, row.model], row.model), best) for row in rows[1:]]
+    corrected = holm([row.p_value for row in compared])
+    return (rows[0], *(_replace_p(row, p_value) for row, p_value in zip(compared, corrected, strict=True)))
+
+
+def _row(method: str, model: str, cells: Sequence[Cell]) -> MethodRow:
+    """The means of a method over its seeds."""
+    own = [[score for score in cell.scores if score.model == model] for cell in cells]
+    by_seed = [site_means(scores, lambda score: score.dice) for scores in own]
+    means = [mean(sites.values()) for sites in by_seed]
+    return MethodRow(
+        method=method,
+        model=model,
+        num_seeds=len(cells),
+        site_dice={site: mean(sites[site] for sites in by_seed) for site in by_seed[0]},
+        dice=mean(means),
+        dice_sd=float(np.std(means, ddof=1)) if len(means) > 1 else math.nan,
+        hd95=mean(mean(site_means(scores, lambda score: score.hd95).values()) for scores in own),
+        surface_dice=mean(mean(site_means(scores, lambda score: score.surface_dice).values()) for scores in own),
+        sent_bytes=mean(cell.sent_bytes for cell in cells),
+        seconds=mean(cell.seconds for cell in cells),
+        num_steps=mean(cell.num_steps for cell in cells),
+        difference=0.0,
+        low=math.nan,
+        high=math.nan,
+        p_value=math.nan,
+    )
+
+
+def _against(row: MethodRow, own: Mapping[tuple[str, str], float], best: Mapping[tuple[str, str], float]) -> MethodRow:
+    """The row with its difference to the best method."""
+    keys = sorted(own.keys() & best.keys())
+    differences = np.array([own[key] - best[key] for key in keys])
+    by_site = [differences[[key[0] == site for key in keys]] for site in sorted({key[0] for key in keys})]
+    low, high = bootstrap_interval(by_site)
+    p_value = 1.0 if not differences.any() else float(wilcoxon(differences).pvalue)
+    return MethodRow(**{
+        **row.__dict__, "difference": float(np.mean([part.mean() for part in by_site])),
+        "low": low, "high": high, "p_value": p_value,
+    })  # fmt: skip
+
+
+def _replace_p(row: MethodRow, p_value: float) -> MethodRow:
+    return MethodRow(**{**row.__dict__, "p_value": p_value})
+
+
+def bootstrap_interval(by_site: Sequence[NDArray[np.float64]], *, level: float = 0.95) -> tuple[float, float]:
+    """Percentile interval of the mean over sites of the sites' mean differences, cases resampled within sites."""
+    rng = numpy_generator(0, "bootstrap")
+    means = [part[rng.integers(0, len(part), (NUM_RESAMPLES, len(part)))].mean(axis=1) for part in by_site]
+    low, high = np.quantile(np.mean(means, axis=0), [(1 - level) / 2, (1 + level) / 2])
+    return float(low), float(high)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's step-down correction (Scandinavian Journal of Statistics 6, 1979), in the order given."""
+    corrected = [0.0] * len(p_values)
+    largest = 0.0
+    for rank, index in enumerate(sorted(range(len(p_values)), key=lambda index: p_values[index])):
+        largest = max(largest, min(1.0, (len(p_values) - rank) * p_values[index]))
+        corrected[index] = largest
+    return corrected
+
+
+def site_verdicts(cells: Sequence[Cell], *, method: str, alone: str) -> tuple[str, ...]:
+    """For each site in words: is joining better than training alone, by how much, how sure."""
+    joint = case_dice([cell for cell in cells if cell.method == method], PERSONALISED)
+    own = case_dice([cell for cell in cells if cell.method == alone], PERSONALISED)
+    lines = []
+    for site in sorted({key[0] for key in joint.keys() & own.keys()}):
+        keys = [key for key in joint if key[0] == site and key in own]
+        differences = np.array([joint[key] - own[key] for key in keys])
+        low, high = bootstrap_interval([differences])
+        sure = "better" if low > 0 else "worse" if high < 0 else "not told apart from training alone"
+        lines.append(
+            f"{site}: {method} {100 * differences.mean():+.1f} Dice points over {alone} "
+            f"(95 % interval {100 * low:+.1f} to {100 * high:+.1f}, {len(keys)} cases): {sure}"
+        )
+    return tuple(lines)

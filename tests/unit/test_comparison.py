@@ -1,0 +1,150 @@
+import math
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from gcml_ray.comparison import (
+    Cell,
+    Score,
+    bootstrap_interval,
+    case_dice,
+    holm,
+    read_cell,
+    site_verdicts,
+    summarise,
+    write_cell,
+)
+from gcml_ray.comparison_config import cell_config, load_comparison
+from gcml_ray.comparison_table import csv_text, latex, markdown
+from gcml_ray.errors import ConfigError, DataError
+
+SITES = {"A": 6, "B": 10}
+
+
+def cell(method: str, seed: int, *, lift: float, model: str = "personalised", sent: int = 0) -> Cell:
+    """Sixteen cases: a fixed spread over cases, raised by ``lift`` at A and twice as much at B."""
+    scores = tuple(
+        Score(site, f"{site}{index}", model, "lesion", 0.5 + 0.01 * index + lift * (2 if site == "B" else 1), 2.0, 0.9)
+        for site, count in SITES.items()
+        for index in range(count)
+    )
+    return Cell(method, seed, "cafe", sent, 10.0, 100, scores)
+
+
+def test_cell_survives_the_file(tmp_path: Path) -> None:
+    original = cell("gcml", 3, lift=0.1, sent=7)
+    undefined = replace(original, scores=(replace(original.scores[0], hd95=math.nan), *original.scores[1:]))
+    write_cell(tmp_path / "c.csv", undefined)
+    back = read_cell(tmp_path / "c.csv")
+    assert math.isnan(back.scores[0].hd95)
+    assert replace(back, scores=back.scores[1:]) == replace(undefined, scores=undefined.scores[1:])
+
+
+@pytest.mark.parametrize("text", ["", "method,seed\ngcml,0\n", "not a table"])
+def test_file_that_is_no_cell_says_what_to_do(tmp_path: Path, text: str) -> None:
+    (tmp_path / "c.csv").write_text(text)
+    with pytest.raises(DataError, match=r"c\.csv is not a cell .*delete it to have it run again"):
+        read_cell(tmp_path / "c.csv")
+
+
+def test_a_small_site_counts_as_much_as_a_large_one() -> None:
+    """A: 0.5 + mean(0..5)/100 = 0.525; B: 0.5 + mean(0..9)/100 = 0.545; mean of the two, not of the 16 cases."""
+    (row,) = summarise([cell("local", 0, lift=0.0)])
+    assert row.site_dice == pytest.approx({"A": 0.525, "B": 0.545})
+    assert row.dice == pytest.approx(0.535)
+
+
+def test_seeds_are_averaged_and_their_spread_is_the_sample_deviation() -> None:
+    """The lifts 0, 0.02 and 0.04 raise the mean of sites by 0, 0.03 and 0.06: mean 0.03, deviation 0.03."""
+    (row,) = summarise([cell("local", seed, lift=0.02 * seed) for seed in range(3)])
+    assert row.num_seeds == 3
+    assert row.dice == pytest.approx(0.565)
+    assert row.dice_sd == pytest.approx(0.03)
+
+
+def test_rows_are_compared_with_the_best_over_cases() -> None:
+    """Every case is lower by 0.1 (A) or 0.2 (B): difference -0.15 with no spread; 16 signs alike: p below 0.001."""
+    best, worse = summarise([cell("local", 0, lift=0.0), cell("gcml", 0, lift=0.1)])
+    assert (best.method, worse.method) == ("gcml", "local")
+    assert (worse.difference, worse.low, worse.high) == pytest.approx((-0.15, -0.15, -0.15))
+    assert worse.p_value < 0.001
+
+
+def test_a_method_that_equals_the_best_is_not_told_apart() -> None:
+    _, twin = summarise([cell("a", 0, lift=0.1), cell("b", 0, lift=0.1)])
+    assert (twin.difference, twin.p_value) == (0.0, 1.0)
+
+
+def test_shared_models_get_a_row_of_their_own_and_others_none() -> None:
+    both = replace(
+        cell("ditto", 0, lift=0.1),
+        scores=cell("ditto", 0, lift=0.1).scores
+        + cell("ditto", 0, lift=0.0, model="shared").scores
+        + cell("ditto", 0, lift=0.3, model="before_gossip").scores,
+    )
+    assert [(row.method, row.model) for row in summarise([both])] == [("ditto", "personalised"), ("ditto", "shared")]
+
+
+def test_holm_multiplies_by_what_is_left_and_never_falls() -> None:
+    """Sorted 0.01, 0.02, 0.03 x 3, 2, 1 = 0.03, 0.04, 0.03 -> 0.03, 0.04, 0.04."""
+    assert holm([0.03, 0.01, 0.02]) == pytest.approx([0.04, 0.03, 0.04])
+    assert holm([0.9, 0.8]) == [1.0, 1.0]
+
+
+def test_bootstrap_interval_is_about_two_standard_errors() -> None:
+    """One site, 400 normal differences with deviation 1: mean +- 1.96 / 20."""
+    sample = np.random.default_rng(0).normal(size=400)
+    low, high = bootstrap_interval([sample])
+    error = 1.96 * sample.std() / 20
+    assert (low, high) == pytest.approx((sample.mean() - error, sample.mean() + error), abs=0.01)
+
+
+def test_pairs_are_averaged_over_seeds() -> None:
+    pairs = case_dice([cell("a", 0, lift=0.0), cell("a", 1, lift=0.1)], "personalised")
+    assert pairs["A", "A0"] == pytest.approx(0.55)
+    assert pairs["B", "B0"] == pytest.approx(0.6)
+
+
+def test_verdict_says_how_sure_it_is() -> None:
+    lines = site_verdicts([cell("local", 0, lift=0.0), cell("gcml", 0, lift=0.1)], method="gcml", alone="local")
+    assert lines[0] == "A: gcml +10.0 Dice points over local (95 % interval +10.0 to +10.0, 6 cases): better"
+    same = site_verdicts([cell("local", 0, lift=0.0), cell("gcml", 0, lift=0.0)], method="gcml", alone="local")
+    assert same[1].endswith("10 cases): not told apart from training alone")
+
+
+def test_tables_hold_the_same_rows() -> None:
+    rows = summarise([cell("local", 0, lift=0.0), cell("gossip_avg", 0, lift=0.1, sent=2_500_000)])
+    assert markdown(rows, unit="mm").splitlines()[2].startswith("| gossip_avg | 1 | 0.685 | - | best |  |  | 0.625 |")
+    assert csv_text(rows, unit="mm").splitlines()[1].split(",")[-3:] == ["2.5", "10", "100"]
+    assert r"gossip\_avg & 1 & 0.685" in latex(rows, unit="mm")
+    assert r"HD95 (mm) & surface Dice" in latex(rows, unit="mm")
+
+
+COMPARISON = """
+name: c
+base: {base}
+seeds: [4]
+methods:
+  local: {{method: {{name: local}}}}
+  gcml: {{federation.rounds: 7}}
+output: {folder}/runs
+results: {folder}/results
+"""
+
+
+def test_a_cell_is_the_base_with_the_methods_changes(tmp_path: Path) -> None:
+    base = Path(__file__).parents[2] / "configs" / "phantom.yaml"
+    (tmp_path / "c.yaml").write_text(COMPARISON.format(base=base, folder=tmp_path))
+    comparison = load_comparison(tmp_path / "c.yaml")
+    config = cell_config(comparison, "gcml", 4, ["federation.local_steps=2"])
+    assert (config.federation.rounds, config.federation.seed, config.federation.local_steps) == (7, 4, 2)
+    assert config.output.folder == f"{tmp_path}/runs/gcml_seed4"
+    assert cell_config(comparison, "local", 4, []).method.name == "local"
+
+
+def test_verdict_over_a_method_that_is_not_compared_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text(COMPARISON.format(base="b.yaml", folder=tmp_path) + "focus: ditto\n")
+    with pytest.raises(ConfigError, match="focus: 'ditto' is not among methods"):
+        load_comparison(tmp_path / "c.yaml")
