@@ -18,6 +18,7 @@ from rich.live import Live
 from rich.table import Table
 
 from gcml_ray.config import Config
+from gcml_ray.gossip import phase_of
 from gcml_ray.records import EvaluationReport, RoundPlan, RoundRecord, SiteFailure, SiteInfo, SiteStatus, TrainReport
 
 log = logging.getLogger(__name__)
@@ -61,16 +62,9 @@ class Clock:
             return ""
         everything = [value for values in self._seconds.values() for value in values]
         fallback = sum(everything) / len(everything)
-        federation = config.federation
         total = 0.0
-        for number in range(round_number + 1, federation.rounds + 1):
-            phase = (
-                "warmup"
-                if number <= federation.num_warmup
-                else "cooldown"
-                if number > federation.rounds - federation.num_cooldown
-                else "exchange"
-            )
+        for number in range(round_number + 1, config.federation.rounds + 1):
+            phase = phase_of(config.federation, number)
             values = self._seconds.get(phase)
             total += sum(values[-10:]) / len(values[-10:]) if values else fallback
         return _clock(total)

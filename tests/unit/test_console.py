@@ -1,0 +1,59 @@
+import io
+
+import pytest
+from rich.console import Console
+
+from actors.failure_policy import Decision
+from gcml_ray.console import Clock, RunConsole, round_line
+from gcml_ray.records import Edge, PushReceipt, RoundPlan, RoundRecord, SiteFailure, SiteInfo, TrainReport
+from tests.fakes import fake_config
+
+
+def report(site: str, dice: float | None) -> TrainReport:
+    return TrainReport(site, 2, (), 5, {"segmentation": 0.4}, {}, "", {}, dice, False, {"train": 1.0}, 1e-3, 10**8)
+
+
+def record(number: int = 2, *, seconds: float = 3.0) -> RoundRecord:
+    plan = RoundPlan(number, "exchange", ("A", "B", "C"), (Edge("A", "B"), Edge("B", "A")))
+    pushes = (
+        PushReceipt(number, "A", "B", True, "", 2_000_000, 0.1),
+        PushReceipt(number, "B", "A", False, "stale: round 1", 2_000_000, 0.1),
+    )
+    failure = SiteFailure("C", number, "train", "died", "killed")
+    return RoundRecord(plan, (report("A", 0.6), report("B", 0.8)), pushes, (failure,), seconds)
+
+
+def test_a_rounds_line_says_who_trained_who_was_skipped_and_why(tmp_path) -> None:
+    line = round_line(fake_config(tmp_path, sites=("A", "B", "C")), record(), left="0:01:00")
+    assert "trained A, B; skipped C (train died)" in line
+    assert "val Dice 0.700" in line
+    assert "1/2 pushes, 2.0 MB" in line
+
+
+def test_time_left_is_the_mean_of_past_rounds_of_the_phase(tmp_path) -> None:
+    config = fake_config(
+        tmp_path, sites=("A", "B", "C"), federation={"rounds": 10, "warmup_rounds": 0, "cooldown_rounds": 0}
+    )
+    clock = Clock()
+    assert clock.left(config, 0) == ""
+    clock.add(record(1, seconds=2.0))
+    clock.add(record(2, seconds=4.0))
+    assert clock.left(config, 2) == "0:00:24"  # eight rounds of three seconds
+
+
+@pytest.mark.parametrize("is_terminal", [True, False])
+def test_failures_and_refusals_are_said_on_a_terminal_and_in_a_log(tmp_path, is_terminal: bool) -> None:
+    out = io.StringIO()
+    console = Console(file=out, force_terminal=is_terminal, width=200)
+    with RunConsole(console, title="demo") as shown:
+        shown.on_start(fake_config(tmp_path, sites=("A", "B", "C")), ["A", "B", "C"])
+        shown.on_site_ready(SiteInfo("A", 5, 1, 2, 1000, 4000, "cpu", "here", 1, 0, 2.5, ("one note",)))
+        shown.on_round_begin(record().plan)
+        shown.on_failure(record().failures[0], Decision.RESTART)
+        shown.on_round_end(record())
+    text = out.getvalue()
+    assert "A: 5/1/2 training/validation/test cases, 1,000 parameters on cpu, ready in 2.5 s" in text
+    assert "note: one note" in text
+    assert "! C: train died: killed -> restart" in text
+    assert "! A refused B's push: stale: round 1" in text
+    assert ("learns from" in text) == is_terminal
