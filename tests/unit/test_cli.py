@@ -1,0 +1,82 @@
+"""The command line as a user meets it: words, exit codes, and a whole demo in this process."""
+
+import os
+import signal
+import sys
+from pathlib import Path
+
+import pytest
+from rich.console import Console
+
+from gcml_ray.cli import STOPPED, _stop_on_signal, main
+from gcml_ray.console import RunConsole
+
+SMALL = ("federation.rounds=4", "federation.local_steps=2", "federation.evaluate_every=2", "tracking.enabled=false")
+
+
+def gcml(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
+    """Runs a command in this process; its exit code."""
+    monkeypatch.setattr(sys, "argv", ["gcml", *arguments])
+    try:
+        main()
+    except SystemExit as ended:
+        return int(ended.code or 0)
+    return 0
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("run",), "give a configuration file, or --resume with the folder of a run"),
+        (("run", "nowhere.yaml"), "nowhere.yaml"),
+        (("run", "--resume", "nowhere"), "nowhere is not the folder of a run"),
+        (("run", "--resume", "x", "--set", "a=1"), "--set cannot change it"),
+        (("compare", "nowhere.yaml"), "nowhere.yaml"),
+    ],
+)
+def test_users_error_is_one_message_and_exit_code_1(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], arguments: tuple[str, ...], words: str
+) -> None:
+    assert gcml(monkeypatch, *arguments) == 1
+    captured = capsys.readouterr()
+    assert words in captured.err
+    assert "Traceback" not in captured.err
+
+
+def test_unknown_key_is_named_with_the_closest_one(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    phantom = str(Path(__file__).parents[2] / "configs" / "phantom.yaml")
+    assert gcml(monkeypatch, "run", phantom, "--set", "federation.round=3") == 1
+    assert "federation.round" in (err := capsys.readouterr().err)
+    assert "rounds" in err
+
+
+def test_ctrl_c_once_asks_to_stop_and_twice_stops_now(capsys: pytest.CaptureFixture[str]) -> None:
+    with RunConsole(Console(), title="t") as listener, _stop_on_signal(listener) as stop:
+        os.kill(os.getpid(), signal.SIGINT)
+        assert stop.is_set()
+        assert "stopping after this round" in capsys.readouterr().out
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert STOPPED == 130
+
+
+def test_demo_ends_with_a_table_and_a_verdict_and_predicts(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """The whole way without Ray: demo, then the same folder again gets a number, then run, resume and its refusals."""
+    overrides = [part for key in (*SMALL, "resources.pool=local") for part in ("--set", key)]
+    assert gcml(monkeypatch, "demo", "--folder", str(tmp_path / "demo"), *overrides) == 0
+    shown = capsys.readouterr().out
+    assert "Test Dice: the same sites and steps, alone and together" in shown
+    assert "Joining was better than training alone at" in shown
+    run = tmp_path / "demo" / "gcml"
+    assert {path.name for path in (run / "plots").iterdir()} >= {"dice_by_round.png", "gossip_graph.png"}
+    assert (run / "checkpoints" / "north" / "personalised.safetensors").is_file()
+
+    assert gcml(monkeypatch, "run", str(run / "config.yaml")) == 1
+    assert "already holds a run" in capsys.readouterr().err
+    assert gcml(monkeypatch, "run", "--resume", str(run)) == 0
+    assert "Personalised models on each site's own test cases" in capsys.readouterr().out
