@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
+from ray.util.placement_group import get_current_placement_group
 
 from gcml_ray.config import ResourcesConfig
 from gcml_ray.errors import ClusterError
@@ -134,6 +135,20 @@ def nodes() -> tuple[Node, ...]:
         )
         for node in found
         if node["Alive"]
+    )
+
+
+def places(resources: ResourcesConfig) -> tuple[Node, ...]:
+    """What sites may use: the bundles of the placement group that we run in, or else the nodes of the cluster.
+
+    Labels are the nodes' own, so with label placement it is always the nodes.
+    """
+    group = get_current_placement_group()
+    if group is None or resources.placement == "label":
+        return nodes()
+    return tuple(
+        Node(f"bundle {index}", float(bundle.get("CPU", 0)), float(bundle.get("GPU", 0)), {})
+        for index, bundle in enumerate(group.bundle_specs)
     )
 
 

@@ -14,21 +14,24 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any
 
-from actors.failure_policy import Decision, History, decide
+from actors.failure_policy import Decision, History, decide, start_error
 from actors.listener import Listener
 from actors.local_pool import Outcome, SitePool
-from gcml_ray.config import Config
+from actors.round_calls import peer_round, server_round
+from gcml_ray.config import SERVER, Config, has_server, has_two_models
 from gcml_ray.errors import CheckpointError, SiteError
 from gcml_ray.gossip import phase_of, plan_round
 from gcml_ray.records import (
+    AdoptReport,
+    Edge,
     EvaluationReport,
     PushReceipt,
-    RoundPlan,
     RoundRecord,
     SiteFailure,
     SiteInfo,
     TrainOrder,
     TrainReport,
+    by_site,
 )
 from gcml_ray.run_folder import RunFolder, RunState
 from gcml_ray.tracking import Tracker
@@ -90,17 +93,19 @@ class Driver:
         self.listener = listener
         self.stop = stop
         self.sites: dict[str, _Site] = {}
+        self.server: _Site | None = None
         self.dropped: dict[str, str] = {}
         self.resumable = 0
 
     # --- the run -----------------------------------------------------------------------------
 
-    def run(self, sites: Sequence[str], *, resume: RunState | None) -> RunSummary:
+    def run(self, sites: Sequence[str], *, resume: RunState | None, test: bool = True) -> RunSummary:
         """All rounds from the first, or from where ``resume`` says, and the test at the end.
 
         Args:
             sites: names of the sites.
             resume: the state of an earlier run in the same folder.
+            test: whether test cases are scored at the end; a search must not look at them.
 
         Raises:
             SiteError: a site cannot start; bad input is for the user to mend.
@@ -119,7 +124,7 @@ class Driver:
             done = self._rounds(done)
             is_over = done == self.config.federation.rounds
             status = "failed" if not self.sites else "finished" if is_over else "stopped"
-            evaluations = self._test() if status == "finished" else ()
+            evaluations = self._test() if test and status == "finished" else ()
         except KeyboardInterrupt:
             self._write_state(self._resume_round(), "stopped")
             raise
@@ -146,23 +151,25 @@ class Driver:
                 "Mend their cause and start anew in another output.folder"
             )
         self.listener.on_start(self.config, living)
-        self.pool.launch(living)
-        for site in living:
-            at = resume.site_rounds.get(site, resume.last_complete_round) if resume else 0
-            self.pool.start(site, resume_round=at)
+        names = [*living, SERVER] if has_server(self.config.method) else living
+        self.pool.launch(names)
+        for name in names:
+            at = resume.site_rounds.get(name, resume.last_complete_round) if resume else 0
+            self.pool.start(name, resume_round=at)
         self.tracker.start(self.config)  # while the sites load
-        outcomes = self._gather(living, timeout_s=self.config.federation.start_timeout_s, stage="start", number=0)
+        outcomes = self._gather(names, timeout_s=self.config.federation.start_timeout_s, stage="start", number=0)
         failures = [outcome.failure for outcome in outcomes if outcome.failure]
         if failures:
-            raise _start_error(failures)
-        for outcome in sorted(outcomes, key=lambda outcome: outcome.site):
-            info: SiteInfo = outcome.result
-            self.sites[info.site] = _Site(info, checkpoint_round=info.restored_round)
+            raise start_error(failures)
+        infos = [outcome.result for outcome in outcomes]
+        started = {info.site: _Site(info, checkpoint_round=info.restored_round) for info in infos}
+        self.server = started.pop(SERVER, None)
+        self.sites = started
 
     # --- one round ---------------------------------------------------------------------------
 
     def _round(self, number: int) -> None:
-        """Plan, push, train, record."""
+        """Plan, exchange and train, record."""
         began = time.perf_counter()
         plan = plan_round(
             self.config.method,
@@ -172,33 +179,31 @@ class Driver:
         )
         self.listener.on_round_begin(plan)
         failures: list[SiteFailure] = []
-        pushes = self._push(plan, failures)
-        pushed = time.perf_counter()
-        trained = self._train(plan, failures)
-        ended = time.perf_counter()
+        one_round = server_round if self.server and plan.phase == "exchange" else peer_round
+        work = one_round(self, plan, self._order(number), failures)
         record = RoundRecord(
             plan=plan,
-            trained=trained,
-            pushes=pushes,
+            trained=work.trained,
+            pushes=work.pushes,
             failures=tuple(failures),
-            seconds=ended - began,
+            seconds=time.perf_counter() - began,
             finished_at=datetime.now(UTC).isoformat(timespec="seconds"),
-            stage_seconds={"push": pushed - began, "train": ended - pushed},
+            stage_seconds=work.seconds,
         )
         self.folder.append_round(record)
         self._write_state(self._resume_round(), "running")
         self.tracker.log_round(record)
         self.listener.on_round_end(record)
 
-    def _push(self, plan: RoundPlan, failures: list[SiteFailure]) -> tuple[PushReceipt, ...]:
+    def push(self, edges: Sequence[Edge], number: int, failures: list[SiteFailure]) -> tuple[PushReceipt, ...]:
         """Every sender pushes to its receivers; a sender that fails is left with its weights unsent."""
         receivers: dict[str, list[str]] = {}
-        for edge in plan.edges:
+        for edge in edges:
             receivers.setdefault(edge.sender, []).append(edge.receiver)
         for sender, names in receivers.items():
-            self.pool.submit(sender, "push", plan.round_number, tuple(names), round_number=plan.round_number)
+            self.pool.submit(sender, "push", number, tuple(names), round_number=number)
         timeout_s = self.config.federation.push_timeout_s
-        outcomes = self._gather(list(receivers), timeout_s=timeout_s, stage="push", number=plan.round_number)
+        outcomes = self._gather(list(receivers), timeout_s=timeout_s, stage="push", number=number)
         receipts: list[PushReceipt] = []
         for outcome in outcomes:
             if outcome.failure:
@@ -216,25 +221,42 @@ class Driver:
                 )
         return tuple(sorted(receipts, key=lambda receipt: (receipt.sender, receipt.receiver)))
 
-    def _train(self, plan: RoundPlan, failures: list[SiteFailure]) -> tuple[TrainReport, ...]:
-        """Every living site trains; who fails or is late is left out of this round."""
-        order = self._order(plan.round_number)
-        names = [name for name in plan.sites if name in self.sites]
+    def train(
+        self, sites: Sequence[str], order: TrainOrder, failures: list[SiteFailure], *, ends_round: bool
+    ) -> tuple[TrainReport, ...]:
+        """Every living site trains. ``ends_round``: whether the sites' reports are whole, or more is to follow."""
+        names = [name for name in sites if name in self.sites]
+        return tuple(self._ask(names, "train", order, failures, ends_round=ends_round))
+
+    def form_mean(self, order: TrainOrder, failures: list[SiteFailure]) -> bool:
+        """The server forms the mean of what it has received; False where it cannot."""
+        return bool(self._ask([SERVER], "train", order, failures, ends_round=True))
+
+    def adopt(self, order: TrainOrder, failures: list[SiteFailure]) -> dict[str, AdoptReport]:
+        """Every living site takes over what the server has sent, and ends its round."""
+        reports = self._ask(list(self.sites), "adopt", order, failures, ends_round=True)
+        return {report.site: report for report in reports}
+
+    def _ask(
+        self, names: Sequence[str], stage: str, order: TrainOrder, failures: list[SiteFailure], *, ends_round: bool
+    ) -> list[Any]:
+        """The results of one call to each of these sites; who fails or is late is left out."""
+        number = order.round_number
         for name in names:
-            self.pool.submit(name, "train", order, round_number=plan.round_number)
+            self.pool.submit(name, stage, order, round_number=number)
         timeout_s = self.config.federation.round_timeout_s
-        outcomes = self._gather(names, timeout_s=timeout_s, stage="train", number=plan.round_number)
-        reports: list[TrainReport] = []
-        for outcome in outcomes:
+        results = []
+        for outcome in self._gather(names, timeout_s=timeout_s, stage=stage, number=number, announces=ends_round):
             if outcome.failure:
                 self._handle(outcome.failure, failures)
                 continue
-            reports.append(outcome.result)
-            site = self.sites[outcome.site]
-            site.history = replace(site.history, failures_in_a_row=0)
+            results.append(outcome.result)
+            site = self._member(outcome.site)
+            if ends_round:
+                site.history = replace(site.history, failures_in_a_row=0)
             if order.checkpoint:
-                site.checkpoint_round = plan.round_number
-        return tuple(sorted(reports, key=lambda report: report.site))
+                site.checkpoint_round = number
+        return results
 
     def _order(self, number: int) -> TrainOrder:
         """Evaluation and checkpoints by their rhythm, and always where a phase or the run ends."""
@@ -250,7 +272,16 @@ class Driver:
 
     # --- calls and failures ------------------------------------------------------------------
 
-    def _gather(self, sites: Sequence[str], *, timeout_s: float, stage: str, number: int) -> list[Outcome]:
+    def _member(self, name: str) -> _Site:
+        """A site, or the server."""
+        if name == SERVER:
+            assert self.server is not None
+            return self.server
+        return self.sites[name]
+
+    def _gather(
+        self, sites: Sequence[str], *, timeout_s: float, stage: str, number: int, announces: bool = True
+    ) -> list[Outcome]:
         """Waits for one outcome of every site; who does not answer in time becomes a failure of kind ``late``."""
         waiting = set(sites)
         outcomes: list[Outcome] = []
@@ -260,7 +291,8 @@ class Driver:
                 if outcome.site in waiting and outcome.method == stage:
                     waiting.discard(outcome.site)
                     outcomes.append(outcome)
-                    self._announce(outcome)
+                    if announces and outcome.site != SERVER:
+                        self._announce(outcome)
             self.listener.on_status(self.pool.statuses())
         for site in sorted(waiting):
             message = f"no answer within {timeout_s:g} s"
@@ -274,12 +306,13 @@ class Driver:
         elif isinstance(outcome.result, TrainReport):
             self.listener.on_site_trained(outcome.result)
         elif isinstance(outcome.result, EvaluationReport):
-            self.listener.on_evaluated(outcome.result)
+            for report in by_site(outcome.result):
+                self.listener.on_evaluated(report)
 
     def _handle(self, failure: SiteFailure, failures: list[SiteFailure]) -> None:
         """Records a failure and does what the policy says."""
         failures.append(failure)
-        site = self.sites[failure.site]
+        site = self._member(failure.site)
         decision = decide(failure, site.history)
         log.warning(
             "site %s failed in round %d, %s (%s): %s -> %s",
@@ -306,11 +339,11 @@ class Driver:
         name, number, last = failure.site, failure.round_number, failure
         self.pool.restart(name)
         for _ in range(START_ATTEMPTS):
-            self.pool.start(name, resume_round=self.sites[name].checkpoint_round)
+            self.pool.start(name, resume_round=self._member(name).checkpoint_round)
             timeout_s = self.config.federation.start_timeout_s
             (outcome,) = self._gather([name], timeout_s=timeout_s, stage="start", number=number)
             if outcome.failure is None:
-                self.sites[name].info = outcome.result
+                self._member(name).info = outcome.result
                 return
             last = replace(outcome.failure, round_number=number)
             if last.kind != "unreachable":
@@ -320,7 +353,9 @@ class Driver:
         self._drop(name, f"did not come back: {last.message}")
 
     def _drop(self, name: str, reason: str) -> None:
-        """Goes on without a site."""
+        """Goes on without a site; without its server a federation cannot go on."""
+        if name == SERVER:
+            raise SiteError(SERVER, 0, "round", f"the server is lost ({reason}): resume the run where it stopped")
         log.warning("site %s is dropped: %s", name, reason)
         self.pool.remove(name)
         del self.sites[name]
@@ -333,6 +368,8 @@ class Driver:
         models = ["personalised"]
         if 0 < self.config.federation.num_warmup < self.config.federation.rounds:
             models.append("before_gossip")
+        if has_two_models(self.config.method):
+            models.append("shared")
         reports: list[EvaluationReport] = []
         number = self.config.federation.rounds
         for model in models:
@@ -345,7 +382,7 @@ class Driver:
                     log.warning("site %s was not evaluated: %s", outcome.site, outcome.failure.message)
                     self.listener.on_failure(outcome.failure, Decision.SKIP)
                 else:
-                    reports.append(outcome.result)
+                    reports.extend(by_site(outcome.result))
                     self.folder.write_cases(outcome.result.scores)
         self.tracker.log_scores(reports)
         return tuple(reports)
@@ -358,13 +395,3 @@ class Driver:
     def _write_state(self, resume_round: int, status: Any) -> None:
         rounds = {name: site.checkpoint_round for name, site in self.sites.items()}
         self.folder.write_state(RunState(resume_round, status, tuple(self.sites), rounds, self.dropped))
-
-
-def _start_error(failures: Sequence[SiteFailure]) -> SiteError:
-    """One error for all sites that could not start; the message keeps each site's own words."""
-    if len(failures) == 1:
-        return SiteError(failures[0].site, 0, "start", failures[0].message)
-    text = "\n".join(
-        f"site {failure.site}: {failure.message.removeprefix(f'site {failure.site}: ')}" for failure in failures
-    )
-    return SiteError(", ".join(failure.site for failure in failures), 0, "start", f"cannot start\n{text}")

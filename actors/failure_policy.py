@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import enum
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+from gcml_ray.errors import SiteError
 from gcml_ray.records import SiteFailure
 
 MAX_FAILURES_IN_A_ROW = 3
@@ -46,3 +48,13 @@ def decide(failure: SiteFailure, history: History) -> Decision:
     if failure.kind == "raised":
         return Decision.SKIP
     return Decision.DROP if history.restarts >= MAX_RESTARTS else Decision.RESTART
+
+
+def start_error(failures: Sequence[SiteFailure]) -> SiteError:
+    """One error for all sites that could not start; the message keeps each site's own words."""
+    if len(failures) == 1:
+        return SiteError(failures[0].site, 0, "start", failures[0].message)
+    text = "\n".join(
+        f"site {failure.site}: {failure.message.removeprefix(f'site {failure.site}: ')}" for failure in failures
+    )
+    return SiteError(", ".join(failure.site for failure in failures), 0, "start", f"cannot start\n{text}")

@@ -13,20 +13,31 @@ from actors.driver import Driver, RunSummary
 from actors.listener import Listener
 from actors.local_pool import LocalPool, SitePool
 from actors.site import TrainerFactory
-from gcml_ray.config import Config
+from gcml_ray.config import POOLED, RESERVED_SITES, Config, PooledMethod
 from gcml_ray.data.datalist import read_datalist, site_names
 from gcml_ray.errors import ConfigError
 from gcml_ray.run_folder import RunFolder, RunState, check_site_name
 from gcml_ray.tracking import Tracker, build_tracker
+from gcml_ray.tracking_background import BackgroundTracker
 
 log = logging.getLogger(__name__)
 
 
 def sites_of(config: Config) -> tuple[str, ...]:
-    """The sites of a federation: those the configuration names, or all in the datalist.
+    """Who trains in a federation: every site, or one that stands for all of them where their cases are pooled.
 
     Raises:
-        ConfigError: a site is named that the datalist does not have, or cannot be a folder's name.
+        ConfigError: see :func:`case_sites_of`.
+    """
+    sites = case_sites_of(config)
+    return (POOLED,) if isinstance(config.method, PooledMethod) else sites
+
+
+def case_sites_of(config: Config) -> tuple[str, ...]:
+    """The sites whose cases take part: those the configuration names, or all in the datalist.
+
+    Raises:
+        ConfigError: a site is named that the datalist does not have, or that cannot be a folder's name or is reserved.
     """
     known = site_names(read_datalist(config.data.datalist))
     wanted = config.federation.sites or known
@@ -34,6 +45,12 @@ def sites_of(config: Config) -> tuple[str, ...]:
     if missing:
         raise ConfigError(
             f"federation.sites / site_networks name {missing}, not in {config.data.datalist}; it has {list(known)}"
+        )
+    reserved = sorted(set(wanted) & set(RESERVED_SITES))
+    if reserved:
+        raise ConfigError(
+            f"{config.data.datalist}: the site name {reserved[0]!r} is reserved (as are {', '.join(RESERVED_SITES)}); "
+            "rename the site in the datalist"
         )
     return tuple(check_site_name(site) for site in sorted(wanted))
 
@@ -45,6 +62,7 @@ def run_federation(
     stop: threading.Event,
     resume: bool = False,
     make_trainer: TrainerFactory | None = None,
+    test: bool = True,
 ) -> RunSummary:
     """Runs a federation to its end, or to where it is stopped.
 
@@ -54,6 +72,7 @@ def run_federation(
         stop: set it to end after the round in flight; the folder can be resumed.
         resume: go on in ``config.output.folder``, which then must hold a run.
         make_trainer: see :class:`actors.site.Site`.
+        test: whether test cases are scored at the end and plots are drawn; a trial of a search does neither.
 
     Raises:
         GcmlError: the input, the cluster or a site's start is at fault; the message says what to change.
@@ -62,14 +81,15 @@ def run_federation(
     path = Path(config.output.folder)
     folder = RunFolder.open(path) if resume else RunFolder.create(path, config)
     state = _state_to_resume(folder) if resume else None
-    tracker = build_tracker(config, path)
+    tracker = BackgroundTracker(build_tracker(config, path))
     status = "failed"
     try:
         with _logged_to(folder.log_file), pool_for(config, path, make_trainer=make_trainer) as pool:
             driver = Driver(config, pool, folder, tracker=tracker, listener=listener, stop=stop)
-            summary = driver.run(sites, resume=state)
+            summary = driver.run(sites, resume=state, test=test)
         status = summary.status
-        _keep_artifacts(folder, tracker, sites)
+        if test:
+            _keep_artifacts(folder, tracker, sites)
     except KeyboardInterrupt:
         status = "stopped"
         raise

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from actors.site import Site, TrainerFactory
-from gcml_ray.config import Config
+from gcml_ray.config import SERVER, Config
 from gcml_ray.records import PushReceipt, SiteFailure, SiteStatus
 from gcml_ray.wire import Buffer, PushHeader
 
@@ -127,7 +127,7 @@ class LocalPool:
             site,
             self._folder,
             run_id=self._run_id,
-            use_gpu=self._config.resources.gpus_per_site > 0,
+            use_gpu=self._config.resources.gpus_per_site > 0 and site != SERVER,
             make_trainer=self._make_trainer,
         )
 

@@ -11,10 +11,10 @@ import ray
 from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
-from actors.cluster import check_capacity, nodes
+from actors.cluster import check_capacity, places
 from actors.local_pool import Outcome
 from actors.site import NotStartedError, Site, TrainerFactory
-from gcml_ray.config import Config
+from gcml_ray.config import SERVER, Config
 from gcml_ray.errors import ClusterError
 from gcml_ray.records import PushReceipt, SiteFailure, SiteStatus
 from gcml_ray.wire import Buffer, PushHeader
@@ -141,30 +141,34 @@ class RayPool:
         self._group: Any = None
 
     def launch(self, sites: Sequence[str]) -> None:
-        """Creates one actor a site, all at once.
+        """Creates one actor a site, all at once. A server works while the sites wait: it asks for no CPU of its own.
 
         Raises:
             ClusterError: the cluster cannot hold them.
         """
         resources = self._config.resources
-        check_capacity(resources, sites, nodes())
+        asking = [site for site in sites if site != SERVER]
+        check_capacity(resources, asking, places(resources))
         self._names = tuple(sites)
         if resources.placement == "pg":
-            self._reserve(len(sites))
-        for index, site in enumerate(sites):
-            self._handles[site] = SiteActor.options(
-                name=f"site/{site}/{self._run_id}",
-                num_cpus=resources.cpus_per_site,
-                num_gpus=resources.gpus_per_site,
-                **self._placement(site, index),
-            ).remote(
-                self._config,
-                site,
-                self._folder,
-                run_id=self._run_id,
-                use_gpu=resources.gpus_per_site > 0,
-                make_trainer=self._make_trainer,
+            self._reserve(len(asking))
+        for index, site in enumerate(asking):
+            self._handles[site] = self._create(
+                site, cpus=resources.cpus_per_site, gpus=resources.gpus_per_site, **self._placement(site, index)
             )
+        if SERVER in sites:
+            self._handles[SERVER] = self._create(SERVER, cpus=0, gpus=0)
+
+    def _create(self, site: str, *, cpus: float, gpus: float, **placement: Any) -> Any:
+        """The actor of a site."""
+        return SiteActor.options(name=f"site/{site}/{self._run_id}", num_cpus=cpus, num_gpus=gpus, **placement).remote(
+            self._config,
+            site,
+            self._folder,
+            run_id=self._run_id,
+            use_gpu=gpus > 0,
+            make_trainer=self._make_trainer,
+        )
 
     def _reserve(self, num_sites: int) -> None:
         """One placement group with a bundle a site; all or nothing."""
@@ -192,7 +196,8 @@ class RayPool:
     def start(self, site: str, *, resume_round: int | None) -> None:
         """See :class:`SitePool`."""
         resources = self._config.resources
-        label_key = resources.label_key if resources.placement == "label" else None
+        has_own_node = resources.placement == "label" and site != SERVER
+        label_key = resources.label_key if has_own_node else None
         transport = self._make_transport(self._handles, label_key=label_key)
         self.submit(site, "start", transport, self._names, resume_round, round_number=0)
 

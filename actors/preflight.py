@@ -13,7 +13,7 @@ if TYPE_CHECKING:  # what they import may be what is missing here
     from actors.cluster import Node
     from gcml_ray.config import Config, ResourcesConfig
     from gcml_ray.data.datalist import Case
-    from gcml_ray.forecast import Place
+    from gcml_ray.forecast_costs import Place
     from gcml_ray.preflight_config import CaseHeader
     from gcml_ray.probe import Probe
 
@@ -105,7 +105,7 @@ def check_capacity(config: Config, sites: Sequence[str], nodes: Sequence[Node]) 
 
 def check_config(config: Config, machine: Machine, nodes: Sequence[Node]) -> Iterator[Check]:
     """Everything about one configuration: where it writes, its sites and cases, first steps, forecast."""
-    from actors.federation import sites_of  # noqa: PLC0415 - see run_checks
+    from actors.federation import case_sites_of  # noqa: PLC0415 - see run_checks
     from gcml_ray import preflight_config as checks  # noqa: PLC0415
     from gcml_ray.data.datalist import read_datalist  # noqa: PLC0415
     from gcml_ray.errors import GcmlError  # noqa: PLC0415
@@ -113,7 +113,7 @@ def check_config(config: Config, machine: Machine, nodes: Sequence[Node]) -> Ite
     yield checks.check_output_folder(config)
     yield checks.check_tracking(config)
     try:
-        sites = sites_of(config)
+        sites = case_sites_of(config)
         listed_cases = read_datalist(config.data.datalist)
     except GcmlError as error:
         remedy = "mend data.datalist, or federation.sites and site_networks; `gcml prepare` writes datalists"
@@ -170,7 +170,7 @@ def _check_steps(config: Config, headers: Sequence[CaseHeader], probes: list[Pro
     from gcml_ray import preflight_config as checks  # noqa: PLC0415 - see run_checks
     from gcml_ray import probe  # noqa: PLC0415
     from gcml_ray.errors import ConfigError, DataError  # noqa: PLC0415
-    from gcml_ray.forecast import is_mutual  # noqa: PLC0415
+    from gcml_ray.forecast_time import takes_coupled_steps  # noqa: PLC0415
 
     first: dict[str, Case] = {}
     for header in headers:
@@ -191,7 +191,7 @@ def _check_steps(config: Config, headers: Sequence[CaseHeader], probes: list[Pro
             yield Check(f"step {site}", "FAIL", f"{type(error).__name__}: {error}", remedy)
             continue
         probes.append(found)
-        yield checks.check_probe(found, is_mutual=is_mutual(config.method))
+        yield checks.check_probe(found, is_mutual=takes_coupled_steps(config.method))
 
 
 # --- forecast ----------------------------------------------------------------------------------
@@ -199,7 +199,7 @@ def _check_steps(config: Config, headers: Sequence[CaseHeader], probes: list[Pro
 
 def _place(config: Config, sites: Sequence[str], machine: Machine, nodes: Sequence[Node]) -> Place:
     """Where the sites will run, in the words of the forecast."""
-    from gcml_ray.forecast import Place  # noqa: PLC0415 - see run_checks
+    from gcml_ray.forecast_costs import Place  # noqa: PLC0415 - see run_checks
     from gcml_ray.probe import interpreter_bytes  # noqa: PLC0415
 
     resources = config.resources

@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from actors.mailbox import Mailbox
-from gcml_ray.config import Config, GossipMethod
+from gcml_ray.config import SERVER, Config
 from gcml_ray.errors import SiteError
 from gcml_ray.records import (
+    AdoptReport,
     EvaluationReport,
     PushReceipt,
     PushReport,
@@ -62,6 +63,10 @@ class Trainer(Protocol):
         """One round."""
         ...
 
+    def adopt(self, order: TrainOrder, pushes: Sequence[tuple[PushHeader, Buffer]]) -> AdoptReport:
+        """Ends a round with a server: takes over its weights."""
+        ...
+
     def evaluate(self, *, split: Split, model: str) -> EvaluationReport:
         """Scores a model."""
         ...
@@ -79,7 +84,7 @@ class StopRequestedError(Exception):
 
 
 class Site:
-    """One site of a federation.
+    """One site of a federation, or its server: the same but for the trainer and the room in its mailbox.
 
     Args:
         config: the federation's configuration.
@@ -88,7 +93,7 @@ class Site:
         run_id: identifies the run on every push.
         use_gpu: whether a GPU was granted.
         make_trainer: builds the trainer; by default ``gcml_ray.trainer.SiteTrainer``, imported only then,
-            because it brings torch and MONAI with it.
+            because it brings torch and MONAI with it; for the server ``gcml_ray.server.ServerTrainer``.
     """
 
     def __init__(
@@ -107,8 +112,7 @@ class Site:
         self.run_id = run_id
         self.use_gpu = use_gpu
         self.make_trainer = make_trainer
-        method = config.method
-        self.mailbox = Mailbox(method.max_incoming if isinstance(method, GossipMethod) else 0)
+        self.mailbox = Mailbox(config.method.max_incoming)
         self.stopping = threading.Event()
         self.training = threading.Lock()
         self.current = SiteStatus(name, 0, "created", 0, 0)
@@ -121,6 +125,8 @@ class Site:
         transport.check_placement(self.name)
         self.transport = transport
         self.peers = frozenset(peers) - {self.name}
+        if self.name == SERVER:
+            self.mailbox = Mailbox(len(self.peers))
         make_trainer = self.make_trainer or _default_trainer
         trainer = make_trainer(self.config, self.name, self.folder, use_gpu=self.use_gpu, on_progress=self._on_progress)
         info = trainer.start(resume_round=resume_round)
@@ -173,6 +179,15 @@ class Site:
             finally:
                 self.current = SiteStatus(self.name, order.round_number, "ready", 0, 0)
 
+    def adopt(self, order: TrainOrder) -> AdoptReport:
+        """Ends a round with a server: takes over what it has sent, validates, writes the checkpoint."""
+        trainer, _ = self._started()
+        with self.training:
+            try:
+                return trainer.adopt(order, self.mailbox.take())
+            finally:
+                self.current = SiteStatus(self.name, order.round_number, "ready", 0, 0)
+
     def evaluate(self, split: Split, model: str) -> EvaluationReport:
         """Scores one of this site's models on its own cases."""
         trainer, _ = self._started()
@@ -205,6 +220,10 @@ class Site:
 
 def _default_trainer(config: Config, name: str, folder: Path, **options: Any) -> Trainer:
     """The real trainer, imported in the site's own process."""
+    if name == SERVER:
+        from gcml_ray.server import ServerTrainer  # noqa: PLC0415 - as below
+
+        return ServerTrainer(config, name, folder, **options)
     from gcml_ray.trainer import SiteTrainer  # noqa: PLC0415 - torch and MONAI only where training happens
 
     return SiteTrainer(config, name, folder, **options)

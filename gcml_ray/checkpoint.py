@@ -59,27 +59,44 @@ def saved_rounds(folder: Path) -> list[int]:
     return sorted(int(match.group(1)) for match in matches if match)
 
 
-def save_round(folder: Path, learner: Learner, state: SiteState) -> None:
-    """Writes a round's checkpoint and removes those that are no longer needed."""
-    tensors = {f"model.{name}": array for name, array in _model_arrays(learner.model).items()}
-    for moments in learner.optimiser.state.values():
-        for key, value in moments.items():
-            tensors[f"optimiser.{key}"] = _array(value)
-    scaler = json.dumps(learner.scaler.state_dict())
-    _write(round_file(folder, state.round_number), tensors, {"state": json.dumps(asdict(state)), "scaler": scaler})
+def save_round(folder: Path, learner: Learner, state: SiteState, *, personal: Learner | None = None) -> None:
+    """Writes a round's checkpoint and removes those that are no longer needed.
+
+    Args:
+        folder: the site's checkpoints.
+        learner: the site's model with its optimiser.
+        state: what else the site knows.
+        personal: the second model of methods that have two.
+    """
+    tensors, metadata = _learner_arrays(learner, ""), {"state": json.dumps(asdict(state))}
+    metadata["scaler"] = json.dumps(learner.scaler.state_dict())
+    if personal is not None:
+        tensors |= _learner_arrays(personal, "personal.")
+        metadata["personal.scaler"] = json.dumps(personal.scaler.state_dict())
+    write_tensors(round_file(folder, state.round_number), tensors, metadata)
     _prune(folder, state)
 
 
-def load_round(folder: Path, learner: Learner, *, site: str, round_number: int, identity: str) -> SiteState:
-    """Restores weights, counters and optimiser from a round's checkpoint.
+def load_round(
+    folder: Path,
+    learner: Learner,
+    *,
+    site: str,
+    round_number: int,
+    identity: str,
+    personal: Learner | None = None,
+) -> SiteState:
+    """Restores weights, counters and optimiser from a round's checkpoint; see :func:`save_round`.
 
     Raises:
         CheckpointError: the file is missing, unreadable, or belongs to another site, network or configuration.
     """
     path = round_file(folder, round_number)
-    tensors, metadata = _read(path)
+    tensors, metadata = read_tensors(path)
+    learners = {"": learner} if personal is None else {"": learner, "personal.": personal}
     try:
-        state, scaler = SiteState(**json.loads(metadata["state"])), json.loads(metadata["scaler"])
+        state = SiteState(**json.loads(metadata["state"]))
+        scalers = {prefix: json.loads(metadata[f"{prefix}scaler"]) for prefix in learners}
     except (KeyError, TypeError, ValueError) as error:
         raise CheckpointError(f"{path} is not a round's checkpoint of this version of gcml-ray ({error!r})") from error
     if (state.site, state.identity) != (site, identity):
@@ -87,21 +104,35 @@ def load_round(folder: Path, learner: Learner, *, site: str, round_number: int, 
             f"{path} belongs to site {state.site} of configuration {state.identity}, not to {site} of {identity}: "
             "resume with the configuration that the run was started with"
         )
-    _load_model(path, learner.model, {k.removeprefix("model."): v for k, v in tensors.items() if k[:6] == "model."})
-    learner.optimiser.state.clear()
-    moments = {k.removeprefix("optimiser."): v for k, v in tensors.items() if k.startswith("optimiser.")}
-    if moments:
-        flat = learner.model.flat
-        learner.optimiser.state[learner.model.parameter] = {
-            key: torch.from_numpy(value).to(flat.device) for key, value in moments.items()
-        }
-    learner.scaler.load_state_dict(scaler)
+    for prefix, one in learners.items():
+        _load_model(path, one.model, _below(f"{prefix}model.", tensors))
+        one.optimiser.state.clear()
+        moments = _below(f"{prefix}optimiser.", tensors)
+        if moments:
+            one.optimiser.state[one.model.parameter] = {
+                key: torch.from_numpy(value).to(one.model.flat.device) for key, value in moments.items()
+            }
+        one.scaler.load_state_dict(scalers[prefix])
     return state
+
+
+def _learner_arrays(learner: Learner, prefix: str) -> dict[str, Array]:
+    """Weights, counters and moments by name."""
+    arrays = {f"{prefix}model.{name}": array for name, array in _model_arrays(learner.model).items()}
+    for moments in learner.optimiser.state.values():
+        for key, value in moments.items():
+            arrays[f"{prefix}optimiser.{key}"] = _array(value)
+    return arrays
+
+
+def _below(prefix: str, arrays: Mapping[str, Array]) -> dict[str, Array]:
+    """The arrays whose names start with a prefix, without it."""
+    return {name.removeprefix(prefix): array for name, array in arrays.items() if name.startswith(prefix)}
 
 
 def save_model(path: Path, model: FlatModel, *, facts: Mapping[str, str]) -> None:
     """Writes a model to take away; ``facts`` (site, round, network...) go into the file's header."""
-    _write(path, _model_arrays(model), dict(facts))
+    write_tensors(path, _model_arrays(model), dict(facts))
 
 
 def keep_as(path: Path, name: Path) -> None:
@@ -113,7 +144,7 @@ def keep_as(path: Path, name: Path) -> None:
 
 def load_model(path: Path, model: FlatModel) -> dict[str, str]:
     """Loads a model file into a network of the same architecture; returns its facts."""
-    tensors, facts = _read(path)
+    tensors, facts = read_tensors(path)
     _load_model(path, model, tensors)
     return facts
 
@@ -150,7 +181,7 @@ def _load_model(path: Path, model: FlatModel, arrays: Mapping[str, Array]) -> No
         counter.copy_(torch.from_numpy(arrays[name]))
 
 
-def _write(path: Path, tensors: dict[str, Array], metadata: dict[str, str]) -> None:
+def write_tensors(path: Path, tensors: dict[str, Array], metadata: dict[str, str]) -> None:
     """Temporary file, flush to disk, rename: a reader sees the old file or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(".tmp")
@@ -160,7 +191,7 @@ def _write(path: Path, tensors: dict[str, Array], metadata: dict[str, str]) -> N
     os.replace(temporary, path)
 
 
-def _read(path: Path) -> tuple[dict[str, Array], dict[str, str]]:
+def read_tensors(path: Path) -> tuple[dict[str, Array], dict[str, str]]:
     """All tensors and the JSON header of a file."""
     if not path.is_file():
         raise CheckpointError(f"{path} does not exist")

@@ -1,4 +1,4 @@
-"""The command line: ``gcml demo | run | compare | prepare | doctor``.
+"""The command line: ``gcml demo | prepare | inspect | doctor | run | compare | tune | predict | evaluate``.
 
 This is the composition root: the one module here that may import ``actors``, inside its commands.
 """
@@ -16,7 +16,10 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from gcml_ray.cli_inspect import inspect
+from gcml_ray.cli_predict import evaluate, predict
 from gcml_ray.cli_prepare import prepare_app
+from gcml_ray.cli_tune import tune
 from gcml_ray.comparison_config import load_comparison
 from gcml_ray.config import Config, LocalMethod
 from gcml_ray.config_file import load_config
@@ -32,8 +35,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-app.add_typer(prepare_app, name="prepare")
-
 STOPPED = 130  # what a shell reports for a program ended by Ctrl-C
 
 Overrides = Annotated[
@@ -52,7 +53,6 @@ def main() -> None:
         sys.exit(STOPPED)
 
 
-@app.command()
 def run(
     config: Annotated[Path | None, typer.Argument(help="Configuration file (YAML).")] = None,
     overrides: Overrides = [],  # noqa: B006 - typer copies it
@@ -81,7 +81,6 @@ def run(
     _exit_for(summary.status, loaded)
 
 
-@app.command()
 def demo(
     folder: Annotated[Path, typer.Option(help="Where data and runs go.")] = Path("runs/demo"),
     overrides: Overrides = [],  # noqa: B006 - typer copies it
@@ -108,7 +107,6 @@ def demo(
     console.print(where_things_are(gcml), highlight=False, markup=False)
 
 
-@app.command()
 def compare(
     config: Annotated[Path, typer.Argument(help="Comparison file (YAML): base, methods, seeds.")],
     overrides: Overrides = [],  # noqa: B006 - typer copies it
@@ -134,7 +132,6 @@ def compare(
     say(f"table, plots and runs  {comparison.output}\nfinished cells         {comparison.results}")
 
 
-@app.command()
 def doctor(
     config: Annotated[Path | None, typer.Argument(help="Configuration file to check as well.")] = None,
     overrides: Overrides = [],  # noqa: B006 - typer copies it
@@ -206,6 +203,10 @@ def _fresh_folder(folder: Path) -> Path:
     candidates = [folder, *(folder.with_name(f"{folder.name}-{number}") for number in range(2, 1000))]
     return next(path for path in candidates if not path.exists())
 
+
+app.add_typer(prepare_app, name="prepare")
+for command in (demo, inspect, doctor, run, compare, tune, predict, evaluate):  # in the order in which they are needed
+    app.command()(command)
 
 if __name__ == "__main__":
     main()

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated
 
@@ -11,11 +12,12 @@ import typer
 from rich.console import Console
 from rich.progress import Progress
 
-from gcml_ray.data.datalist import Case, site_names, write_datalist
+from gcml_ray.data.datalist import SPLITS, Case, cases_of_site, site_names, write_datalist
 
 prepare_app = typer.Typer(help="Write a datalist from images in a known layout.", no_args_is_help=True)
 
 Out = Annotated[Path, typer.Option("--out", help="The datalist to write (JSON).")]
+SkipFaulty = Annotated[bool, typer.Option("--skip-faulty", help="Leave out cases with problems, with a warning each.")]
 
 
 @prepare_app.command()
@@ -57,14 +59,105 @@ def lgg(
     """The public LGG segmentation data set: tif slices to NIfTI volumes, sites by hospital code."""
     from gcml_ray.data.adapters.lgg import prepare_lgg  # noqa: PLC0415 - only this command needs it
 
-    with Progress(transient=True) as bar:
-        task = bar.add_task("converting")
-        cases = prepare_lgg(
+    with _progress("converting") as progress:
+        cases = prepare_lgg(folder, volumes or out.parent / "volumes", progress=progress)
+    _write(out, cases, description="LGG segmentation data set (kaggle_3m)")
+
+
+@prepare_app.command()
+def fets(
+    folder: Annotated[Path, typer.Argument(help="The folder that holds one folder a subject.")],
+    partition: Annotated[Path, typer.Option(help="The challenge's table, e.g. partitioning_1.csv.")],
+    out: Out,
+    institutions: Annotated[
+        str | None, typer.Option(help="Their numbers, e.g. 4,5,6; default: the paper's 4,5,6,7,11,16,20,21.")
+    ] = None,
+    skip_faulty: SkipFaulty = False,
+) -> None:
+    """BraTS / FeTS-2022 (t1, t1ce, t2, flair): sites by institution, the paper's split sizes."""
+    from gcml_ray.data.adapters.fets import PUBLISHED, prepare_fets  # noqa: PLC0415 - only this command needs it
+
+    chosen = tuple(PUBLISHED) if institutions is None else parse_numbers(institutions)
+    with _progress("checking") as progress:
+        cases = prepare_fets(folder, partition, institutions=chosen, skip_faulty=skip_faulty, progress=progress)
+    _write(out, cases, description=f"FeTS-2022, institutions {', '.join(map(str, chosen))} of {partition.name}")
+
+
+@prepare_app.command()
+def panseg(
+    folder: Annotated[Path, typer.Argument(help="The folder t1 or t2, which holds imagesTr and labelsTr.")],
+    out: Out,
+    sites: Annotated[
+        str | None, typer.Option(help="Prefixes of the centres, e.g. NYU,MCF; default: NYU,MCF,NWU,AHN,MCA.")
+    ] = None,
+    skip_faulty: SkipFaulty = False,
+) -> None:
+    """PanSegData, pancreas MRI of five centres: sites by prefix, the paper's split sizes (of T1)."""
+    from gcml_ray.data.adapters.panseg import PUBLISHED, prepare_panseg  # noqa: PLC0415 - only this command needs it
+
+    chosen = tuple(PUBLISHED) if sites is None else parse_names(sites)
+    with _progress("checking") as progress:
+        cases = prepare_panseg(folder, sites=chosen, skip_faulty=skip_faulty, progress=progress)
+    _write(out, cases, description=f"PanSegData, {folder.name}")
+
+
+@prepare_app.command()
+def hecktor(
+    folder: Annotated[Path, typer.Argument(help="Holds <case>_ct.nii.gz, <case>_pt.nii.gz, <case>_gtvt.nii.gz.")],
+    out: Out,
+    boxes: Annotated[
+        Path | None,
+        typer.Option(help="hecktor2021_bbox_training.csv: crop to its boxes at 1 mm; else PET goes to the CT's grid."),
+    ] = None,
+    unseen: Annotated[
+        str | None, typer.Option(help="Centres that do not train, e.g. CHMR,CHUP: to a second datalist, <out>_unseen.")
+    ] = None,
+    volumes: Annotated[
+        Path | None, typer.Option(help="Where resampled volumes go; default: volumes/ beside the datalist.")
+    ] = None,
+    skip_faulty: SkipFaulty = False,
+) -> None:
+    """HECKTOR 2021 (CT, PET): both resampled to one grid, sites by centre."""
+    from gcml_ray.data.adapters.hecktor import prepare_hecktor  # noqa: PLC0415 - only this command needs it
+
+    with _progress("resampling") as progress:
+        found = prepare_hecktor(
             folder,
             volumes or out.parent / "volumes",
-            progress=lambda done, total: bar.update(task, completed=done, total=total),
+            boxes=boxes,
+            unseen=() if unseen is None else parse_names(unseen),
+            skip_faulty=skip_faulty,
+            progress=progress,
         )
-    _write(out, cases, description="LGG segmentation data set (kaggle_3m)")
+    grid = "CT's grid" if boxes is None else f"1 mm in the boxes of {boxes.name}"
+    _write(out, found.training, description=f"HECKTOR 2021, {grid}")
+    if found.unseen:
+        second = out.with_name(f"{out.stem}_unseen{out.suffix}")
+        _write(second, found.unseen, description=f"HECKTOR 2021, {grid}, sites that do not train")
+
+
+@prepare_app.command()
+def nnunet(
+    folder: Annotated[Path, typer.Argument(help="DatasetXXX_Name: dataset.json, imagesTr and labelsTr.")],
+    out: Out,
+    site_regex: Annotated[
+        str | None, typer.Option(help="Searched in a case's name; its first group is the site: '^([A-Z]+)'.")
+    ] = None,
+    site_csv: Annotated[Path | None, typer.Option(help="Or a table with the columns case and site.")] = None,
+    skip_faulty: SkipFaulty = False,
+) -> None:
+    """Any data set in nnU-Net's raw layout; also prints what it means for the configuration."""
+    from gcml_ray.data.adapters.nnunet import config_lines, prepare_nnunet  # noqa: PLC0415 - only this command needs it
+
+    with _progress("checking") as progress:
+        found = prepare_nnunet(
+            folder, site_regex=site_regex, site_csv=site_csv, skip_faulty=skip_faulty, progress=progress
+        )
+    _write(out, found.cases, description=f"nnU-Net data set {folder.name}")
+    console = Console(soft_wrap=True)
+    console.print("For the data section of the configuration:", highlight=False)
+    for line in config_lines(found.meaning):
+        console.print(f"  {line}", highlight=False, markup=False)
 
 
 @prepare_app.command()
@@ -99,11 +192,43 @@ def parse_shape(text: str) -> tuple[int, ...]:
     return tuple(int(part) for part in parts)
 
 
+def parse_numbers(text: str) -> tuple[int, ...]:
+    """``4,5,11`` as numbers; typer shows what is wrong with anything else."""
+    names = parse_names(text)
+    if not all(name.isdigit() for name in names):
+        raise typer.BadParameter(f"{text!r} is no list of whole numbers; write 4,5,11")
+    return tuple(int(name) for name in names)
+
+
+def parse_names(text: str) -> tuple[str, ...]:
+    """``NYU, MCF`` as names."""
+    names = tuple(part.strip() for part in text.split(",") if part.strip())
+    if not names:
+        raise typer.BadParameter(f"{text!r} names nothing; write A,B,C")
+    return names
+
+
+@contextmanager
+def _progress(task_name: str) -> Iterator[Callable[[int, int], None]]:
+    """A bar that takes (done, total)."""
+    with Progress(transient=True) as bar:
+        task = bar.add_task(task_name)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
 def _write(out: Path, cases: Sequence[Case], *, description: str) -> None:
     """The datalist, and one line a site."""
     write_datalist(out, cases, description=description)
     console = Console(soft_wrap=True)
-    counts = Counter(case.site for case in cases)
-    for site in site_names(cases):
-        console.print(f"{site}: {counts[site]} cases", highlight=False)
-    console.print(f"{len(cases)} cases of {len(counts)} sites -> {out}", highlight=False)
+    sites = site_names(cases)
+    for site in sites:
+        own = cases_of_site(cases, site)
+        console.print(f"{site}: {len(own)} cases{_split_note(own)}", highlight=False)
+    console.print(f"{len(cases)} cases of {len(sites)} sites -> {out}", highlight=False)
+
+
+def _split_note(cases: Sequence[Case]) -> str:
+    """``(32 train, 5 validation, 10 test)``, or nothing where the configuration decides."""
+    counts = Counter(case.split for case in cases)
+    shown = [f"{counts[split]} {split}" for split in SPLITS if counts[split]]
+    return f" ({', '.join(shown)})" if shown else ""

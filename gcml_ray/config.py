@@ -11,26 +11,88 @@ import json
 import math
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import Field, model_validator
 
+from gcml_ray.config_methods import (
+    POOLED,
+    RESERVED_SITES,
+    SERVER,
+    BernoulliTopology,
+    DcmlConfig,
+    DefKtMethod,
+    DittoMethod,
+    DpsgdMethod,
+    ExponentialTopology,
+    FedAvgMethod,
+    FedBnMethod,
+    FedProxMethod,
+    GcmlMethod,
+    GmlMethod,
+    GossipAvgMethod,
+    GossipMethod,
+    LocalMethod,
+    MatchingTopology,
+    Method,
+    PooledMethod,
+    ProxyFlMethod,
+    PushKTopology,
+    RingTopology,
+    ServerMethod,
+    Topology,
+    dcml_keys,
+    has_peers,
+    has_server,
+    has_two_models,
+    needs_one_network,
+    sends_buffers,
+)
+from gcml_ray.config_section import (
+    Axes,
+    Count,
+    CountOrZero,
+    Fraction,
+    Lengths,
+    Names,
+    NonNegative,
+    Positive,
+    Section,
+    Sizes,
+    Weights,
+)
 
-class Section(BaseModel):
-    """Shared rules of all sections."""
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True)
-
-
-# Tuples that also take a YAML list; their items stay strict.
-Names = Annotated[tuple[str, ...], Field(strict=False, min_length=1)]
-Sizes = Annotated[tuple[Annotated[int, Field(gt=0)], ...], Field(strict=False, min_length=2, max_length=3)]
-Lengths = Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(strict=False, min_length=2, max_length=3)]
-Axes = Annotated[tuple[Annotated[int, Field(ge=0, le=2)], ...], Field(strict=False)]
-Weights = Annotated[tuple[Annotated[float, Field(ge=0)], ...], Field(strict=False, min_length=1)]
-Fraction = Annotated[float, Field(ge=0, le=1)]
-Positive = Annotated[float, Field(gt=0)]
-NonNegative = Annotated[float, Field(ge=0)]
-Count = Annotated[int, Field(ge=1)]
-CountOrZero = Annotated[int, Field(ge=0)]
+__all__ = [  # the method section has its own module, but is a part of this one
+    "POOLED",
+    "RESERVED_SITES",
+    "SERVER",
+    "BernoulliTopology",
+    "DcmlConfig",
+    "DefKtMethod",
+    "DittoMethod",
+    "DpsgdMethod",
+    "ExponentialTopology",
+    "FedAvgMethod",
+    "FedBnMethod",
+    "FedProxMethod",
+    "GcmlMethod",
+    "GmlMethod",
+    "GossipAvgMethod",
+    "GossipMethod",
+    "LocalMethod",
+    "MatchingTopology",
+    "Method",
+    "PooledMethod",
+    "ProxyFlMethod",
+    "PushKTopology",
+    "RingTopology",
+    "Section",
+    "ServerMethod",
+    "Topology",
+    "dcml_keys",
+    "has_peers",
+    "has_server",
+    "has_two_models",
+    "sends_buffers",
+]
 
 
 # --- data ------------------------------------------------------------------------------------
@@ -136,7 +198,7 @@ class NetworkConfig(Section):
     """A network by name; ``options`` are the arguments of its constructor (see networks/registry.py)."""
 
     name: str
-    options: dict[str, Any] = {}
+    options: dict[str, Any] = Field(default={})
 
 
 class LossConfig(Section):
@@ -179,137 +241,6 @@ class OptimiserConfig(Section):
         if self.amsgrad and self.name == "sgd":
             raise ValueError("amsgrad would be ignored by sgd")
         return self
-
-
-# --- method ----------------------------------------------------------------------------------
-
-
-class BernoulliTopology(Section):
-    """Each site sends with a probability in proportion to its training cases (GML)."""
-
-    name: Literal["bernoulli"]
-    expected_senders: Positive
-
-
-class MatchingTopology(Section):
-    """Random pairs; ``symmetric``: both directions of a pair, else one at random."""
-
-    name: Literal["matching"]
-    symmetric: bool = True
-
-
-class PushKTopology(Section):
-    """Every site sends to ``k`` random others."""
-
-    name: Literal["push_k"]
-    k: Count = 1
-
-
-class RingTopology(Section):
-    """Every site sends to the next one in the order of names."""
-
-    name: Literal["ring"]
-
-
-class ExponentialTopology(Section):
-    """One-peer exponential graph: in round t, site i sends to i + 2^(t mod log2 N)."""
-
-    name: Literal["exponential"]
-
-
-Topology = Annotated[
-    BernoulliTopology | MatchingTopology | PushKTopology | RingTopology | ExponentialTopology,
-    Field(discriminator="name"),
-]
-
-
-class DcmlConfig(Section):
-    """Weights of deep contrastive mutual learning (specification section 3; losses/mutual.py).
-
-    ``weight`` is the paper's lambda, ``beta`` the share of the push-away term, ``tau`` its bound in nats.
-    """
-
-    variant: Literal[
-        "contrast", "contrast_hinge", "contrast_advantage", "contrast_soft", "regional", "mutual", "none"
-    ] = "contrast"
-    weight: NonNegative = Field(default=0.1, alias="lambda")
-    beta: NonNegative = 0.1
-    tau: Positive = 1.0
-    normalise: Literal["region", "omega", "volume"] = "region"
-    classwise: bool = False
-    ramp_up_rounds: CountOrZero = 0
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, populate_by_name=True)
-
-    @model_validator(mode="after")
-    def _nothing_is_ignored(self) -> DcmlConfig:
-        contrasts = self.variant.startswith("contrast")
-        used = {"variant", "weight", "normalise", "classwise", "ramp_up_rounds"} | (
-            {"beta", "tau"} if contrasts else set()
-        )
-        ignored = sorted(self.model_fields_set - ({"variant"} if self.variant == "none" else used))
-        if ignored:
-            names = ["lambda" if name == "weight" else name for name in ignored]
-            raise ValueError(
-                f"{', '.join(names)} would be ignored by variant {self.variant}: leave out, or replace the section "
-                f"with --set 'method.dcml={{variant: {self.variant}}}'"
-            )
-        return self
-
-
-class LocalMethod(Section):
-    """Every site trains alone."""
-
-    name: Literal["local"]
-
-
-class GossipMethod(Section):
-    """What all gossip methods share: who sends to whom, and what a message holds.
-
-    ``max_incoming`` bounds the models a receiver takes in a round. ``buffers`` says whether the
-    floating-point buffers (BatchNorm statistics) travel with the parameters or stay local; integer
-    counters never travel.
-    """
-
-    topology: Topology
-    max_incoming: Count = 1
-    buffers: Literal["send", "keep"] = "send"
-
-
-class GossipAvgMethod(GossipMethod):
-    """Gossip averaging (Ormandi 2013): size-weighted mean on receipt, then local steps."""
-
-    name: Literal["gossip_avg"]
-
-
-class GmlMethod(GossipMethod):
-    """Gossip mutual learning (arXiv 2401.06180): regional mutual steps, the local model is kept."""
-
-    name: Literal["gml"]
-    weight: NonNegative = Field(default=0.3, alias="lambda")
-
-    model_config = ConfigDict(extra="forbid", frozen=True, strict=True, populate_by_name=True)
-
-
-class GcmlMethod(GossipMethod):
-    """Gossip contrastive mutual learning (arXiv 2503.03883).
-
-    ``merge_first`` mixes the incoming weights into the local ones before the mutual steps,
-    ``merge`` decides what becomes of the two models after them (specification section 4).
-    """
-
-    name: Literal["gcml"]
-    dcml: DcmlConfig = DcmlConfig()
-    merge: Literal["keep_local", "val_weighted", "size_weighted", "select_best", "replace"] = "select_best"
-    merge_first: Literal["none", "size_weighted", "val_weighted"] = "none"
-
-    @property
-    def mixes_weights(self) -> bool:
-        """Whether the two models must have the same architecture."""
-        return self.merge != "keep_local" or self.merge_first != "none"
-
-
-Method = Annotated[LocalMethod | GossipAvgMethod | GmlMethod | GcmlMethod, Field(discriminator="name")]
 
 
 # --- federation, resources, evaluation, tracking, output -------------------------------------
@@ -406,7 +337,7 @@ class Config(Section):
     name: str
     data: DataConfig
     network: NetworkConfig
-    site_networks: dict[str, NetworkConfig] = {}
+    site_networks: dict[str, NetworkConfig] = Field(default={})
     loss: LossConfig = LossConfig()
     optimiser: OptimiserConfig
     method: Method
@@ -444,12 +375,15 @@ class Config(Section):
 
     @model_validator(mode="after")
     def _sections_agree(self) -> Config:
-        method = self.method
-        mixes = isinstance(method, GossipAvgMethod) or (isinstance(method, GcmlMethod) and method.mixes_weights)
-        if mixes and any(network != self.network for network in self.site_networks.values()):
+        if needs_one_network(self.method) and any(network != self.network for network in self.site_networks.values()):
             raise ValueError(
                 "site_networks gives sites different networks, but method mixes weights: "
-                "use method.name gml, or gcml with merge: keep_local and merge_first: none"
+                "use method.name gml or proxyfl, or gcml with merge: keep_local and merge_first: none"
+            )
+        if isinstance(self.method, PooledMethod) and self.resources.placement == "label":
+            raise ValueError(
+                "method pooled brings the cases of all sites together, but resources.placement: label promises that "
+                "none leaves its node"
             )
         window = self.evaluation.window_size
         if window is not None and len(window) != self.data.spatial_dims:

@@ -62,6 +62,16 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         ConfigError: the file cannot be read or is not a YAML mapping, an override cannot be applied, or
             values are wrong; the message lists every problem on a line of its own.
     """
+    raw = read_sections(path)
+    return parse_config(raw, overrides, source=f"configuration {path}")
+
+
+def read_sections(path: str | Path) -> dict[str, Any]:
+    """The top level of a YAML file, unchecked.
+
+    Raises:
+        ConfigError: the file cannot be read or is not a YAML mapping.
+    """
     try:
         text = Path(path).read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
@@ -74,7 +84,7 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
     if not isinstance(raw, dict):
         received = "an empty file" if raw is None else f"a {type(raw).__name__}"
         raise ConfigError(f"configuration {path}: the top level must be sections ('key: value' lines), not {received}")
-    return parse_config(raw, overrides, source=f"configuration {path}")
+    return raw
 
 
 def parse_config(raw: Mapping[str, Any], overrides: Sequence[str] = (), *, source: str) -> Config:
@@ -86,7 +96,7 @@ def parse_config(raw: Mapping[str, Any], overrides: Sequence[str] = (), *, sourc
         source: what the values are, for the message.
     """
     values = _copy_mappings(dict(raw))
-    problems = [problem for override in overrides for problem in _apply_override(values, override)]
+    problems = [problem for override in overrides for problem in apply_override(values, override)]
     problems += _expand_paths(values)
     config = None
     try:
@@ -100,8 +110,12 @@ def parse_config(raw: Mapping[str, Any], overrides: Sequence[str] = (), *, sourc
 
 def save_config(config: Config, path: str | Path) -> None:
     """Writes a configuration with all its defaults; :func:`load_config` gives an equal one back."""
-    values = config.model_dump(mode="json", by_alias=True)
-    Path(path).write_text(yaml.dump(values, Dumper=_Dumper, sort_keys=False), encoding="utf-8")
+    save_sections(config.model_dump(mode="json", by_alias=True), path)
+
+
+def save_sections(values: Mapping[str, Any], path: str | Path) -> None:
+    """Writes plain nested values; :func:`read_sections` gives equal ones back."""
+    Path(path).write_text(yaml.dump(dict(values), Dumper=_Dumper, sort_keys=False), encoding="utf-8")
 
 
 # --- YAML and overrides ----------------------------------------------------------------------
@@ -122,7 +136,7 @@ def _copy_mappings(value: Any) -> Any:
     return {key: _copy_mappings(item) for key, item in value.items()} if isinstance(value, dict) else value
 
 
-def _apply_override(values: dict[str, Any], override: str) -> list[str]:
+def apply_override(values: dict[str, Any], override: str) -> list[str]:
     """Sets one key in place and returns what is wrong with the override. Whether the key exists is checked later."""
     path, equals, text = override.partition("=")
     keys = path.strip().split(".")

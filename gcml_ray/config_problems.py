@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from pydantic import ValidationError
+from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
 from gcml_ray.config import Config
@@ -29,9 +29,9 @@ class _Place:
     simplest_variant: str = ""
 
 
-def describe_problems(error: ValidationError) -> list[str]:
-    """One line for every problem, in the order of the configuration's keys."""
-    root = Config.model_json_schema()
+def describe_problems(error: ValidationError, model: type[BaseModel] = Config) -> list[str]:
+    """One line for every problem, in the order of the keys of ``model``."""
+    root = model.model_json_schema()
     return [_describe(detail, root) for detail in error.errors(include_url=False) if not _is_aftermath(detail)]
 
 
@@ -98,7 +98,7 @@ def _find(location: tuple[int | str, ...], root: Schema) -> _Place:
         variants = schema.get("discriminator", {}).get("mapping", {})
         if step in variants:
             options = {name: _resolve({"$ref": reference}, root) for name, reference in variants.items()}
-            simplest = min(options, key=lambda name: len(options[name]["required"]))
+            simplest = min(options, key=lambda name: (len(options[name]["required"]), name != "local"))
             place = _Place(place.path, options[str(step)], variant=str(step), simplest_variant=simplest)
             continue
         inner = schema.get("properties", {}).get(step) or schema.get("additionalProperties") or schema.get("items")

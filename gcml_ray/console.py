@@ -135,6 +135,8 @@ class RunConsole:
         for site in plan.sites:
             self.rows[site].learnt_from = ""
         for edge in plan.edges:
+            if edge.receiver not in self.rows:  # a server
+                continue
             before = self.rows[edge.receiver].learnt_from
             self.rows[edge.receiver].learnt_from = f"{before}, {edge.sender}" if before else edge.sender
         self._refresh()
@@ -161,7 +163,8 @@ class RunConsole:
     def on_failure(self, failure: SiteFailure, decision: Any) -> None:
         """A site failed."""
         self.failed_now[failure.site] = f"{failure.stage} {failure.kind}: {failure.message} -> {decision.value}"
-        self.rows[failure.site].stage = f"{failure.kind} -> {decision.value}"
+        if failure.site in self.rows:  # else it is the server
+            self.rows[failure.site].stage = f"{failure.kind} -> {decision.value}"
         self.say(f"  ! {failure.site}: {self.failed_now[failure.site]}")
         self._refresh()
 
@@ -224,7 +227,7 @@ def round_line(config: Config, record: RoundRecord, *, left: str) -> str:
     names = [report.site for report in record.trained]
     skipped = sorted(set(plan.sites) - set(names))
     reasons = {failure.site: f"{failure.stage} {failure.kind}" for failure in record.failures}
-    phase = "alone" if config.method.name == "local" else plan.phase
+    phase = "alone" if config.method.name in ("local", "pooled") else plan.phase
     who = f"trained {', '.join(names) or 'nobody'}"
     if skipped:
         who += "; skipped " + ", ".join(f"{site} ({reasons.get(site, 'unknown')})" for site in skipped)

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from gcml_ray.config import Config
 from gcml_ray.data.loading import Sample
+from gcml_ray.data.pooling import origin
 from gcml_ray.data.site_data import SiteData
 from gcml_ray.inference import predict_labels, predict_logits
 from gcml_ray.learner import Learner
@@ -48,18 +49,18 @@ class Evaluator:
         return predict_labels(logits, sigmoid=self.config.data.is_sigmoid).cpu()
 
     def validation_dice(self, learner: Learner) -> float:
-        """Mean Dice over the validation cases and foreground classes."""
+        """Mean Dice over the validation cases and foreground classes; of pooled cases the mean over their sites."""
         data = self.config.data
-        scores = [
-            dice_per_class(
+        by_site: dict[str, list[Tensor]] = {}
+        for sample in self.data.split("validation"):
+            dice = dice_per_class(
                 self.predict(learner, sample.image),
                 sample.label,
                 num_foreground=len(data.foreground_names),
                 sigmoid=data.is_sigmoid,
             )
-            for sample in self.data.split("validation")
-        ]
-        return float(torch.stack(scores).mean())
+            by_site.setdefault(origin(self.site, sample.case)[0], []).append(dice)
+        return float(torch.stack([torch.stack(scores).mean() for scores in by_site.values()]).mean())
 
     def evaluate(
         self,
@@ -88,7 +89,8 @@ class Evaluator:
         return EvaluationReport(self.site, split, model, round_number, tuple(scores), time.perf_counter() - began)
 
     def _score(self, learner: Learner, sample: Sample, *, split: Split, model: str) -> tuple[CaseScore, ...]:
-        """All scores of one case, a record a foreground class."""
+        """All scores of one case, a record a foreground class; a pooled case is scored for the site it is of."""
+        site, case = origin(self.site, sample.case)
         return score_case(
             self.predict(learner, sample.image),
             sample.label,
@@ -96,8 +98,8 @@ class Evaluator:
             tolerance=self.config.evaluation.surface_tolerance,
             class_names=self.config.data.foreground_names,
             sigmoid=self.config.data.is_sigmoid,
-            site=self.site,
-            case=sample.case,
+            site=site,
+            case=case,
             split=split,
             model=model,
         )
@@ -112,21 +114,22 @@ class Evaluator:
         """
         from gcml_ray.report_overlays import draw_overlay  # noqa: PLC0415 - matplotlib only when something is drawn
 
-        by_case: dict[str, list[float]] = {}
+        by_case: dict[tuple[str, str], list[float]] = {}
         for score in scores:
-            by_case.setdefault(score.case, []).append(score.dice)
+            by_case.setdefault((score.site, score.case), []).append(score.dice)
         dice = {case: sum(values) / len(values) for case, values in by_case.items()}
         order = sorted(dice, key=lambda case: (dice[case], case))
         wanted = self.config.output.num_overlays
         chosen = dict.fromkeys(order[: (wanted + 1) // 2], "worst")
         chosen |= {case: "best" for case in order[::-1][: wanted // 2] if case not in chosen}
         for sample in self.data.split("test"):
-            if sample.case in chosen:
+            site, name = known = origin(self.site, sample.case)
+            if known in chosen:
                 draw_overlay(
                     sample.image.numpy(),
                     sample.label.numpy(),
                     self.predict(learner, sample.image).numpy(),
                     class_names=self.config.data.foreground_names,
-                    title=f"{self.site}  {sample.case}  Dice {dice[sample.case]:.3f}",
-                    path=folder / f"{chosen[sample.case]}_{sample.case}.png",
+                    title=f"{site}  {name}  Dice {dice[known]:.3f}",
+                    path=folder / f"{chosen[known]}_{sample.case.replace(':', '_')}.png",
                 )

@@ -7,15 +7,25 @@ times hold for a machine that is as busy as it was when the costs were measured.
 
 from __future__ import annotations
 
-import math
-from collections import Counter
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
-from gcml_ray.config import Config, DataConfig, GcmlMethod, GmlMethod, GossipMethod, Method, OptimiserConfig
-from gcml_ray.gossip import plan_round
+from gcml_ray.config import (
+    POOLED,
+    SERVER,
+    Config,
+    DataConfig,
+    GcmlMethod,
+    Method,
+    OptimiserConfig,
+    PooledMethod,
+    has_peers,
+    has_server,
+    has_two_models,
+)
+from gcml_ray.forecast_costs import Place, SiteCases, SiteCosts
+from gcml_ray.forecast_time import is_mutual, planned_rounds, round_seconds, start_and_test_seconds
 from gcml_ray.preflight import Check, Machine, default_object_store_bytes, gigabytes
-from gcml_ray.records import RoundPlan, Split
 
 VALUE_BYTES = 4  # float32 everywhere
 ROUND_FILES = 3  # two are kept, and the third is whole before the oldest goes
@@ -23,59 +33,6 @@ MODEL_FILES = 3  # the best models that the two kept rounds name, and the model 
 RAY_BYTES = 500_000_000  # GCS, raylet and agents of an idle Ray 2.60
 CUDA_CONTEXT_BYTES = 600_000_000  # of each process that uses a GPU, before its first tensor
 STORE_FACTOR = 2  # Ray frees objects in batches: about twice what is referenced lies there
-
-
-@dataclass(frozen=True)
-class SiteCases:
-    """The cases of one site as their headers say: split and size on the training grid, (D, H, W) or (H, W)."""
-
-    site: str
-    grids: tuple[tuple[Split, tuple[int, ...]], ...]
-
-    def count(self, split: Split) -> int:
-        """Number of cases in a split."""
-        return sum(part == split for part, _ in self.grids)
-
-    def voxels(self, *splits: Split) -> int:
-        """Voxels of all cases in these splits."""
-        return sum(math.prod(shape) for part, shape in self.grids if part in splits)
-
-
-@dataclass(frozen=True)
-class SiteCosts:
-    """What one site costs; see :func:`gcml_ray.probe.measure_site`.
-
-    ``num_values`` are all weights (parameters and floating-point buffers), ``num_sent`` those of a push.
-    ``activation_bytes``: what steps and predictions take beside weights, moments and data, on the device.
-    ``window_s``: one sliding window of a prediction. ``load_s`` and ``score_s`` are for one voxel, the latter
-    with all the metrics of a test.
-    """
-
-    site: str
-    num_parameters: int
-    num_values: int
-    num_sent: int
-    local_step_s: float
-    mutual_step_s: float
-    window_s: float
-    load_s: float
-    score_s: float
-    checkpoint_s: float
-    activation_bytes: int
-    on_gpu: bool
-
-
-@dataclass(frozen=True)
-class Place:
-    """Where the sites run: ``slots`` work at full speed at a time, ``sites_per_machine`` share a machine.
-
-    ``interpreter_bytes``: a process with torch and MONAI imported, before any data.
-    """
-
-    slots: float
-    sites_per_machine: int
-    interpreter_bytes: int
-    one_process: bool
 
 
 @dataclass(frozen=True)
@@ -196,13 +153,15 @@ def forecast(config: Config, cases: Sequence[SiteCases], costs: Sequence[SiteCos
         costs: every site's costs, in the same order.
         place: where the sites run.
     """
+    if isinstance(config.method, PooledMethod):
+        cases, costs = pooled(cases, costs)
     num_train = {site.site: site.count("train") for site in cases}
     plans = planned_rounds(config, num_train)
     sites = tuple(_site_forecast(config, one, cost) for one, cost in zip(cases, costs, strict=True))
-    push_bytes = {site.site: site.push_bytes for site in sites}
+    push_bytes = {site.site: site.push_bytes for site in sites} | {SERVER: sites[0].push_bytes}
     pushed = [push_bytes[edge.sender] for plan in plans for edge in plan.edges]
-    gossips = isinstance(config.method, GossipMethod)
-    exchange = [plan for plan in plans if gossips and plan.phase == "exchange"]
+    exchanges = has_peers(config.method) or has_server(config.method)
+    exchange = [plan for plan in plans if exchanges and plan.phase == "exchange"]
     times = {plan.round_number: round_seconds(config, plan, cases, costs, place.slots) for plan in plans}
     alone_s = [times[plan.round_number] for plan in plans if plan not in exchange]
     exchange_s = [times[plan.round_number] for plan in exchange]
@@ -215,15 +174,21 @@ def forecast(config: Config, cases: Sequence[SiteCases], costs: Sequence[SiteCos
         num_exchange_rounds=len(exchange),
         num_pushes=len(pushed),
         pushed_bytes=sum(pushed),
-        fedavg_upload_bytes=sum(push_bytes.values()) * len(plans),
-        machine_memory_bytes=machine_memory_bytes(sites, costs, place),
+        fedavg_upload_bytes=sum(site.push_bytes for site in sites) * len(plans),
+        machine_memory_bytes=machine_memory_bytes(sites, costs, place) + server_bytes(config.method, sites, place),
         one_gpu_bytes=sum(by_gpu[:sharing]),
         object_store_bytes=object_store_bytes(config.method, sites, place),
         disk_bytes=sum(site.disk_bytes for site in sites),
         alone_round_s=_mean(alone_s),
         exchange_round_s=_mean(exchange_s),
-        total_s=sum(times.values()) + _start_and_test_seconds(config, cases, costs, place.slots),
+        total_s=sum(times.values()) + start_and_test_seconds(config, cases, costs, place.slots),
     )
+
+
+def pooled(cases: Sequence[SiteCases], costs: Sequence[SiteCosts]) -> tuple[list[SiteCases], list[SiteCosts]]:
+    """All cases as those of one site; it costs what the dearest site does."""
+    together = SiteCases(POOLED, tuple(grid for site in cases for grid in site.grids))
+    return [together], [replace(max(costs, key=lambda cost: cost.local_step_s), site=POOLED)]
 
 
 def _mean(values: Sequence[float]) -> float:
@@ -236,7 +201,7 @@ def _site_forecast(config: Config, cases: SiteCases, costs: SiteCosts) -> SiteFo
     weights = costs.num_values * VALUE_BYTES
     learners = learner_bytes(config, costs)
     push_bytes = costs.num_sent * VALUE_BYTES
-    mailbox = push_bytes * config.method.max_incoming if isinstance(config.method, GossipMethod) else 0
+    mailbox = push_bytes * config.method.max_incoming
     cache = cache_bytes(cases, config.data)
     device = learners + costs.activation_bytes + candidate_bytes(config.method, costs)
     writing = weights + moments  # safetensors copies every tensor before it writes
@@ -262,7 +227,7 @@ def moments_per_parameter(optimiser: OptimiserConfig) -> int:
 
 
 def learner_bytes(config: Config, costs: SiteCosts) -> int:
-    """Weights, gradient and moments of the local model and of one incoming model for each architecture.
+    """Weights, gradient and moments of a site's own model or two, and of one incoming model for each architecture.
 
     Other architectures than the site's own are counted as if they had its size.
     """
@@ -270,7 +235,8 @@ def learner_bytes(config: Config, costs: SiteCosts) -> int:
     plain = costs.num_values + costs.num_parameters
     moments = moments_per_parameter(config.optimiser) * costs.num_parameters
     steps = is_mutual(config.method)  # an incoming model that only waits for the test has no moments
-    return VALUE_BYTES * (plain + moments + len(networks) * (plain + (moments if steps else 0)))
+    num_own = 2 if has_two_models(config.method) else 1
+    return VALUE_BYTES * (num_own * (plain + moments) + len(networks) * (plain + (moments if steps else 0)))
 
 
 def candidate_bytes(method: Method, costs: SiteCosts) -> int:
@@ -299,93 +265,17 @@ def machine_memory_bytes(sites: Sequence[SiteForecast], costs: Sequence[SiteCost
     return RAY_BYTES + sum(needs[: place.sites_per_machine])
 
 
+def server_bytes(method: Method, sites: Sequence[SiteForecast], place: Place) -> int:
+    """Memory of a server, counted on the fullest machine: every site's push, the mean, and one product on the way."""
+    if not has_server(method):
+        return 0
+    return (0 if place.one_process else place.interpreter_bytes) + (len(sites) + 2) * sites[0].push_bytes
+
+
 def object_store_bytes(method: Method, sites: Sequence[SiteForecast], place: Place) -> int:
     """Shared memory for the pushes of one machine: each site's own and those in its mailbox, freed in batches."""
-    if place.one_process or not isinstance(method, GossipMethod):
+    if place.one_process or not (has_peers(method) or has_server(method)):
         return 0
     largest = sorted((site.push_bytes for site in sites), reverse=True)[: place.sites_per_machine]
-    return STORE_FACTOR * (1 + method.max_incoming) * sum(largest)
-
-
-# --- pushes and time ---------------------------------------------------------------------------
-
-
-def planned_rounds(config: Config, num_train: dict[str, int]) -> tuple[RoundPlan, ...]:
-    """Every round as the driver will plan it while no site is lost."""
-    return tuple(
-        plan_round(config.method, config.federation, round_number=number, num_train=num_train)
-        for number in range(1, config.federation.rounds + 1)
-    )
-
-
-def is_mutual(method: Method) -> bool:
-    """Whether a receiver trains the incoming model too."""
-    return isinstance(method, GcmlMethod | GmlMethod)
-
-
-def scoring_passes(method: Method, *, num_incoming: int, evaluates: bool) -> int:
-    """How often a site predicts its validation cases in one round: for merges, and for the record."""
-    merging, scores_kept_model = 0, False
-    if isinstance(method, GcmlMethod) and num_incoming:
-        merging += 2 if method.merge_first == "val_weighted" else 0
-        merging += {"select_best": 4, "val_weighted": 2}.get(method.merge, 0)
-        scores_kept_model = method.merge == "select_best"
-    return merging * num_incoming + (evaluates and not scores_kept_model)
-
-
-def num_windows(shape: Sequence[int], patch_size: Sequence[int], overlap: float) -> int:
-    """Sliding windows over an image, as MONAI lays them: steps of ``patch x (1 - overlap)``, at least 1 voxel."""
-    count = 1
-    for length, patch in zip(shape, patch_size, strict=True):
-        step = max(1, int(patch * (1 - overlap)))
-        count *= 1 + math.ceil(max(0, length - patch) / step)
-    return count
-
-
-def site_round_seconds(
-    config: Config, cases: SiteCases, costs: SiteCosts, *, num_incoming: int, round_number: int
-) -> float:
-    """One site's round: steps, scoring and checkpoint."""
-    federation = config.federation
-    is_last = round_number == federation.rounds
-    evaluates = is_last or round_number == federation.num_warmup or round_number % federation.evaluate_every == 0
-    step_s = costs.mutual_step_s if num_incoming and is_mutual(config.method) else costs.local_step_s
-    passes = scoring_passes(config.method, num_incoming=num_incoming, evaluates=evaluates)
-    writes = is_last or round_number % config.output.checkpoint_every == 0
-    pass_s = costs.window_s * _windows(config, cases, "validation")
-    return federation.local_steps * step_s + passes * pass_s + writes * costs.checkpoint_s
-
-
-def _windows(config: Config, cases: SiteCases, split: Split) -> int:
-    """Windows of one prediction of all cases of a split."""
-    overlap = config.evaluation.window_overlap
-    return sum(num_windows(shape, config.window_size, overlap) for part, shape in cases.grids if part == split)
-
-
-def round_seconds(
-    config: Config, plan: RoundPlan, cases: Sequence[SiteCases], costs: Sequence[SiteCosts], slots: float
-) -> float:
-    """One round of the federation: the sites share the slots, and the slowest one is waited for."""
-    incoming = Counter(edge.receiver for edge in plan.edges)
-    return _shared(
-        [
-            site_round_seconds(config, one, cost, num_incoming=incoming[one.site], round_number=plan.round_number)
-            for one, cost in zip(cases, costs, strict=True)
-        ],
-        slots,
-    )
-
-
-def _shared(seconds: Sequence[float], slots: float) -> float:
-    return max(*seconds, sum(seconds) / slots)
-
-
-def _start_and_test_seconds(
-    config: Config, cases: Sequence[SiteCases], costs: Sequence[SiteCosts], slots: float
-) -> float:
-    """Reading all cases, and the test of the personalised model and, after a warm-up, the one before gossip."""
-    pairs = list(zip(cases, costs, strict=True))
-    load = [cost.load_s * one.voxels("train", "validation", "test") for one, cost in pairs]
-    test = [cost.window_s * _windows(config, one, "test") + cost.score_s * one.voxels("test") for one, cost in pairs]
-    num_models = 2 if 0 < config.federation.num_warmup < config.federation.rounds else 1
-    return _shared(load, slots) + num_models * _shared(test, slots)
+    at_server = len(sites) + 1 if has_server(method) else 0  # all pushes at once, and the mean
+    return STORE_FACTOR * ((1 + method.max_incoming) * sum(largest) + at_server * largest[0])

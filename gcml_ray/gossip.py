@@ -8,20 +8,25 @@ receivers) and becomes :class:`~gcml_ray.records.Edge` records at the very end.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import numpy as np
 from numpy.typing import NDArray
 
 from gcml_ray.config import (
+    SERVER,
     BernoulliTopology,
+    DpsgdMethod,
     ExponentialTopology,
+    FedBnMethod,
     FederationConfig,
     LocalMethod,
     MatchingTopology,
     Method,
+    PooledMethod,
     PushKTopology,
     RingTopology,
+    ServerMethod,
     Topology,
 )
 from gcml_ray.records import Edge, Phase, RoundPlan
@@ -37,15 +42,21 @@ def plan_round(
     """The plan of one round: its phase, the sites that train and the pushes between them.
 
     Args:
-        method: the ``method`` section; local training never has edges.
+        method: the ``method`` section; local and pooled training never have edges. With a server every site
+            sends to it and it sends to every site.
         federation: rounds, phases and the seed.
         round_number: 1 to ``federation.rounds``.
         num_train: training cases of every site that is alive; a site that is not named here neither
             sends nor receives.
     """
     phase = phase_of(federation, round_number)
-    edges: tuple[Edge, ...] = ()
-    if phase == "exchange" and not isinstance(method, LocalMethod):
+    if phase != "exchange" or isinstance(method, LocalMethod | PooledMethod):
+        edges: tuple[Edge, ...] = ()
+    elif isinstance(method, ServerMethod | FedBnMethod):
+        edges = server_edges(num_train)
+    elif isinstance(method, DpsgdMethod) and isinstance(method.topology, RingTopology):
+        edges = both_neighbours(num_train)
+    else:
         edges = sample_edges(
             method.topology,
             num_train,
@@ -62,6 +73,24 @@ def phase_of(federation: FederationConfig, round_number: int) -> Phase:
     if round_number <= federation.num_warmup:
         return "warmup"
     return "cooldown" if round_number > federation.rounds - federation.num_cooldown else "exchange"
+
+
+def server_edges(sites: Iterable[str]) -> tuple[Edge, ...]:
+    """Every site to the server, and the server to every site."""
+    up = (Edge(sender=site, receiver=SERVER) for site in sorted(sites))
+    down = (Edge(sender=SERVER, receiver=site) for site in sorted(sites))
+    return (*up, *down)
+
+
+def both_neighbours(sites: Iterable[str]) -> tuple[Edge, ...]:
+    """The ring of D-PSGD (Lian 2017): every site to the next and to the previous one; two sites send one each."""
+    names = sorted(sites)
+    if len(names) < 2:
+        return ()
+    (senders, after), (_, before) = _shift(len(names), 1), _shift(len(names), len(names) - 1)
+    if len(names) == 2:
+        return _to_edges((senders, after), names)
+    return _to_edges((np.concatenate([senders, senders]), np.concatenate([after, before])), names)
 
 
 def sample_edges(

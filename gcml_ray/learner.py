@@ -45,15 +45,21 @@ class Learner:
 
     Args:
         module: the network, already on its device.
-        send_buffers: see :class:`gcml_ray.weights.FlatModel`.
+        send_buffers, keep_norms: see :class:`gcml_ray.weights.FlatModel`.
         optimiser: name and constants; the learning rate is set before each step.
         precision: AMP or not.
     """
 
     def __init__(
-        self, module: nn.Module, *, send_buffers: bool, optimiser: OptimiserConfig, precision: Precision
+        self,
+        module: nn.Module,
+        *,
+        send_buffers: bool,
+        optimiser: OptimiserConfig,
+        precision: Precision,
+        keep_norms: bool = False,
     ) -> None:
-        self.model = FlatModel(module, send_buffers=send_buffers)
+        self.model = FlatModel(module, send_buffers=send_buffers, keep_norms=keep_norms)
         self.optimiser = build_optimiser(self.model.parameter, optimiser)
         self.clip_norm = optimiser.clip_norm
         self.precision = precision
@@ -125,6 +131,24 @@ def local_step(learner: Learner, batch: Batch, loss: SegmentationLoss) -> Statis
     value = loss(learner.forward(batch.image), batch.label)
     learner.apply_gradients(value)
     return {"segmentation": value.detach()}
+
+
+def proximal_step(
+    learner: Learner, batch: Batch, loss: SegmentationLoss, *, anchor: Tensor, weight: float
+) -> Statistics:
+    """One supervised step with weight/2 |w - anchor|^2 in the loss (FedProx, arXiv 1812.06127; Ditto, 2012.04221).
+
+    Args:
+        learner: holds w.
+        batch: patches (B, C, *spatial) and their targets.
+        loss: the segmentation loss.
+        anchor: (P,) the parameters that w is pulled to; buffers are not pulled.
+        weight: mu of FedProx, lambda of Ditto.
+    """
+    value = loss(learner.forward(batch.image), batch.label)
+    pull = 0.5 * weight * (learner.model.parameter - anchor).square().sum()
+    learner.apply_gradients(value + pull)
+    return {"segmentation": value.detach(), "proximal": pull.detach()}
 
 
 def mutual_step(

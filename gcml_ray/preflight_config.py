@@ -30,7 +30,7 @@ from gcml_ray.data.loading import check_headers
 from gcml_ray.data.reading import Header, read_header
 from gcml_ray.data.site_data import SiteData
 from gcml_ray.errors import ConfigError, DataError
-from gcml_ray.forecast import SiteCases
+from gcml_ray.forecast_costs import SiteCases
 from gcml_ray.networks.registry import check_patch
 from gcml_ray.preflight import Check, nearest_existing
 from gcml_ray.probe import Probe

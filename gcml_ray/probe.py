@@ -20,17 +20,20 @@ from pathlib import Path
 import torch
 
 from gcml_ray.checkpoint import SiteState, save_round
-from gcml_ray.config import Config, DcmlConfig, GcmlMethod, GmlMethod
+from gcml_ray.config import Config, DcmlConfig, DefKtMethod, GcmlMethod, GmlMethod, ProxyFlMethod
 from gcml_ray.data.datalist import Case
 from gcml_ray.data.site_data import Batch, SiteData
 from gcml_ray.evaluation import Evaluator
-from gcml_ray.forecast import SiteCosts, moments_per_parameter, num_windows
-from gcml_ray.learner import Learner, Precision, Statistics, local_step, mutual_step
+from gcml_ray.forecast import moments_per_parameter
+from gcml_ray.forecast_costs import SiteCosts
+from gcml_ray.forecast_time import num_windows
+from gcml_ray.learner import Learner, Statistics, local_step, mutual_step
 from gcml_ray.losses.segmentation import build_segmentation_loss
+from gcml_ray.methods.defkt import MUTUAL
 from gcml_ray.methods.gml import REGIONAL
 from gcml_ray.metrics import score_case
-from gcml_ray.networks.registry import build_network
 from gcml_ray.seeding import derive_seed
+from gcml_ray.site_learner import build_learner
 
 STEPS = 4  # at most, beside the first one, which also pays for set-up
 BUDGET_S = 3.0  # no further step is begun after this
@@ -116,17 +119,20 @@ def measure_site(config: Config, data: SiteData, *, load_seconds: float, scratch
 
 
 def _build_learner(config: Config, site: str, device: torch.device) -> Learner:
-    module = build_network(config.network_of(site), config.data).to(device)
-    precision = Precision(device.type, config.resources.amp)
-    send_buffers = getattr(config.method, "buffers", "send") == "send"
-    return Learner(module.train(), send_buffers=send_buffers, optimiser=config.optimiser, precision=precision)
+    learner = build_learner(config, site, config.network_of(site), device)
+    learner.model.module.train()
+    return learner
 
 
 def _dcml(config: Config) -> tuple[DcmlConfig, float] | None:
     """Divergence and full weight of the mutual steps; None for a method without."""
     if isinstance(config.method, GcmlMethod):
         return config.method.dcml, config.method.dcml.weight
-    return (REGIONAL, config.method.weight) if isinstance(config.method, GmlMethod) else None
+    if isinstance(config.method, GmlMethod):
+        return REGIONAL, config.method.weight
+    if isinstance(config.method, DefKtMethod):
+        return MUTUAL, config.method.weight
+    return (MUTUAL, config.method.alpha) if isinstance(config.method, ProxyFlMethod) else None
 
 
 def _measure_local(

@@ -109,6 +109,22 @@ class TrainReport:
 
 
 @dataclass(frozen=True)
+class AdoptReport:
+    """What a site tells the driver after it took the server's weights; the fields are those of :class:`TrainReport`.
+
+    ``has_adopted`` is false where no weights had arrived: the site goes on with its own.
+    """
+
+    site: str
+    round_number: int
+    has_adopted: bool
+    validation_dice: float | None
+    is_best: bool
+    seconds: dict[str, float]
+    peak_memory_bytes: int
+
+
+@dataclass(frozen=True)
 class CaseScore:
     """One case, one foreground class, one model. A distance is NaN where it is undefined."""
 
@@ -132,6 +148,17 @@ class EvaluationReport:
     round_number: int
     scores: tuple[CaseScore, ...]
     seconds: float
+
+
+def by_site(report: EvaluationReport) -> tuple[EvaluationReport, ...]:
+    """A report for each site whose cases were scored: one, but for a model that was trained on pooled cases."""
+    sites = sorted({score.site for score in report.scores}) or [report.site]
+    if sites == [report.site]:
+        return (report,)
+    return tuple(
+        dataclasses.replace(report, site=site, scores=tuple(score for score in report.scores if score.site == site))
+        for site in sites
+    )
 
 
 @dataclass(frozen=True)

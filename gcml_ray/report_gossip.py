@@ -32,6 +32,7 @@ def plot_gossip_graph(folder: RunFolder) -> Figure:
     by_edge: PushesByEdge = {}
     for receipt in folder.transfers():
         by_edge.setdefault((receipt.sender, receipt.receiver), []).append(receipt)
+    sites += tuple(sorted({name for edge in by_edge for name in edge} - set(sites)))  # a server
     num_pushes = sum(map(len, by_edge.values()))
     table_width = max(3.4, 0.7 * len(sites) + 1.4) if num_pushes else 0.0
     size = max(5.0, 0.5 * len(sites) + 1.5)

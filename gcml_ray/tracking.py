@@ -102,7 +102,7 @@ def build_tracker(config: Config, folder: Path) -> Tracker:
     if not config.tracking.enabled:
         return NullTracker()
     uri = tracking_uri(config, folder)
-    return MlflowTracker(lambda: _connect(uri), uri=uri, folder=folder)
+    return MlflowTracker(lambda: connect_to(uri), uri=uri, folder=folder)
 
 
 def tracking_uri(config: Config, folder: Path) -> str:
@@ -264,7 +264,7 @@ class MlflowTracker:
         if self._config is None:
             raise RuntimeError("start was not called")
         if not self._experiment_id:
-            self._experiment_id = _experiment_id(self._client, self._config.tracking.experiment, self._uri)
+            self._experiment_id = find_experiment(self._client, self._config.tracking.experiment, self._uri)
         if "" not in self._run_ids:
             self._begin_federation(self._client, self._config)
         for info in self._infos:
@@ -312,7 +312,7 @@ class MlflowTracker:
         replace_file(self._folder / "tracking.json", json.dumps(names, indent=2) + "\n")
 
 
-def _connect(uri: str) -> MlflowClient:
+def connect_to(uri: str) -> MlflowClient:
     """A client that gives up within seconds, so that a server that is away cannot hold a round back."""
     for key, value in (
         ("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1"),
@@ -345,7 +345,8 @@ def _reopened_runs(client: MlflowClient, run_id: str) -> dict[str, str]:
     return run_ids
 
 
-def _experiment_id(client: MlflowClient, name: str, uri: str) -> str:
+def find_experiment(client: MlflowClient, name: str, uri: str) -> str:
+    """The id of an experiment, which is made where there is none."""
     found = client.get_experiment_by_name(name)
     if found is not None:
         return str(found.experiment_id)

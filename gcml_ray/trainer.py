@@ -14,46 +14,43 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from gcml_ray.checkpoint import SiteState, keep_as, load_model, load_round, save_model, save_round, saved_rounds
-from gcml_ray.config import Config, GossipMethod, NetworkConfig
+from gcml_ray.config import Config, NetworkConfig, ProxyFlMethod, has_server, has_two_models
 from gcml_ray.data.contract import data_contract
-from gcml_ray.data.datalist import assign_splits, cases_of_site, check_files, read_datalist
+from gcml_ray.data.datalist import check_files
+from gcml_ray.data.pooling import cases_to_train_on
 from gcml_ray.data.site_data import Batch, SiteData
 from gcml_ray.errors import CheckpointError
 from gcml_ray.evaluation import Evaluator
-from gcml_ray.learner import Learner, Precision, learning_rate
+from gcml_ray.learner import Learner, learning_rate
 from gcml_ray.log_notes import collected_warnings
 from gcml_ray.losses.segmentation import build_segmentation_loss
 from gcml_ray.methods import METHODS
 from gcml_ray.methods.rounds import IncomingModel, RoundContext, RoundResult
-from gcml_ray.networks.registry import build_network, fingerprint
-from gcml_ray.records import EvaluationReport, SiteInfo, Split, TrainOrder, TrainReport
+from gcml_ray.networks.registry import fingerprint
+from gcml_ray.records import AdoptReport, EvaluationReport, SiteInfo, Split, TrainOrder, TrainReport
 from gcml_ray.seeding import derive_seed
-from gcml_ray.wire import WIRE_DTYPE, Buffer, Expectation, PushHeader, TensorSpec, checksum
+from gcml_ray.site_learner import WireFormat, build_learner, exchanged_network
+from gcml_ray.wire import Buffer, Expectation, PushHeader
 
 # Pushed weights are read-only on purpose; torch warns about that once a process.
 warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
 
 PERSONALISED = "personalised"
 BEFORE_GOSSIP = "before_gossip"
-
-
-@dataclass(frozen=True)
-class WireFormat:
-    """What the pushes of one architecture look like."""
-
-    fingerprint: str
-    layout: tuple[TensorSpec, ...]
-    num_values: int
+SHARED = "shared"
 
 
 class SiteTrainer:
     """Trains and evaluates one site's model.
+
+    ``local`` is the model that is exchanged. Methods with two models have ``personal`` beside it, which never leaves
+    the site; it is the one that is validated, kept and tested then (:attr:`own`).
 
     Args:
         config: the federation's configuration.
@@ -101,7 +98,8 @@ class SiteTrainer:
         self.loss = build_segmentation_loss(self.config.loss, self.config.data)
         self.evaluator = Evaluator(self.config, self.site, self.data, self.device)
         self.contract = data_contract(self.config.data)
-        self.local = self._build_learner(self.config.network_of(self.site))
+        self.local = self._build_learner(exchanged_network(self.config, self.site))
+        self.personal = self._build_personal()
         self.incoming: dict[str, Learner] = {}
         self.wire_formats = self._wire_formats()
         self.host_buffer = torch.empty(self.local.model.num_sent) if self.device.type == "cuda" else None
@@ -111,37 +109,37 @@ class SiteTrainer:
 
     def _load_data(self) -> SiteData:
         """This site's cases, checked and in memory."""
-        cases = cases_of_site(
-            assign_splits(cases_of_site(read_datalist(self.config.data.datalist), self.site), self.config.data.split),
-            self.site,
-        )
+        cases = cases_to_train_on(self.config, self.site)
         check_files(cases)
         data = SiteData(self.site, cases, self.config.data, seed=self.seed)
         data.load(lambda done, total: self.on_progress("load", done, total))
         return data
 
     def _build_learner(self, network: NetworkConfig) -> Learner:
-        """A learner with the initial weights: common to all sites, or this site's own."""
-        keys = ("init",) if self.config.federation.common_init else ("init", self.site)
-        with torch.random.fork_rng(devices=[]):  # a learner built between two steps must not change dropout
-            torch.default_generator.manual_seed(derive_seed(self.seed, *keys))  # the CPU's alone: a GPU's is not forked
-            module = build_network(network, self.config.data).to(self.device)
-        method = self.config.method
-        return Learner(
-            module,
-            send_buffers=not isinstance(method, GossipMethod) or method.buffers == "send",
-            optimiser=self.config.optimiser,
-            precision=Precision(self.device.type, self.config.resources.amp),
-        )
+        """A learner with the initial weights of an exchanged model."""
+        return build_learner(self.config, self.site, network, self.device)
+
+    def _build_personal(self) -> Learner | None:
+        """The second model, for methods with two: Ditto's starts as the shared one, ProxyFL's from its own weights."""
+        if not has_two_models(self.config.method):
+            return None
+        is_private = isinstance(self.config.method, ProxyFlMethod)
+        network = self.config.network_of(self.site)
+        return build_learner(self.config, self.site, network, self.device, is_private=is_private)
+
+    @property
+    def own(self) -> Learner:
+        """The model that this site keeps for itself."""
+        return self.personal or self.local
 
     def _wire_formats(self) -> dict[str, WireFormat]:
         """What the pushes of each architecture in this federation look like, by its fingerprint."""
-        own = self.config.network_of(self.site)
+        own = exchanged_network(self.config, self.site)
+        networks = [own] if isinstance(self.config.method, ProxyFlMethod) else [*self.config.site_networks.values()]
         formats = {}
-        for network in (self.config.network, *self.config.site_networks.values()):
-            key = fingerprint(network, self.config.data)
+        for network in (self.config.network, *networks):
             model = self.local.model if network == own else self._learner_for(network).model
-            formats[key] = WireFormat(key, model.sent_layout, model.num_sent)
+            formats[fingerprint(network, self.config.data)] = WireFormat.of(self.config, network, model)
         return formats
 
     def _restore(self, resume_round: int | None) -> None:
@@ -157,7 +155,12 @@ class SiteTrainer:
                 "resume where the run was made, or start it anew in another output.folder"
             )
         self.state = load_round(
-            self.checkpoints, self.local, site=self.site, round_number=resume_round, identity=self.config.identity
+            self.checkpoints,
+            self.local,
+            site=self.site,
+            round_number=resume_round,
+            identity=self.config.identity,
+            personal=self.personal,
         )
 
     def _info(self, seconds: float) -> SiteInfo:
@@ -189,34 +192,21 @@ class SiteTrainer:
         if self.host_buffer is not None:
             weights = self.host_buffer.copy_(weights)
         buffer: Buffer = weights.detach().numpy()
-        header = PushHeader(
-            run_id=run_id,
-            round_number=round_number,
-            sender=self.site,
-            num_train=self.data.num_cases("train"),
-            fingerprint=fingerprint(self.config.network_of(self.site), self.config.data),
-            contract=self.contract,
-            layout=model.sent_layout,
-            num_values=model.num_sent,
-            dtype=WIRE_DTYPE,
-            checksum=checksum(buffer),
+        num_train = self.data.num_cases("train")
+        header = self._format_of(self.site).header(
+            buffer, run_id=run_id, round_number=round_number, sender=self.site, num_train=num_train
         )
         return header, buffer
 
     def expectation(self, run_id: str, sender: str, *, peers: frozenset[str]) -> Expectation:
-        """What a push of ``sender`` must look like to be taken in the next round."""
-        network = self.config.network_of(sender)
-        expected = self.wire_formats[fingerprint(network, self.config.data)]
-        return Expectation(
-            run_id=run_id,
-            senders=peers,
-            fingerprint=expected.fingerprint,
-            contract=self.contract,
-            layout=expected.layout,
-            num_values=expected.num_values,
-            oldest_round=self.state.round_number + 1,
-            newest_round=self.config.federation.rounds,
+        """What a push of ``sender`` must look like: a peer's for the next round, a server's ends the present one."""
+        oldest = self.state.round_number + (0 if has_server(self.config.method) else 1)
+        return self._format_of(sender).expectation(
+            run_id, senders=peers, oldest_round=oldest, newest_round=self.config.federation.rounds
         )
+
+    def _format_of(self, site: str) -> WireFormat:
+        return self.wire_formats[fingerprint(exchanged_network(self.config, site), self.config.data)]
 
     def _learner_for(self, network: NetworkConfig) -> Learner:
         """The second learner, re-used from push to push; one for each architecture among the peers."""
@@ -246,6 +236,8 @@ class SiteTrainer:
             order: the driver's order.
             pushes: accepted pushes, in an order that depends on names alone.
         """
+        if has_server(self.config.method):
+            pushes = ()  # what a server sent too late for its round
         incoming = [
             IncomingModel(header.sender, header.num_train, torch.from_numpy(buffer)) for header, buffer in pushes
         ]
@@ -253,14 +245,7 @@ class SiteTrainer:
         with _timed(seconds, "train"):
             result = self._train(order, incoming, seconds)
         seconds["train"] -= sum(value for key, value in seconds.items() if key != "train")
-        is_best, dice = False, result.validation_dice
-        if order.evaluate:
-            with _timed(seconds, "validate"):
-                self.on_progress("validate", 0, 1)
-                dice = self.evaluator.validation_dice(self.local) if dice is None else dice
-            is_best = dice >= self.state.best_dice
-        with _timed(seconds, "checkpoint"):
-            self._advance(order, dice=dice, is_best=is_best)
+        dice, is_best = self._end_round(order, result.validation_dice, seconds)
         means = result.statistics.means()
         regions = {name: value for name, value in means.items() if name.startswith("region/")}
         return TrainReport(
@@ -276,14 +261,41 @@ class SiteTrainer:
             is_best=is_best,
             seconds=seconds,
             learning_rate=self._rate(order.round_number, 0),
-            peak_memory_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+            peak_memory_bytes=_peak_memory_bytes(),
         )
+
+    def adopt(self, order: TrainOrder, pushes: Sequence[tuple[PushHeader, Buffer]]) -> AdoptReport:
+        """Ends a round with a server: goes on with the server's weights, where they have arrived, and validates.
+
+        Args:
+            order: the driver's order; says whether to validate and to write a checkpoint.
+            pushes: what the server sent; of another round than this it is left aside.
+        """
+        seconds: dict[str, float] = {}
+        weights = [buffer for header, buffer in pushes if header.round_number == order.round_number]
+        for buffer in weights:
+            self.local.model.load(torch.from_numpy(buffer))
+        dice, is_best = self._end_round(order, None, seconds)
+        return AdoptReport(self.site, order.round_number, bool(weights), dice, is_best, seconds, _peak_memory_bytes())
+
+    def _end_round(self, order: TrainOrder, dice: float | None, seconds: dict[str, float]) -> tuple[float | None, bool]:
+        """Validates if asked and not done yet, keeps the best model, writes the checkpoint if asked."""
+        is_best = False
+        if order.evaluate:
+            with _timed(seconds, "validate"):
+                self.on_progress("validate", 0, 1)
+                dice = self.evaluator.validation_dice(self.own) if dice is None else dice
+            is_best = dice >= self.state.best_dice
+        with _timed(seconds, "checkpoint"):
+            self._advance(order, dice=dice, is_best=is_best)
+        return dice, is_best
 
     def _train(self, order: TrainOrder, incoming: Sequence[IncomingModel], seconds: dict[str, float]) -> RoundResult:
         """Runs the method; scoring inside it counts as merging time."""
         number, steps = order.round_number, self.config.federation.local_steps
         torch.manual_seed(derive_seed(self.seed, "torch", self.site, number))
-        self.local.model.module.train()
+        for learner in (self.local, self.own):
+            learner.model.module.train()
 
         def score(learner: Learner) -> float:
             with _timed(seconds, "merge"):
@@ -292,6 +304,7 @@ class SiteTrainer:
 
         context = RoundContext(
             round_number=number,
+            phase=order.phase,
             exchange_index=max(0, number - self.config.federation.num_warmup - 1),
             num_steps=steps,
             num_train=self.data.num_cases("train"),
@@ -302,6 +315,7 @@ class SiteTrainer:
             score=score,
             open_incoming=self._open_incoming,
             on_step=lambda step: self.on_progress("train", step, steps),
+            personal=self.personal,
         )
         return METHODS[self.config.method.name](self.local, incoming, context, self.config.method)
 
@@ -319,7 +333,7 @@ class SiteTrainer:
         name = f"model_{number:05d}.safetensors"
         ends_warmup = number == self.config.federation.num_warmup
         if is_best or ends_warmup:
-            save_model(self.checkpoints / name, self.local.model, facts=self._facts(number, dice))
+            save_model(self.checkpoints / name, self.own.model, facts=self._facts(number, dice))
         self.state = replace(self.state, round_number=number)
         if is_best and dice is not None:
             self.state = replace(self.state, best_round=number, best_dice=dice, best_file=name)
@@ -327,7 +341,7 @@ class SiteTrainer:
             self.state = replace(self.state, before_gossip_file=name)
         if order.checkpoint:
             self.on_progress("checkpoint", 0, 1)
-            save_round(self.checkpoints, self.local, self.state)
+            save_round(self.checkpoints, self.local, self.state, personal=self.personal)
 
     def _facts(self, round_number: int, dice: float | None) -> Mapping[str, str]:
         """What a model file says of itself."""
@@ -350,7 +364,8 @@ class SiteTrainer:
 
         Args:
             split: which of the site's cases.
-            model: ``personalised`` (best on validation) or ``before_gossip`` (at the end of the warm-up).
+            model: ``personalised`` (best on validation), ``before_gossip`` (at the end of the warm-up), or
+                ``shared`` (the exchanged model as it is now).
         """
         learner, round_number = self._model_to_evaluate(model)
         report = self.evaluator.evaluate(
@@ -363,12 +378,18 @@ class SiteTrainer:
 
     def _model_to_evaluate(self, model: str) -> tuple[Learner, int]:
         """A learner holding the model asked for, and the round it comes from."""
+        if model == SHARED:
+            return self.local, self.state.round_number
         name = self.state.best_file if model == PERSONALISED else self.state.before_gossip_file
         if not name:
             raise CheckpointError(f"site {self.site} has no {model} model: it was never evaluated or had no warm-up")
         learner = self._learner_for(self.config.network_of(self.site))
         facts = load_model(self.checkpoints / name, learner.model)
         return learner, int(facts["round"])
+
+
+def _peak_memory_bytes() -> int:
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
 @contextmanager

@@ -1,6 +1,7 @@
 """One persistent flat buffer a model: parameters first, then floating-point buffers.
 
-Legend: P values of parameters, F values of floating-point buffers, S values that are sent (P or P + F).
+Legend: P values of parameters, F values of floating-point buffers, S values that are sent: P or P + F, or fewer
+than P where normalisation layers stay local.
 
 Every parameter and floating-point buffer of the network is a view into ``flat``, every gradient a view
 into ``gradient``; so exporting, importing, mixing, clipping and stepping are operations on one vector.
@@ -15,6 +16,18 @@ from torch import Tensor, nn
 
 from gcml_ray.wire import TensorSpec
 
+NORMALISATION = (
+    nn.BatchNorm1d,
+    nn.BatchNorm2d,
+    nn.BatchNorm3d,
+    nn.SyncBatchNorm,
+    nn.InstanceNorm1d,
+    nn.InstanceNorm2d,
+    nn.InstanceNorm3d,
+    nn.GroupNorm,
+    nn.LayerNorm,
+)
+
 
 class FlatModel:
     """A network whose weights live in one vector.
@@ -23,6 +36,8 @@ class FlatModel:
         module: a network in float32, already on its device. It is changed in place.
         send_buffers: whether floating-point buffers (BatchNorm statistics) are part of a push. Integer
             buffers (counters) never are.
+        keep_norms: whether the parameters of normalisation layers are left out of a push (FedBN). They come
+            after the others then, and buffers must not be sent.
 
     Attributes:
         flat: (P + F,) all weights, on the module's device.
@@ -31,14 +46,17 @@ class FlatModel:
         num_sent: S, how many leading values of ``flat`` make up a push.
     """
 
-    def __init__(self, module: nn.Module, *, send_buffers: bool) -> None:
-        parameters = dict(module.named_parameters())
+    def __init__(self, module: nn.Module, *, send_buffers: bool, keep_norms: bool = False) -> None:
+        assert not (send_buffers and keep_norms), "what is sent must be the first part of the vector"
+        kept = norm_parameters(module) if keep_norms else set()
+        parameters = dict(sorted(module.named_parameters(), key=lambda item: item[0] in kept))
         buffers = {name: buffer for name, buffer in module.named_buffers() if buffer.is_floating_point()}
         self.module = module
         self.layout = _layout(parameters | buffers)
         self.num_parameters = sum(parameter.numel() for parameter in parameters.values())
         num_values = self.num_parameters + sum(buffer.numel() for buffer in buffers.values())
-        self.num_sent = num_values if send_buffers else self.num_parameters
+        num_kept = sum(parameters[name].numel() for name in kept)
+        self.num_sent = num_values if send_buffers else self.num_parameters - num_kept
         device = next(iter(parameters.values())).device
         self.flat = torch.empty(num_values, dtype=torch.float32, device=device)
         self.gradient = torch.zeros(self.num_parameters, dtype=torch.float32, device=device)
@@ -77,6 +95,16 @@ class FlatModel:
     def counters(self) -> dict[str, Tensor]:
         """The integer buffers: part of a checkpoint, never of a push."""
         return {name: buffer for name, buffer in self.module.named_buffers() if not buffer.is_floating_point()}
+
+
+def norm_parameters(module: nn.Module) -> set[str]:
+    """Names of the parameters of normalisation layers, found by the layers' type."""
+    return {
+        f"{name}.{part}" if name else part
+        for name, layer in module.named_modules()
+        if isinstance(layer, NORMALISATION)
+        for part, _ in layer.named_parameters(recurse=False)
+    }
 
 
 def _layout(tensors: dict[str, Tensor]) -> tuple[TensorSpec, ...]:

@@ -15,8 +15,9 @@ from typing import Any, Literal
 
 import numpy as np
 
-from gcml_ray.config import Config
+from gcml_ray.config import SERVER, Config, has_server
 from gcml_ray.records import (
+    AdoptReport,
     CaseScore,
     EvaluationReport,
     SiteInfo,
@@ -28,7 +29,7 @@ from gcml_ray.run_folder import RunFolder
 from gcml_ray.seeding import numpy_generator
 from gcml_ray.wire import Buffer, Expectation, PushHeader, TensorSpec, checksum
 
-Stage = Literal["start", "export", "train", "evaluate"]
+Stage = Literal["start", "export", "train", "adopt", "evaluate"]
 Progress = Callable[[str, int, int], None]
 
 
@@ -96,7 +97,7 @@ class FakeTrainers:
         """A trainer of one site; flaky where a fault names it."""
         del use_gpu
         mine = tuple(fault for fault in self.faults if fault.site == site)
-        kind = FlakyTrainer if mine else FakeTrainer
+        kind = FakeServer if site == SERVER else FlakyTrainer if mine else FakeTrainer
         return kind(config, site, folder, num_values=self.num_values, on_progress=on_progress, faults=mine)
 
 
@@ -165,7 +166,10 @@ class FakeTrainer:
         del sender
         layout = (TensorSpec("weights", (self.weights.size,), "float32", 0),)
         last = self.config.federation.rounds
-        return Expectation(run_id, peers, "tiny", "ct->lesion", layout, self.weights.size, self.round_number + 1, last)
+        oldest = self.round_number + 1
+        if has_server(self.config.method) and self.site != SERVER:
+            oldest = self.round_number  # the server's push ends the round that was just trained
+        return Expectation(run_id, peers, "tiny", "ct->lesion", layout, self.weights.size, oldest, last)
 
     def train_round(self, order: TrainOrder, pushes: Sequence[tuple[PushHeader, Buffer]]) -> TrainReport:
         """Mean of own and incoming weights, plus numbers that depend on seed, site and round alone."""
@@ -184,6 +188,18 @@ class FakeTrainer:
         peers = tuple(header.sender for header, _ in pushes)
         losses = {"segmentation": 1.0 / number}
         return TrainReport(self.site, number, peers, 2, losses, {}, "", {}, dice, False, {"train": 0.1}, 1e-3, 1000)
+
+    def adopt(self, order: TrainOrder, pushes: Sequence[tuple[PushHeader, Buffer]]) -> AdoptReport:
+        """Goes on with what the server has sent, if anything."""
+        number = order.round_number
+        self.note("adopt", number)
+        for _, buffer in pushes:
+            self.weights = buffer.copy()
+        self.round_number = number
+        if order.checkpoint:
+            self._save(number)
+        dice = 0.5 if order.evaluate else None
+        return AdoptReport(self.site, number, bool(pushes), dice, False, {"validate": 0.1}, 1000)
 
     def _save(self, number: int) -> None:
         path = weights_file(self.folder, number)
@@ -242,6 +258,29 @@ class FlakyTrainer(FakeTrainer):
             bad = np.where(np.arange(buffer.size) == 1, np.float32(np.nan), buffer)
             return replace(header, checksum=checksum(bad)), bad
         return spoilt.get(kind, (header, buffer))
+
+
+class FakeServer(FlakyTrainer):
+    """The plain mean of what arrived."""
+
+    def start(self, *, resume_round: int | None) -> SiteInfo:
+        """Starts at the newest mean up to a round."""
+        rounds = [int(path.stem[6:]) for path in self.folder.glob("round_*.npy")]
+        known = [number for number in rounds if resume_round is None or number <= resume_round]
+        return super().start(resume_round=max(known, default=0))
+
+    def train_round(self, order: TrainOrder, pushes: Sequence[tuple[PushHeader, Buffer]]) -> TrainReport:
+        """Forms the mean."""
+        number = order.round_number
+        self.note("train", number)
+        if not pushes:
+            raise ValueError("nothing has arrived")
+        self.weights = np.mean([buffer for _, buffer in pushes], axis=0, dtype=np.float32)
+        self.round_number = number
+        if order.checkpoint:
+            self._save(number)
+        peers = tuple(header.sender for header, _ in pushes)
+        return TrainReport(self.site, number, peers, 0, {}, {}, "mean", {}, None, False, {}, 0.0, 1000)
 
 
 def weights_file(folder: Path, round_number: int) -> Path:

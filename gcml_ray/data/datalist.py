@@ -35,7 +35,8 @@ class Case:
     """One case of one site: its images (one file, or one a channel) and its label.
 
     Paths are absolute. ``split`` is None until :func:`assign_splits` decides it. With ``label_threshold``
-    the label file is a grey mask: foreground is where its value exceeds the threshold.
+    the label file is a grey mask: foreground is where its value exceeds the threshold. A case that is only
+    to be predicted may have no label: ``label`` is empty then.
     """
 
     site: str
@@ -57,8 +58,12 @@ def listed(problems: Sequence[str]) -> str:
 # --- reading and writing -----------------------------------------------------------------------
 
 
-def read_datalist(path: str | Path) -> tuple[Case, ...]:
+def read_datalist(path: str | Path, *, only_images: bool = False) -> tuple[Case, ...]:
     """Read and check a datalist; relative paths in it are relative to its folder.
+
+    Args:
+        path: the JSON file.
+        only_images: of new patients: label and site may be missing, and are empty then.
 
     Raises:
         DataError: the file is missing or not JSON, or entries are wrong; names every wrong entry.
@@ -68,7 +73,7 @@ def read_datalist(path: str | Path) -> tuple[Case, ...]:
     problems: list[str] = []
     cases: list[Case] = []
     for index, entry in enumerate(entries):
-        wrong = _entry_problems(entry)
+        wrong = _entry_problems(entry, needed=("image",) if only_images else ("site", "image", "label"))
         problems += [f"entry {index}: {problem}" for problem in wrong]
         if not wrong:
             cases.append(_case(entry, path.parent))
@@ -134,11 +139,11 @@ def _entries(path: Path) -> list[Any]:
     return entries
 
 
-def _entry_problems(entry: Any) -> list[str]:
+def _entry_problems(entry: Any, *, needed: Sequence[str]) -> list[str]:
     if not isinstance(entry, dict):
         return [f"is {_shown(entry)}; an object with {', '.join(CASE_KEYS)} was expected"]
     problems = [f"unknown key {key!r}; allowed are {', '.join(CASE_KEYS)}" for key in entry if key not in CASE_KEYS]
-    problems += [f"`{key}` is missing" for key in ("site", "image", "label") if key not in entry]
+    problems += [f"`{key}` is missing" for key in needed if key not in entry]
     for key in ("site", "case", "label"):
         if key in entry and not isinstance(entry[key], str):
             problems.append(f"`{key}` must be text, got {_shown(entry[key])}")
@@ -168,12 +173,14 @@ def _shown(value: Any) -> str:
 
 def _case(entry: dict[str, Any], folder: Path) -> Case:
     image = entry["image"]
+    images = [image] if isinstance(image, str) else image
     threshold = entry.get("label_threshold")
+    label = entry.get("label", "")
     return Case(
-        site=entry["site"],
-        name=entry.get("case") or name_from_file(entry["label"]),
-        images=tuple(os.path.abspath(folder / part) for part in ([image] if isinstance(image, str) else image)),
-        label=os.path.abspath(folder / entry["label"]),
+        site=entry.get("site", ""),
+        name=entry.get("case") or name_from_file(label or images[0]),
+        images=tuple(os.path.abspath(folder / part) for part in images),
+        label=os.path.abspath(folder / label) if label else "",
         split=entry.get("split"),
         label_threshold=None if threshold is None else float(threshold),
     )

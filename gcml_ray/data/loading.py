@@ -55,6 +55,33 @@ class Sample:
         return sum(part.nbytes for part in (self.image, self.label, self.foreground, self.background))
 
 
+@dataclass(frozen=True, eq=False)
+class Grid:
+    """Where voxels lie: (*spatial) and the 4x4 affine from voxel index to mm, float64 (unit for pictures)."""
+
+    shape: tuple[int, ...]
+    affine: Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class PreparedImage:
+    """A preprocessed image and the way back to its file.
+
+    Attributes:
+        image: (C, *spatial), float32, normalised a channel, as a network sees it.
+        spacing: voxel size on this grid; see :class:`Sample`.
+        source: the grid of the file.
+        oriented: the same voxels after turning to ``data.orientation``.
+        grid: after resampling; the grid of ``image``.
+    """
+
+    image: Tensor
+    spacing: tuple[float, ...]
+    source: Grid
+    oriented: Grid
+    grid: Grid
+
+
 def load_sample(case: Case, data: DataConfig) -> Sample:
     """Read, check and preprocess one case; every file is read once.
 
@@ -63,20 +90,78 @@ def load_sample(case: Case, data: DataConfig) -> Sample:
     """
     images, label = _read_case(case, data)
     affine = images[0].affine
-    image_on_grid = _to_grid(torch.cat([volume.array for volume in images]), affine, data, is_label=False)
+    prepared = prepare_image(torch.cat([volume.array for volume in images]), affine, data)
     label_on_grid = _to_grid(_class_indices(label.array, case, data), affine, data, is_label=True)
-    normalise = NormalizeIntensity(nonzero=data.normalise == "nonzero", channel_wise=True)
-    image = normalise(convert_to_tensor(image_on_grid, track_meta=False))
     target = _target(convert_to_tensor(label_on_grid, dtype=torch.uint8, track_meta=False), data)
     foreground, background = _crop_indices(target, case)
     return Sample(
         case=case.name,
-        image=convert_to_tensor(image, dtype=torch.float32, track_meta=False).contiguous(),
+        image=prepared.image,
         label=target,
-        spacing=_spacing(image_on_grid, data),
+        spacing=prepared.spacing,
         foreground=foreground,
         background=background,
     )
+
+
+def prepare_image(array: Tensor, affine: NDArray[np.float64] | None, data: DataConfig) -> PreparedImage:
+    """Orient, resample and normalise an image: the one way from a file's voxels to a network's input.
+
+    Args:
+        array: (C, *spatial), float32, values as stored, checked.
+        affine: 4x4, voxel index to mm; None for pictures.
+        data: says how.
+    """
+    source = _with_affine(array, affine)
+    oriented = _orient(source, data)
+    grid = _resample(oriented, data, is_label=False)
+    normalise = NormalizeIntensity(nonzero=data.normalise == "nonzero", channel_wise=True)
+    image = normalise(convert_to_tensor(grid, track_meta=False))
+    return PreparedImage(
+        image=convert_to_tensor(image, dtype=torch.float32, track_meta=False).contiguous(),
+        spacing=_spacing(grid, data),
+        source=_grid_of(source),
+        oriented=_grid_of(oriented),
+        grid=_grid_of(grid),
+    )
+
+
+def read_image(case: Case, data: DataConfig) -> Volume:
+    """The channels of a case without its label, (C, *spatial) in the order of ``data.channels``, checked.
+
+    Raises:
+        DataError: names every problem of its files, also that there is nothing on them.
+    """
+    volumes, problems = _read_files(case.images, data)
+    if not problems:
+        shapes = [tuple(volume.array.shape) for volume in volumes]
+        problems = _channel_problems(case, shapes, data) + _grid_problems(case, case.images, shapes)
+        problems += _affine_problems(case, volumes[0].affine, data) + _intensity_problems(case, volumes, data)
+    if not problems and all(channel.min() == channel.max() for volume in volumes for channel in volume.array):
+        problems = [f"image {case.images[0]} has one value everywhere: it is empty; export it again"]
+    if problems:
+        raise DataError("; ".join(problems))
+    _warn_affines(case, case.images, volumes)
+    return Volume(torch.cat([volume.array for volume in volumes]), volumes[0].affine)
+
+
+def read_target(case: Case, data: DataConfig) -> tuple[Tensor, tuple[float, ...], NDArray[np.float64] | None]:
+    """The label of a case on its own grid, neither turned nor resampled.
+
+    Returns:
+        The target, (1, *spatial) class indices or (R, *spatial) regions as in :class:`Sample`; the voxel
+        size, ones where spacing is not real; and the affine, None for pictures.
+
+    Raises:
+        DataError: names every problem of the file.
+    """
+    volumes, problems = _read_files((case.label,), data)
+    problems = problems or _label_problems(case, volumes[0].array, data)
+    if problems:
+        raise DataError("; ".join(problems))
+    array, affine = volumes[0].array, volumes[0].affine
+    target = _target(_class_indices(array, case, data), data)
+    return target, _spacing(_with_affine(array, affine), data), affine
 
 
 def check_headers(case: Case, data: DataConfig) -> list[str]:
@@ -90,7 +175,9 @@ def check_headers(case: Case, data: DataConfig) -> list[str]:
             problems.append(str(error))
     if not problems:
         shapes = [header.shape for header in headers]
-        problems = _shape_problems(case, shapes, data) + _affine_problems(case, headers[0].affine, data)
+        problems = _channel_problems(case, shapes[:-1], data)
+        problems += _grid_problems(case, (*case.images, case.label), shapes)
+        problems += _affine_problems(case, headers[0].affine, data)
     return [f"site {case.site}, case {case.name}: {problem}" for problem in problems]
 
 
@@ -99,36 +186,49 @@ def check_headers(case: Case, data: DataConfig) -> list[str]:
 
 def _read_case(case: Case, data: DataConfig) -> tuple[list[Volume], Volume]:
     """All files of a case, checked; every problem that can be seen is in the one error."""
-    volumes: list[Volume] = []
-    problems: list[str] = []
-    for path in (*case.images, case.label):
-        try:
-            volumes.append(read_volume(path, spatial_dims=data.spatial_dims))
-        except DataError as error:
-            problems.append(str(error))
+    paths = (*case.images, case.label)
+    volumes, problems = _read_files(paths, data)
     if not problems:
-        problems = _shape_problems(case, [tuple(volume.array.shape) for volume in volumes], data)
+        shapes = [tuple(volume.array.shape) for volume in volumes]
+        problems = _channel_problems(case, shapes[:-1], data) + _grid_problems(case, paths, shapes)
         problems += _affine_problems(case, volumes[0].affine, data)
         problems += _intensity_problems(case, volumes[:-1], data)
         problems += _label_problems(case, volumes[-1].array, data)
     if problems:
         raise DataError(f"site {case.site}, case {case.name}: {len(problems)} problem(s):{listed(problems)}")
-    _warn_affines(case, volumes)
+    _warn_affines(case, paths, volumes)
     return volumes[:-1], volumes[-1]
 
 
-def _shape_problems(case: Case, shapes: Sequence[tuple[int, ...]], data: DataConfig) -> list[str]:
-    """``shapes``: (channels, *spatial) of each image file, the label's last."""
+def _read_files(paths: Sequence[str], data: DataConfig) -> tuple[list[Volume], list[str]]:
+    """The files that can be read, and a problem for each one that cannot."""
+    volumes: list[Volume] = []
+    problems: list[str] = []
+    for path in paths:
+        try:
+            volumes.append(read_volume(path, spatial_dims=data.spatial_dims))
+        except DataError as error:
+            problems.append(str(error))
+    return volumes, problems
+
+
+def _channel_problems(case: Case, shapes: Sequence[tuple[int, ...]], data: DataConfig) -> list[str]:
+    """``shapes``: (channels, *spatial) of each image file."""
+    num_channels = sum(shape[0] for shape in shapes)
+    if num_channels == len(data.channels):
+        return []
+    hint = "; is one an alpha channel?" if num_channels == len(data.channels) + 1 else ""
+    return [
+        f"the image has {num_channels} channel(s) in {len(case.images)} file(s), data.channels lists "
+        f"{len(data.channels)} ({', '.join(data.channels)}){hint}"
+    ]
+
+
+def _grid_problems(case: Case, paths: Sequence[str], shapes: Sequence[tuple[int, ...]]) -> list[str]:
+    """``shapes``: (channels, *spatial) of each of the ``paths``, the first image first."""
     problems = []
-    num_channels = sum(shape[0] for shape in shapes[:-1])
-    if num_channels != len(data.channels):
-        hint = "; is one an alpha channel?" if num_channels == len(data.channels) + 1 else ""
-        problems.append(
-            f"the image has {num_channels} channel(s) in {len(case.images)} file(s), data.channels lists "
-            f"{len(data.channels)} ({', '.join(data.channels)}){hint}"
-        )
     first = shapes[0][1:]
-    for path, shape in zip((*case.images, case.label), shapes, strict=True):
+    for path, shape in zip(paths, shapes, strict=True):
         if shape[1:] != first:
             kind = "label" if path == case.label else "image"
             problems.append(
@@ -189,10 +289,10 @@ def _label_problems(case: Case, label: Tensor, data: DataConfig) -> list[str]:
     ]
 
 
-def _warn_affines(case: Case, volumes: Sequence[Volume]) -> None:
+def _warn_affines(case: Case, paths: Sequence[str], volumes: Sequence[Volume]) -> None:
     """Files of one case are matched voxel by voxel; say so where their headers disagree."""
     first = volumes[0].affine
-    for path, volume in zip((*case.images, case.label), volumes, strict=True):
+    for path, volume in zip(paths, volumes, strict=True):
         if first is not None and volume.affine is not None and not np.allclose(first, volume.affine, atol=1e-3):
             log.warning(
                 "site %s, case %s: %s has another affine than %s; voxels are matched by index and the latter is used",
@@ -232,9 +332,23 @@ def _to_grid(array: Tensor, affine: NDArray[np.float64] | None, data: DataConfig
     voxel's centre (``nearest-exact``, which stays aligned with the image; ``nearest`` shifts it by half a
     voxel): it keeps the share of thin structures, which a majority vote would erase.
     """
-    grid: Tensor = MetaTensor(array, affine=torch.as_tensor(np.eye(4) if affine is None else affine))
-    if data.spatial_dims == 3 and data.orientation is not None:
-        grid = Orientation(axcodes=data.orientation, labels=(("L", "R"), ("P", "A"), ("I", "S")))(grid)
+    return _resample(_orient(_with_affine(array, affine), data), data, is_label=is_label)
+
+
+def _with_affine(array: Tensor, affine: NDArray[np.float64] | None) -> MetaTensor:
+    return MetaTensor(array, affine=torch.as_tensor(np.eye(4) if affine is None else affine))
+
+
+def _orient(grid: MetaTensor, data: DataConfig) -> MetaTensor:
+    """Swapped and flipped axes, in 3D."""
+    if data.spatial_dims == 2 or data.orientation is None:
+        return grid
+    return _checked(Orientation(axcodes=data.orientation, labels=(("L", "R"), ("P", "A"), ("I", "S")))(grid))
+
+
+def _resample(oriented: MetaTensor, data: DataConfig, *, is_label: bool) -> MetaTensor:
+    """Another voxel size or number of voxels; see :func:`_to_grid`."""
+    grid: Tensor = oriented
     if data.target_spacing_mm is not None:
         grid = Spacing(data.target_spacing_mm, mode="nearest" if is_label else "bilinear")(grid)
     if data.resize is not None and tuple(grid.shape[1:]) != tuple(data.resize):
@@ -242,8 +356,16 @@ def _to_grid(array: Tensor, affine: NDArray[np.float64] | None, data: DataConfig
         linear = "bilinear" if data.spatial_dims == 2 else "trilinear"
         mode = "nearest-exact" if is_label else "area" if shrinks else linear
         grid = Resize(data.resize, mode=mode, anti_aliasing=mode == linear)(grid)
+    return _checked(grid)
+
+
+def _checked(grid: Tensor) -> MetaTensor:
     assert isinstance(grid, MetaTensor), "monai.data.set_track_meta(False) was called: affines are lost"
     return grid
+
+
+def _grid_of(grid: MetaTensor) -> Grid:
+    return Grid(tuple(grid.shape[1:]), torch.as_tensor(grid.affine, dtype=torch.float64))
 
 
 def _target(indices: Tensor, data: DataConfig) -> Tensor:

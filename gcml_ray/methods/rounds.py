@@ -13,7 +13,8 @@ from torch import Tensor
 
 from gcml_ray.config import DcmlConfig, Method
 from gcml_ray.data.site_data import Batch
-from gcml_ray.learner import Learner, MeanStatistics, SegmentationLoss, local_step, mutual_step
+from gcml_ray.learner import Learner, MeanStatistics, SegmentationLoss, Statistics, local_step, mutual_step
+from gcml_ray.records import Phase
 
 
 @dataclass(frozen=True)
@@ -31,9 +32,11 @@ class RoundContext:
 
     ``score`` gives the mean validation Dice of a learner's model; ``open_incoming`` loads a push into a
     second learner with a fresh optimiser; ``on_step`` is told how many steps are done and raises to stop.
+    ``personal`` is the model of its own that a site has beside the exchanged one, for methods with two.
     """
 
     round_number: int
+    phase: Phase
     exchange_index: int
     num_steps: int
     num_train: int
@@ -44,6 +47,7 @@ class RoundContext:
     score: Callable[[Learner], float]
     open_incoming: Callable[[IncomingModel], Learner]
     on_step: Callable[[int], None]
+    personal: Learner | None = None
 
 
 @dataclass
@@ -67,13 +71,39 @@ class TrainRound(Protocol):
         ...
 
 
-def run_local_steps(local: Learner, context: RoundContext, result: RoundResult, *, num_steps: int) -> None:
-    """``num_steps`` supervised steps; continues the round's step count in ``result``."""
+def run_steps(
+    learners: Sequence[Learner],
+    step: Callable[[Batch], Statistics],
+    context: RoundContext,
+    result: RoundResult,
+    *,
+    num_steps: int,
+) -> None:
+    """``num_steps`` times a batch, a learning rate and a step; continues the round's step count in ``result``.
+
+    Args:
+        learners: those that ``step`` trains.
+        step: one optimiser step of each of them.
+        context: the round.
+        result: gets the steps' statistics.
+        num_steps: how many.
+    """
     for _ in range(num_steps):
-        local.set_learning_rate(context.learning_rate(result.num_steps))
-        result.statistics.add(local_step(local, next(context.batches), context.loss))
+        rate = context.learning_rate(result.num_steps)
+        for learner in learners:
+            learner.set_learning_rate(rate)
+        result.statistics.add(step(next(context.batches)))
         result.num_steps += 1
         context.on_step(result.num_steps)
+
+
+def run_local_steps(local: Learner, context: RoundContext, result: RoundResult, *, num_steps: int) -> None:
+    """``num_steps`` supervised steps."""
+
+    def step(batch: Batch) -> Statistics:
+        return local_step(local, batch, context.loss)
+
+    run_steps([local], step, context, result, num_steps=num_steps)
 
 
 def run_mutual_steps(
@@ -87,16 +117,11 @@ def run_mutual_steps(
     weight: float,
 ) -> None:
     """``num_steps`` mutual steps of both models on the receiver's data."""
-    for _ in range(num_steps):
-        rate = context.learning_rate(result.num_steps)
-        local.set_learning_rate(rate)
-        incoming.set_learning_rate(rate)
-        batch = next(context.batches)
-        result.statistics.add(
-            mutual_step(local, incoming, batch, context.loss, dcml=dcml, weight=weight, sigmoid=context.sigmoid)
-        )
-        result.num_steps += 1
-        context.on_step(result.num_steps)
+
+    def step(batch: Batch) -> Statistics:
+        return mutual_step(local, incoming, batch, context.loss, dcml=dcml, weight=weight, sigmoid=context.sigmoid)
+
+    run_steps([local, incoming], step, context, result, num_steps=num_steps)
 
 
 def share_steps(num_steps: int, num_parts: int) -> list[int]:

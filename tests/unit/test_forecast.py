@@ -5,19 +5,9 @@ import torch
 from torch import nn
 
 from gcml_ray.config import Config, GcmlMethod, GmlMethod, OptimiserConfig, RingTopology
-from gcml_ray.forecast import (
-    Place,
-    SiteCases,
-    SiteCosts,
-    cache_bytes,
-    duration,
-    forecast,
-    learner_bytes,
-    moments_per_parameter,
-    num_windows,
-    planned_rounds,
-    scoring_passes,
-)
+from gcml_ray.forecast import cache_bytes, duration, forecast, learner_bytes, moments_per_parameter
+from gcml_ray.forecast_costs import Place, SiteCases, SiteCosts
+from gcml_ray.forecast_time import num_windows, planned_rounds, scoring_passes, step_seconds
 from gcml_ray.inference import predict_logits
 from gcml_ray.preflight import Machine
 
@@ -317,3 +307,59 @@ def test_an_object_store_that_is_too_small_warns() -> None:
 def test_a_gpu_that_is_too_small_fails() -> None:
     assert needs_on(Machine(2, 10**12, 10**12, gpu_bytes=(10**9,)), on_gpu=True)["gpu memory"] == "FAIL"
     assert needs_on(Machine(2, 10**12, 10**12, gpu_bytes=(2 * 10**9,)), on_gpu=True)["gpu memory"] == "PASS"
+
+
+# --- the other methods -------------------------------------------------------------------------
+
+
+def test_a_server_takes_two_pushes_a_site_in_every_exchange_round() -> None:
+    """7 exchange rounds x 2 sites x 4400 bytes, up and down; FedAvg over all 10 rounds uploads 2 x 10 of them."""
+    needs = forecast(config(method={"name": "fedavg"}), [cases("A"), cases("B")], [costs("A"), costs("B")], ONE_PROCESS)
+    assert (needs.num_exchange_rounds, needs.num_pushes) == (7, 28)
+    assert needs.pushed_bytes == 28 * 4400
+
+
+def test_a_server_needs_room_for_every_push_and_the_mean() -> None:
+    """Beside what the sites need: 2 pushes, the mean and a product on its way, 4400 bytes each."""
+    needs, alone = (
+        forecast(config(method={"name": name}), [cases("A"), cases("B")], [costs("A"), costs("B")], ONE_PROCESS)
+        for name in ("fedavg", "local")
+    )
+    mailboxes = 2 * 4400
+    assert needs.machine_memory_bytes - alone.machine_memory_bytes == (2 + 2) * 4400 + mailboxes
+
+
+@pytest.mark.parametrize(
+    ("method", "steps"),
+    [
+        # seconds a step in warm-up, exchange and cool-down
+        ({"name": "fedavg"}, (0.1, 0.1, 0.1)),
+        ({"name": "ditto", "lambda": 1.0}, (0.2, 0.2, 0.1)),
+        ({"name": "proxyfl", "topology": {"name": "ring"}, "alpha": 0.5, "beta": 0.5}, (0.2, 0.3, 0.1)),
+    ],
+)
+def test_two_models_take_two_steps_until_the_cooldown(method: dict[str, Any], steps: tuple[float, ...]) -> None:
+    seconds = [
+        step_seconds(config(method=method), costs("A"), num_incoming=0, round_number=number) for number in (1, 2, 10)
+    ]
+    assert seconds == pytest.approx(steps)
+
+
+@pytest.mark.parametrize("num_incoming", [0, 1])
+def test_defkt_takes_mutual_steps_where_a_model_came_in(num_incoming: int) -> None:
+    method = {"name": "defkt", "topology": {"name": "ring"}}
+    seconds = step_seconds(config(method=method), costs("A"), num_incoming=num_incoming, round_number=2)
+    assert seconds == pytest.approx(0.3 if num_incoming else 0.1)
+
+
+def test_a_second_model_has_weights_gradient_and_moments() -> None:
+    """Two of 1100 weights, 1000 gradients and 2 x 1000 moments, and the learner that the test loads into."""
+    method = {"name": "ditto", "lambda": 1.0}
+    assert learner_bytes(config(method=method), costs("A")) == 4 * (2 * (1100 + 1000 + 2000) + 1100 + 1000)
+
+
+def test_pooled_training_is_one_site_with_all_cases() -> None:
+    needs = forecast(config(method={"name": "pooled"}), [cases("A"), cases("B")], [costs("A"), costs("B")], ONE_PROCESS)
+    assert [site.site for site in needs.sites] == ["pooled"]
+    assert needs.sites[0].cache_bytes == 2 * cache_bytes(cases("A"), config().data)
+    assert (needs.num_pushes, needs.num_exchange_rounds) == (0, 0)

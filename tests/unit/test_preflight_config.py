@@ -15,7 +15,8 @@ from gcml_ray.data.datalist import Case
 from gcml_ray.data.loading import load_sample
 from gcml_ray.data.reading import read_header
 from gcml_ray.data.site_data import SiteData
-from gcml_ray.forecast import SiteCosts, cache_bytes
+from gcml_ray.forecast import cache_bytes
+from gcml_ray.forecast_costs import SiteCosts
 from gcml_ray.preflight import Check, Machine
 from gcml_ray.run_folder import RunFolder
 from tests.tiny_federation import SHAPE, edit_datalist, make_config, make_federation, write_case, write_image

@@ -1,0 +1,164 @@
+"""What is wrong with a data set: collected case by case, reported together; and the checks of a case's files."""
+
+from __future__ import annotations
+
+import csv
+import logging
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from gcml_ray.data.datalist import Case, listed
+from gcml_ray.data.reading import Header, read_header, read_volume
+from gcml_ray.errors import DataError
+
+log = logging.getLogger(__name__)
+
+Progress = Callable[[int, int], None]  # (cases done, cases in all)
+
+MAX_SHIFT = 0.1  # of a voxel: headers of one case may differ by rounding, not by more
+
+
+@dataclass
+class Findings:
+    """Problems of single cases and of the set as a whole, in the order in which they were found."""
+
+    source: Path
+    general: list[str] = field(default_factory=list)
+    by_case: dict[str, list[str]] = field(default_factory=dict)
+
+    def about(self, case: str, problems: Iterable[str]) -> None:
+        """Adds problems of one case."""
+        for problem in problems:
+            self.by_case.setdefault(case, []).append(problem)
+
+    def sound(self, cases: Sequence[Case], *, skip_faulty: bool) -> tuple[Case, ...]:
+        """The cases that nothing is wrong with.
+
+        Args:
+            cases: all that were found.
+            skip_faulty: leave out the others with a warning each, instead of raising.
+
+        Raises:
+            DataError: something is wrong and may not be left out, or no case remains; lists all problems.
+        """
+        problems = self.general + [f"case {case}: {each}" for case, those in self.by_case.items() for each in those]
+        sound = tuple(case for case in cases if case.name not in self.by_case)
+        if problems and not (skip_faulty and sound):
+            advice = "" if skip_faulty else "\nMend them, or leave these cases out with --skip-faulty."
+            raise DataError(f"{self.source}: {len(problems)} problem(s):{listed(problems)}{advice}")
+        for problem in problems:
+            log.warning("left out: %s", problem)
+        if not sound:
+            raise DataError(f"{self.source}: no case was found")
+        return sound
+
+
+def check_cases(
+    cases: Sequence[Case],
+    findings: Findings,
+    *,
+    channels: Sequence[str],
+    label_values: Collection[int],
+    spatial_dims: int = 3,
+    progress: Progress | None = None,
+) -> None:
+    """Looks at every file of every case: is it there, on one grid, with the label values that are allowed."""
+    for done, case in enumerate(cases, start=1):
+        roles = channels if len(case.images) == len(channels) else ("picture",)  # RGB: one file, three channels
+        files = dict(zip((*roles, "label"), map(Path, (*case.images, case.label)), strict=True))
+        findings.about(case.name, grid_problems(files, spatial_dims=spatial_dims))
+        findings.about(case.name, label_problems(files["label"], label_values, spatial_dims=spatial_dims))
+        if progress is not None:
+            progress(done, len(cases))
+
+
+def grid_problems(files: Mapping[str, Path], *, spatial_dims: int = 3) -> list[str]:
+    """Missing and unreadable files of a case, and those that do not lie on the grid of its first; by headers."""
+    headers: dict[str, Header] = {}
+    problems: list[str] = []
+    for role, path in files.items():
+        if not path.is_file():
+            problems.append(f"{role} is missing: no file {path}")
+            continue
+        try:
+            headers[role] = read_header(str(path), spatial_dims=spatial_dims)
+        except DataError as error:
+            problems.append(str(error))
+    roles = list(headers)
+    for role in roles[1:]:
+        problem = _grid_difference(headers[roles[0]], headers[role])
+        if problem:
+            problems.append(f"{role} ({files[role].name}) {problem} {roles[0]} ({files[roles[0]].name})")
+    return problems
+
+
+def _grid_difference(first: Header, other: Header) -> str | None:
+    """How the second grid differs from the first one, or None."""
+    shape = first.shape[1:]
+    if other.shape[1:] != shape:
+        return f"has the shape {other.shape[1:]}, not {shape} as"
+    if first.affine is None or other.affine is None:
+        return None
+    corners = np.array(np.meshgrid(*[(0, size - 1) for size in shape], indexing="ij")).reshape(len(shape), -1)
+    places = np.vstack([np.pad(corners, ((0, 3 - len(shape)), (0, 0))), np.ones(corners.shape[1])])
+    shift = float(np.linalg.norm(((first.affine - other.affine) @ places)[:3], axis=0).max())
+    voxel = float(np.linalg.norm(first.affine[:3, :3], axis=0)[: len(shape)].min())
+    if np.isfinite(shift) and shift <= MAX_SHIFT * voxel:
+        return None
+    return f"has another affine (off by up to {shift:.3g} mm) than"
+
+
+def label_problems(path: Path, allowed: Collection[int], *, spatial_dims: int = 3) -> list[str]:
+    """Values of a label file that mean nothing; an empty label only gives a warning."""
+    if not path.is_file():
+        return []
+    try:
+        label = read_volume(str(path), spatial_dims=spatial_dims).array
+    except DataError as error:
+        return [str(error)]
+    known = torch.zeros(label.shape, dtype=torch.bool)
+    for value in allowed:
+        known |= label == value
+    foreign = torch.unique(label[~known]).tolist()
+    if not foreign and not label.any():
+        log.warning("label %s is empty: nothing is marked", path)
+    shown = ", ".join(f"{value:g}" for value in foreign[:10]) + (", ..." if len(foreign) > 10 else "")
+    return [f"label {path.name} holds the values {shown}; known are {_numbers(allowed)}"] if foreign else []
+
+
+def _numbers(values: Iterable[int]) -> str:
+    return ", ".join(str(value) for value in sorted(values))
+
+
+def find_nifti(folder: Path, stem: str, problems: list[str]) -> Path:
+    """``<stem>.nii.gz`` or ``<stem>.nii`` in a folder, whether it exists or not; both together are a problem."""
+    packed, plain = folder / f"{stem}.nii.gz", folder / f"{stem}.nii"
+    if packed.is_file() and plain.is_file():
+        problems.append(f"{stem} is there twice, as .nii.gz and as .nii; remove one")
+    return plain if plain.is_file() and not packed.is_file() else packed
+
+
+def read_rows(path: str | Path, columns: Sequence[str]) -> list[tuple[int, dict[str, str]]]:
+    """(line number, column -> cell) of every line of a CSV table, cells stripped, empty lines left out.
+
+    Raises:
+        DataError: the file cannot be read, lacks a column, or has no line below its header.
+    """
+    try:
+        with Path(path).open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file, skipinitialspace=True)
+            header = [name.strip() for name in reader.fieldnames or ()]
+            reader.fieldnames = header
+            rows = [(reader.line_num, {name: (row.get(name) or "").strip() for name in columns}) for row in reader]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{path}: cannot be read as a CSV table ({error})") from error
+    missing = [name for name in columns if name not in header]
+    if missing:
+        raise DataError(f"{path}: has no column {', '.join(missing)}; its columns are {', '.join(header) or 'none'}")
+    if not rows:
+        raise DataError(f"{path}: has a header but no line below it")
+    return rows

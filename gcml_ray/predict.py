@@ -1,0 +1,323 @@
+"""A personalised model taken to new patients: from image files or arrays to labels on the image's own grid.
+
+Legend: C classes (softmax) or regions (sigmoid), K foreground classes or regions, *grid = what the network
+sees, *source = the grid of the image's file (D, H, W or H, W).
+
+What is averaged or resampled is probabilities, decided at the end on the file's grid. Where nothing is averaged
+or resampled the decision is taken from the logits, exactly as in the run's own evaluation.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from safetensors import SafetensorError, safe_open
+from scipy import ndimage
+from torch import Tensor, nn
+
+from gcml_ray.checkpoint import load_model as load_weights
+from gcml_ray.config import POOLED, Config
+from gcml_ray.config_file import load_config
+from gcml_ray.data.contract import data_contract
+from gcml_ray.data.datalist import Case, name_from_file
+from gcml_ray.data.loading import PreparedImage, prepare_image, read_image
+from gcml_ray.data.reading import Volume
+from gcml_ray.data.restoring import is_resampled, restore
+from gcml_ray.errors import CheckpointError, ConfigError, DataError
+from gcml_ray.inference import predict_logits
+from gcml_ray.label_files import Labels, label_map, output_paths, write_labels, write_masks
+from gcml_ray.networks.registry import build_network, fingerprint
+from gcml_ray.run_folder import RunFolder
+from gcml_ray.weights import FlatModel
+
+log = logging.getLogger(__name__)
+
+PERSONALISED = "personalised.safetensors"
+FilePath = str | Path
+VolumeInput = FilePath | Sequence[FilePath] | tuple[NDArray[np.generic], NDArray[np.float64] | None]
+
+
+@dataclass(frozen=True)
+class ModelFacts:
+    """What a model file says of itself; ``validation_dice`` is empty where it was never scored."""
+
+    site: str
+    round_number: int
+    validation_dice: str
+    method: str
+    fingerprint: str
+    data_contract: str
+
+
+@dataclass(frozen=True, eq=False)
+class Prediction:
+    """One image's prediction on the grid of its file.
+
+    Attributes:
+        labels: (*source) values of ``data.labels``; None where regions need a file each (``label_files``).
+        masks: (K, *source), one for each of ``data.foreground_names``; regions as the network gave them.
+        affine: 4x4, voxel index to mm; None for pictures.
+        probabilities: (C, *source), float32, before ``largest_component``; None where they were not asked for.
+    """
+
+    labels: Labels | None
+    masks: NDArray[np.bool_]
+    affine: NDArray[np.float64] | None
+    probabilities: NDArray[np.float32] | None
+
+
+class PersonalModel:
+    """A site's model, ready to predict; :func:`load_model` makes one.
+
+    Args:
+        config: of the run.
+        facts: of each model, the site's own first; several are an ensemble.
+        modules: the networks, on ``device``.
+        device: where forward passes run.
+    """
+
+    def __init__(
+        self, config: Config, facts: Sequence[ModelFacts], modules: Sequence[nn.Module], device: torch.device
+    ) -> None:
+        self.config = config
+        self.facts = tuple(facts)
+        self.modules = tuple(modules)
+        self.device = device
+
+    def predict(
+        self,
+        volume: VolumeInput,
+        *,
+        flips: bool = False,
+        largest_component: bool = False,
+        probabilities: bool = False,
+    ) -> Prediction:
+        """Predicts one image.
+
+        Args:
+            volume: a file that holds all channels; a list of files, one a channel in the order of
+                ``data.channels``; or (array, affine): (C, *source), or (*source) for one channel, with the 4x4
+                affine from voxel index to mm, None for pictures.
+            flips: average the probabilities over all flips of the axes: 8 passes in 3D, 4 in 2D.
+            largest_component: keep the largest connected piece of each class or region alone.
+            probabilities: return them too.
+
+        Raises:
+            DataError: the image cannot be used; names the file.
+        """
+        prepared, affine = self._prepare(volume)
+        scores, threshold = self._scores(prepared, flips=flips)
+        masks = self._decide(scores, prepared, threshold)
+        if largest_component:
+            masks = np.stack([keep_largest(mask) for mask in masks])
+        shown = None
+        if probabilities:
+            shares = scores if threshold else self._activate(scores)  # threshold 0: they are logits
+            shown = restore(shares, prepared, self.config.data).cpu().numpy()
+        return Prediction(label_map(masks, self.config.data), masks, affine, shown)
+
+    def predict_case(
+        self, case: Case, folder: Path, *, flips: bool = False, largest_component: bool = False
+    ) -> tuple[Path, ...]:
+        """Predicts a case and writes it as ``folder/<case>.nii.gz`` (``.png`` for pictures), or a file a region.
+
+        Raises:
+            DataError: the image cannot be used, or its labels cannot be stored in this kind of file.
+        """
+        prediction = self.predict(case.images, flips=flips, largest_component=largest_component)
+        paths = output_paths(folder, case.name, case.images[0], self.config.data)
+        note = f"gcml-ray site {self.facts[0].site} round {self.facts[0].round_number}"
+        if len(self.facts) > 1:
+            note += f" ensemble of {len(self.facts)}"
+        if prediction.labels is not None:
+            write_labels(paths[""], prediction.labels, like=case.images[0], note=note)
+        else:
+            masks = dict(zip(self.config.data.foreground_names, prediction.masks, strict=True))
+            write_masks(paths, masks, like=case.images[0], note=note)
+        return tuple(paths.values())
+
+    # --- steps of a prediction -----------------------------------------------------------------
+
+    def _prepare(self, volume: VolumeInput) -> tuple[PreparedImage, NDArray[np.float64] | None]:
+        """The preprocessed image and the affine of its source."""
+        data = self.config.data
+        if isinstance(volume, str | Path):
+            volume = [volume]
+        if isinstance(volume[0], np.ndarray):
+            content = self._from_array(volume[0], volume[1])  # type: ignore[arg-type]  # the pair (array, affine)
+        else:
+            paths = tuple(str(path) for path in volume)
+            content = read_image(Case(self.facts[0].site, name_from_file(paths[0]), paths, "", None), data)
+        return prepare_image(content.array, content.affine, data), content.affine
+
+    def _from_array(self, array: NDArray[np.generic], affine: NDArray[np.float64] | None) -> Volume:
+        """An array as if it came from a file, with the checks that a file gets."""
+        data = self.config.data
+        values = torch.from_numpy(np.array(array, dtype=np.float32))
+        values = values[None] if values.ndim == data.spatial_dims else values
+        if values.ndim != data.spatial_dims + 1 or len(values) != len(data.channels) or 0 in values.shape:
+            raise DataError(
+                f"the array has the shape {tuple(array.shape)}; expected {len(data.channels)} channel(s) "
+                f"({', '.join(data.channels)}) first, then {data.spatial_dims} axes"
+            )
+        if not torch.isfinite(values).all():
+            raise DataError("the array has NaN or infinite values; replace them, e.g. by 0")
+        if values.min() == values.max():
+            raise DataError("the array has one value everywhere: it is empty")
+        if affine is None and data.spacing_is_real:
+            raise DataError("data.spacing_is_real is true: give the 4x4 affine beside the array")
+        if affine is not None and np.shape(affine) != (4, 4):
+            raise DataError(f"the affine has the shape {np.shape(affine)}, expected (4, 4)")
+        return Volume(values, None if affine is None else np.asarray(affine, dtype=np.float64))
+
+    def _scores(self, prepared: PreparedImage, *, flips: bool) -> tuple[Tensor, float]:
+        """Scores (C, *grid) and the threshold of a region: logits and 0, or mean probabilities and 0.5."""
+        if len(self.modules) == 1 and not flips and not is_resampled(prepared):
+            return self._logits(self.modules[0], prepared.image), 0.0
+        num_axes = self.config.data.spatial_dims if flips else 0
+        flipped = [
+            [1 + axis for axis in range(num_axes) if turned[axis]]
+            for turned in itertools.product((False, True), repeat=num_axes)
+        ]
+        total: Tensor | None = None
+        for module in self.modules:
+            for axes in flipped:
+                shares = self._activate(self._logits(module, prepared.image.flip(axes))).flip(axes)
+                total = shares if total is None else total + shares
+        assert total is not None
+        return total / (len(self.modules) * len(flipped)), 0.5
+
+    def _logits(self, module: nn.Module, image: Tensor) -> Tensor:
+        """Logits (C, *grid) of one network by sliding window, as in the run's evaluation."""
+        return predict_logits(
+            module,
+            image,
+            patch_size=self.config.window_size,
+            overlap=self.config.evaluation.window_overlap,
+            window_batch=self.config.evaluation.window_batch,
+            device=self.device,
+            amp=self.config.resources.amp,
+        )
+
+    def _activate(self, logits: Tensor) -> Tensor:
+        """Probabilities (C, *grid)."""
+        return logits.sigmoid() if self.config.data.is_sigmoid else logits.softmax(dim=0)
+
+    def _decide(self, scores: Tensor, prepared: PreparedImage, threshold: float) -> NDArray[np.bool_]:
+        """Masks (K, *source). Channel by channel, as a whole body in many classes would not fit in memory."""
+        channels = (restore(scores[index : index + 1], prepared, self.config.data)[0] for index in range(len(scores)))
+        if self.config.data.is_sigmoid:
+            return np.stack([(channel > threshold).cpu().numpy() for channel in channels])
+        best = next(channels)
+        winner = torch.zeros(best.shape, dtype=torch.uint8, device=best.device)
+        for index, channel in enumerate(channels, start=1):
+            is_better = channel > best  # of equal ones the first, as argmax does
+            winner[is_better] = index
+            best = torch.where(is_better, channel, best)
+        return np.stack([(winner == index).cpu().numpy() for index in range(1, len(scores))])
+
+
+def keep_largest(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """The largest connected piece of a mask; voxels that share a corner are connected, of equals the first stays."""
+    pieces, count = ndimage.label(mask, structure=np.ones((3,) * mask.ndim))
+    if count < 2:
+        return mask
+    kept: NDArray[np.bool_] = pieces == 1 + np.bincount(pieces.ravel())[1:].argmax()
+    return kept
+
+
+# --- loading -----------------------------------------------------------------------------------
+
+
+def load_model(run_folder: FilePath, site: str, *, device: str = "cpu", ensemble: bool = False) -> PersonalModel:
+    """A site's personalised model from the folder of a run.
+
+    Args:
+        run_folder: the ``output.folder`` of a run that was tested.
+        site: whose model; a run of pooled cases has one for all sites.
+        device: ``cpu``, ``cuda`` or ``cuda:1``.
+        ensemble: average with the personalised models of all other sites that lie in the folder.
+
+    Raises:
+        CheckpointError: the folder is not a run's, or a model is missing, unreadable or of another network, site
+            or data contract.
+        ConfigError: the configuration or the device cannot be used, or there is no other site for an ensemble.
+    """
+    folder = RunFolder.open(run_folder)
+    config = load_config(folder.config_file)
+    target = _device(device)
+    site = POOLED if config.method.name == POOLED else site
+    sites = [site]
+    if ensemble:
+        sites += [other for other in _sites_with_model(folder) if other != site]
+        if len(sites) == 1:
+            raise ConfigError(f"ensemble: no site but {site} has a {PERSONALISED} in {folder.path}; leave it out")
+    loaded = [_load_one(folder, config, each, target) for each in sites]
+    return PersonalModel(config, [facts for facts, _ in loaded], [module for _, module in loaded], target)
+
+
+def _load_one(folder: RunFolder, config: Config, site: str, device: torch.device) -> tuple[ModelFacts, nn.Module]:
+    """One site's model, checked against the configuration before it is built."""
+    path = folder.checkpoints(site) / PERSONALISED
+    if not path.is_file():
+        found = ", ".join(_sites_with_model(folder)) or "none"
+        raise CheckpointError(
+            f"{path} does not exist; sites with a personalised model in this run: {found}. It is written when a run "
+            f"has tested its models: finish it with `gcml run --resume {folder.path}`"
+        )
+    facts, network = _facts(path), config.network_of(site)
+    expected = {
+        "site": (facts.site, site),
+        "network fingerprint": (facts.fingerprint, fingerprint(network, config.data)),
+        "data contract": (facts.data_contract, data_contract(config.data)),
+    }
+    wrong = [f"{key} {found} is not {wanted}" for key, (found, wanted) in expected.items() if found != wanted]
+    if wrong:
+        raise CheckpointError(
+            f"{path} does not fit {folder.config_file}: {'; '.join(wrong)}. Use the config.yaml that the model was "
+            "trained with; data contract means labels, regions, channels, grid and normalisation"
+        )
+    with torch.random.fork_rng(devices=[]):  # initial weights are drawn and overwritten
+        model = FlatModel(build_network(network, config.data).to(device), send_buffers=True)
+    load_weights(path, model)
+    return facts, model.module.eval()
+
+
+def _facts(path: Path) -> ModelFacts:
+    """The header of a model file."""
+    try:
+        with safe_open(path, framework="np") as handle:
+            header = handle.metadata() or {}
+        return ModelFacts(
+            site=header["site"],
+            round_number=int(header["round"]),
+            validation_dice=header["validation_dice"],
+            method=header["method"],
+            fingerprint=header["fingerprint"],
+            data_contract=header["data_contract"],
+        )
+    except (SafetensorError, OSError) as error:
+        raise CheckpointError(f"{path} cannot be read ({error}); copy it again from the run") from error
+    except (KeyError, ValueError) as error:
+        raise CheckpointError(f"{path} is not a personalised model of gcml-ray: its header lacks {error}") from error
+
+
+def _sites_with_model(folder: RunFolder) -> list[str]:
+    return sorted(path.parent.name for path in (folder.path / "checkpoints").glob(f"*/{PERSONALISED}"))
+
+
+def _device(name: str) -> torch.device:
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError(f"device {name!r} is unknown; allowed are cpu, cuda, cuda:0, cuda:1, ...") from error
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(f"device {name!r}: this machine shows {torch.cuda.device_count()} GPU(s) to torch; use cpu")
+    return device

@@ -1,0 +1,115 @@
+"""Scores prediction files against reference labels, each on the grid of its file.
+
+Legend: K foreground classes or regions, *source = the grid of the files.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from gcml_ray.config import Config, DataConfig
+from gcml_ray.data.datalist import Case
+from gcml_ray.data.loading import read_target
+from gcml_ray.data.reading import read_volume
+from gcml_ray.errors import DataError
+from gcml_ray.metrics import score_case
+from gcml_ray.records import CaseScore
+
+log = logging.getLogger(__name__)
+
+ENDINGS = (".nii.gz", ".nii", ".png")
+PREDICTED = "predicted"  # the model's name in the tables
+
+
+@dataclass(frozen=True)
+class ScoredFiles:
+    """Scores, one line for each case that could not be scored, and the cases without a prediction."""
+
+    scores: tuple[CaseScore, ...]
+    problems: tuple[str, ...]
+    missing: tuple[Case, ...]
+
+
+def score_files(
+    cases: Sequence[Case], folder: Path, config: Config, *, on_progress: Callable[[int, int], None]
+) -> ScoredFiles:
+    """Scores every case that has a prediction in a folder.
+
+    Args:
+        cases: with labels and splits.
+        folder: holds ``<site>/<case>.nii.gz`` or ``<case>.nii.gz`` (also ``.nii``, ``.png``), or a file a region,
+            ``<case>_<region>.nii.gz``.
+        config: of the run.
+        on_progress: told (cases done, cases in all).
+    """
+    scores: list[CaseScore] = []
+    problems: list[str] = []
+    missing: list[Case] = []
+    for done, case in enumerate(cases, start=1):
+        files = find_prediction(case, folder, config.data)
+        try:
+            if files:
+                scores.extend(_score(case, files, config))
+            else:
+                missing.append(case)
+        except DataError as error:
+            problems.append(f"{case.name} (site {case.site}): {error}")
+        on_progress(done, len(cases))
+    return ScoredFiles(tuple(scores), tuple(problems), tuple(missing))
+
+
+def find_prediction(case: Case, folder: Path, data: DataConfig) -> tuple[Path, ...]:
+    """The prediction of a case: one label map, or a file for each region; empty where there is none."""
+    for place in (folder / case.site, folder):
+        for ending in ENDINGS:
+            whole = place / f"{case.name}{ending}"
+            if whole.is_file():
+                return (whole,)
+            parts = tuple(place / f"{case.name}_{name}{ending}" for name in data.foreground_names)
+            if data.is_sigmoid and all(part.is_file() for part in parts):
+                return parts
+    return ()
+
+
+def _score(case: Case, files: Sequence[Path], config: Config) -> tuple[CaseScore, ...]:
+    """All scores of one case."""
+    data = config.data
+    reference, spacing, affine = read_target(case, data)
+    prediction, own_affine = _read_prediction(case, files, data)
+    if prediction.shape != reference.shape:
+        raise DataError(
+            f"{files[0]} has the shape {tuple(prediction.shape[1:])}, its reference {case.label} has "
+            f"{tuple(reference.shape[1:])}; they must be on one grid"
+        )
+    if affine is not None and own_affine is not None and not np.allclose(affine, own_affine, atol=1e-3):
+        log.warning("%s has another affine than %s; voxels are matched by index", files[0], case.label)
+    return score_case(
+        prediction,
+        reference,
+        spacing=spacing,
+        tolerance=config.evaluation.surface_tolerance,
+        class_names=data.foreground_names,
+        sigmoid=data.is_sigmoid,
+        site=case.site,
+        case=case.name,
+        split=case.split or "test",
+        model=PREDICTED,
+    )
+
+
+def _read_prediction(case: Case, files: Sequence[Path], data: DataConfig) -> tuple[Tensor, NDArray[np.float64] | None]:
+    """A prediction in the form of a target, and its affine."""
+    if not data.is_sigmoid or (len(files) == 1 and files[0].name.startswith(f"{case.name}.")):
+        as_label = Case(case.site, case.name, (), str(files[0]), None)
+        target, _, affine = read_target(as_label, data)
+        return target, affine
+    volumes = [read_volume(str(file), spatial_dims=data.spatial_dims) for file in files]
+    return torch.cat([(volume.array[:1] > 0).float() for volume in volumes]), volumes[0].affine

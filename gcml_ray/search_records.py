@@ -1,0 +1,138 @@
+"""Records of a hyperparameter search: what a trial reported, and how it ended. No tensors, no Ray."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+Objective = Literal["mean_dice", "worst_dice", "dice_per_megabyte", "dice_and_megabytes"]
+TrialStatus = Literal["waiting", "running", "finished", "cut", "stopped", "failed"]
+
+
+@dataclass(frozen=True)
+class TrialPoint:
+    """A trial after one evaluated round.
+
+    ``site_dice``: validation Dice of each site's personalised model, the best one so far; 0 before the first.
+    ``megabytes``: what all pushes so far sent over the wire, refused ones included.
+    """
+
+    round_number: int
+    site_dice: dict[str, float]
+    megabytes: float
+    seconds: float
+
+    @property
+    def mean_dice(self) -> float:
+        """Mean over the sites."""
+        return sum(self.site_dice.values()) / len(self.site_dice)
+
+    @property
+    def worst_dice(self) -> float:
+        """Of the site that is served worst."""
+        return min(self.site_dice.values())
+
+    def value(self, objective: Objective) -> float:
+        """The number that the search maximises.
+
+        ``dice_per_megabyte`` is mean Dice / (1 + megabytes sent per site): the 1 keeps a federation that sends
+        nothing finite. ``dice_and_megabytes`` has two: this is mean Dice, which ranks where one number must.
+        """
+        if objective == "dice_per_megabyte":
+            return self.mean_dice / (1 + self.megabytes / len(self.site_dice))
+        return self.worst_dice if objective == "worst_dice" else self.mean_dice
+
+
+@dataclass(frozen=True)
+class TrialRecord:
+    """One trial. ``number`` counts from 1 in the order of their making; ``reason`` says why it failed.
+
+    ``status``: ``cut`` by the scheduler, ``stopped`` with the search (by the time budget or by a person).
+    ``params``: the values that were drawn, by configuration key.
+    """
+
+    number: int
+    trial_id: str
+    status: TrialStatus
+    params: dict[str, Any] = field(default_factory=dict)
+    points: tuple[TrialPoint, ...] = ()
+    reason: str = ""
+
+    @property
+    def last_round(self) -> int:
+        """The newest evaluated round; 0 before the first."""
+        return self.points[-1].round_number if self.points else 0
+
+    def value(self, objective: Objective) -> float:
+        """What the trial reached; NaN before its first evaluation."""
+        return self.points[-1].value(objective) if self.points else math.nan
+
+
+@dataclass(frozen=True)
+class SearchRecord:
+    """A search: its trials, and how much each searched key matters (shares that sum to 1; empty where unknown)."""
+
+    name: str
+    objective: Objective
+    rounds: int
+    trials: tuple[TrialRecord, ...]
+    importances: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def best(self) -> TrialRecord | None:
+        """The finished trial with the highest objective, the earlier one of equals; None where none finished."""
+        finished = [trial for trial in self.trials if trial.status == "finished" and trial.points]
+        return max(finished, key=lambda trial: trial.value(self.objective), default=None)
+
+    @property
+    def front(self) -> tuple[TrialRecord, ...]:
+        """The finished trials that no other one beats in both mean Dice and megabytes (Pareto front)."""
+        finished = [trial for trial in self.trials if trial.status == "finished" and trial.points]
+        return tuple(trial for trial in finished if not any(_beats(other, trial) for other in finished))
+
+
+def _beats(one: TrialRecord, other: TrialRecord) -> bool:
+    """Whether a trial is nowhere worse than another one, and somewhere better."""
+    mine, its = one.points[-1], other.points[-1]
+    is_as_good = mine.mean_dice >= its.mean_dice and mine.megabytes <= its.megabytes
+    return is_as_good and (mine.mean_dice, mine.megabytes) != (its.mean_dice, its.megabytes)
+
+
+@dataclass(frozen=True)
+class FinalScore:
+    """Test Dice by site of the personalised models that one seed gave; mean over cases and classes."""
+
+    seed: int
+    site_dice: dict[str, float]
+
+    @property
+    def mean_dice(self) -> float:
+        """Mean over the sites."""
+        return sum(self.site_dice.values()) / len(self.site_dice)
+
+    @property
+    def worst_dice(self) -> float:
+        """Of the site that is served worst."""
+        return min(self.site_dice.values())
+
+
+@dataclass(frozen=True)
+class FinalRecord:
+    """The one test of a search's winner. ``identity``: of its configuration, seed 0 in its place."""
+
+    name: str
+    identity: str
+    scores: tuple[FinalScore, ...]
+
+
+def describe_params(params: dict[str, Any]) -> str:
+    """Drawn values by the last part of their keys."""
+    return ", ".join(f"{key.rpartition('.')[2]}={format_value(value)}" for key, value in sorted(params.items()))
+
+
+def format_value(value: Any) -> str:
+    """A drawn value, or an objective, in few characters."""
+    if isinstance(value, float):
+        return "-" if math.isnan(value) else f"{value:.4g}"
+    return str(value)

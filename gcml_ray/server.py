@@ -1,0 +1,177 @@
+"""The server of methods that have one: holds one flat vector, the mean of what the sites sent; has no data.
+
+Satisfies ``actors.site.Trainer``, so a server lives in the pool as sites do: it receives and pushes as they do, and
+its "training" is forming the mean. It restarts from its own checkpoint.
+
+Legend: S values of a push.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import socket
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from gcml_ray.checkpoint import read_tensors, round_file, saved_rounds, write_tensors
+from gcml_ray.config import Config
+from gcml_ray.errors import CheckpointError, SiteError
+from gcml_ray.records import AdoptReport, EvaluationReport, SiteInfo, Split, TrainOrder, TrainReport
+from gcml_ray.site_learner import WireFormat, build_learner
+from gcml_ray.wire import Buffer, Expectation, PushHeader
+
+KEPT_ROUNDS = 2
+
+
+def size_weighted_mean(pushes: Sequence[tuple[PushHeader, Buffer]]) -> Buffer:
+    """sum_k n_k w_k / sum_k n_k over the pushes, (S,), n_k training cases (FedAvg, arXiv 1602.05629, Algorithm 1)."""
+    total = sum(header.num_train for header, _ in pushes)
+    mean = np.zeros_like(pushes[0][1])
+    for header, weights in pushes:
+        mean += np.float32(header.num_train / total) * weights
+    return mean
+
+
+class ServerTrainer:
+    """Forms the size-weighted mean of the pushes of a round.
+
+    Args:
+        config: the federation's configuration.
+        site: its name in the pool.
+        folder: the run folder; checkpoints go to ``checkpoints/server``.
+        use_gpu: not used, a mean over vectors in memory needs none.
+        on_progress: told what it does.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        site: str,
+        folder: Path,
+        *,
+        use_gpu: bool,
+        on_progress: Callable[[str, int, int], None],
+    ) -> None:
+        del use_gpu
+        self.config = config
+        self.site = site
+        self.checkpoints = folder / "checkpoints" / site
+        self.on_progress = on_progress
+        self.weights: Buffer | None = None
+        self.num_train = 0
+        self.round_number = 0
+
+    def start(self, *, resume_round: int | None) -> SiteInfo:
+        """Restores the newest mean up to a round.
+
+        Args:
+            resume_round: 0 starts afresh, None takes the newest there is. The server forms no mean in warm-up and
+                cool-down, so the newest one up to that round is the right one.
+        """
+        began = time.perf_counter()
+        model = build_learner(self.config, self.site, self.config.network, torch.device("cpu")).model
+        self.format = WireFormat.of(self.config, self.config.network, model)
+        rounds = [number for number in saved_rounds(self.checkpoints) if resume_round is None or number <= resume_round]
+        if rounds:
+            self._restore(rounds[-1])
+        return SiteInfo(
+            site=self.site,
+            num_train=0,
+            num_validation=0,
+            num_test=0,
+            num_parameters=model.num_parameters,
+            push_bytes=4 * model.num_sent,
+            device="cpu",
+            node=socket.gethostname(),
+            pid=os.getpid(),
+            restored_round=self.round_number,
+            seconds=time.perf_counter() - began,
+        )
+
+    def export(self, run_id: str, round_number: int) -> tuple[PushHeader, Buffer]:
+        """The mean, (S,), with its header.
+
+        Raises:
+            SiteError: there is none yet.
+        """
+        if self.weights is None:
+            raise SiteError(self.site, round_number, "push", "there is no mean to push: no site's weights have arrived")
+        header = self.format.header(
+            self.weights, run_id=run_id, round_number=round_number, sender=self.site, num_train=self.num_train
+        )
+        return header, self.weights
+
+    def expectation(self, run_id: str, sender: str, *, peers: frozenset[str]) -> Expectation:
+        """What a site's push must look like."""
+        del sender  # all sites have one network here
+        last = self.config.federation.rounds
+        return self.format.expectation(run_id, senders=peers, oldest_round=self.round_number + 1, newest_round=last)
+
+    def train_round(self, order: TrainOrder, pushes: Sequence[tuple[PushHeader, Buffer]]) -> TrainReport:
+        """The mean of the pushes that have arrived for this round becomes the server's weights."""
+        began = time.perf_counter()
+        pushes = [(header, buffer) for header, buffer in pushes if header.round_number == order.round_number]
+        if not pushes:
+            raise SiteError(self.site, order.round_number, "train", "no site's weights have arrived")
+        self.weights = size_weighted_mean(pushes)
+        self.num_train = sum(header.num_train for header, _ in pushes)
+        self.round_number = order.round_number
+        if order.checkpoint:
+            self._save()
+        return TrainReport(
+            site=self.site,
+            round_number=order.round_number,
+            peers=tuple(header.sender for header, _ in pushes),
+            num_steps=0,
+            losses={},
+            regions={},
+            merge="size_weighted",
+            candidate_dice={},
+            validation_dice=None,
+            is_best=False,
+            seconds={"merge": time.perf_counter() - began},
+            learning_rate=0.0,
+            peak_memory_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+        )
+
+    def adopt(self, order: TrainOrder, pushes: Sequence[tuple[PushHeader, Buffer]]) -> AdoptReport:
+        """Never asked of a server."""
+        del pushes
+        raise SiteError(self.site, order.round_number, "adopt", "a server adopts nothing")
+
+    def evaluate(self, *, split: Split, model: str) -> EvaluationReport:
+        """Never asked of a server."""
+        raise SiteError(self.site, self.round_number, "evaluate", f"a server has no {split} cases to score {model} on")
+
+    # --- checkpoints -------------------------------------------------------------------------
+
+    def _save(self) -> None:
+        """Writes the mean, and removes what is older than the last two, or left from a course that was given up."""
+        assert self.weights is not None
+        state = {"round_number": self.round_number, "num_train": self.num_train, "identity": self.config.identity}
+        write_tensors(
+            round_file(self.checkpoints, self.round_number), {"weights": self.weights}, {"state": json.dumps(state)}
+        )
+        rounds = saved_rounds(self.checkpoints)
+        kept = [number for number in rounds if number <= self.round_number][-KEPT_ROUNDS:]
+        for number in set(rounds) - set(kept):
+            round_file(self.checkpoints, number).unlink(missing_ok=True)
+
+    def _restore(self, round_number: int) -> None:
+        path = round_file(self.checkpoints, round_number)
+        tensors, metadata = read_tensors(path)
+        try:
+            state, weights = json.loads(metadata["state"]), tensors["weights"]
+            same = (state["identity"], weights.shape) == (self.config.identity, (self.format.num_values,))
+            self.round_number, self.num_train = int(state["round_number"]), int(state["num_train"])
+        except (KeyError, TypeError, ValueError) as error:
+            raise CheckpointError(f"{path} is not a server's checkpoint ({error!r})") from error
+        if not same:
+            raise CheckpointError(f"{path} belongs to another configuration: resume with the one the run began with")
+        self.weights = weights.astype(np.float32)

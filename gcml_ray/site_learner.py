@@ -1,0 +1,104 @@
+"""Building a site's models as its method wants them, and what pushes of such a model look like.
+
+Legend: S values of a push.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from gcml_ray.config import Config, FedBnMethod, NetworkConfig, ProxyFlMethod, sends_buffers
+from gcml_ray.data.contract import data_contract
+from gcml_ray.errors import ConfigError
+from gcml_ray.learner import Learner, Precision
+from gcml_ray.networks.registry import build_network, fingerprint
+from gcml_ray.seeding import derive_seed
+from gcml_ray.weights import FlatModel
+from gcml_ray.wire import WIRE_DTYPE, Buffer, Expectation, PushHeader, TensorSpec, checksum
+
+
+def exchanged_network(config: Config, site: str) -> NetworkConfig:
+    """The network of what a site pushes: its own; with ProxyFL, whose proxies are alike everywhere, the common one."""
+    return config.network if isinstance(config.method, ProxyFlMethod) else config.network_of(site)
+
+
+def build_learner(
+    config: Config, site: str, network: NetworkConfig, device: torch.device, *, is_private: bool = False
+) -> Learner:
+    """A learner with its initial weights: common to all sites, or the site's own (``federation.common_init``).
+
+    Args:
+        config: the federation's configuration.
+        site: whose learner.
+        network: its network.
+        device: where it works.
+        is_private: draw other weights than those of the exchanged models.
+
+    Raises:
+        ConfigError: the network cannot be built, or has nothing that the method could keep local.
+    """
+    keys = (("init", "private") if is_private else ("init",)) + (() if config.federation.common_init else (site,))
+    with torch.random.fork_rng(devices=[]):  # a learner built between two steps must not change dropout
+        torch.default_generator.manual_seed(derive_seed(config.federation.seed, *keys))  # a GPU's is not forked
+        module = build_network(network, config.data).to(device)
+    keep_norms = isinstance(config.method, FedBnMethod)
+    learner = Learner(
+        module,
+        send_buffers=sends_buffers(config.method),
+        optimiser=config.optimiser,
+        precision=Precision(device.type, config.resources.amp),
+        keep_norms=keep_norms,
+    )
+    if keep_norms and learner.model.num_sent == learner.model.flat.numel():
+        raise ConfigError(
+            f"method fedbn keeps normalisation layers local, but network {network.name} has none with weights or "
+            "statistics: it would be fedavg. Choose a norm that has them in network.options (norm: BATCH), or fedavg"
+        )
+    return learner
+
+
+@dataclass(frozen=True)
+class WireFormat:
+    """What the pushes of one architecture look like; S = ``num_values``."""
+
+    fingerprint: str
+    contract: str
+    layout: tuple[TensorSpec, ...]
+    num_values: int
+
+    @classmethod
+    def of(cls, config: Config, network: NetworkConfig, model: FlatModel) -> WireFormat:
+        """The format of a model of this network."""
+        return cls(
+            fingerprint(network, config.data), data_contract(config.data), model.sent_layout, num_values=model.num_sent
+        )
+
+    def header(self, buffer: Buffer, *, run_id: str, round_number: int, sender: str, num_train: int) -> PushHeader:
+        """What travels beside a buffer (S,)."""
+        return PushHeader(
+            run_id=run_id,
+            round_number=round_number,
+            sender=sender,
+            num_train=num_train,
+            fingerprint=self.fingerprint,
+            contract=self.contract,
+            layout=self.layout,
+            num_values=self.num_values,
+            dtype=WIRE_DTYPE,
+            checksum=checksum(buffer),
+        )
+
+    def expectation(self, run_id: str, *, senders: frozenset[str], oldest_round: int, newest_round: int) -> Expectation:
+        """What a push of this format must say to be taken."""
+        return Expectation(
+            run_id=run_id,
+            senders=senders,
+            fingerprint=self.fingerprint,
+            contract=self.contract,
+            layout=self.layout,
+            num_values=self.num_values,
+            oldest_round=oldest_round,
+            newest_round=newest_round,
+        )

@@ -1,0 +1,323 @@
+"""``gcml predict`` and ``gcml evaluate`` through typer, on the tiny federation of ``tests/makers.py``."""
+
+from __future__ import annotations
+
+import csv
+import threading
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import nibabel
+import numpy as np
+import pytest
+import typer
+from click.testing import Result
+from typer.testing import CliRunner
+
+from actors.federation import run_federation
+from gcml_ray.cli_predict import evaluate, predict
+from gcml_ray.config import Config
+from gcml_ray.data.datalist import read_datalist, write_datalist
+from gcml_ray.errors import CheckpointError, ConfigError, DataError
+from tests.fake_runs import RecordingListener
+from tests.makers import make_config
+from tests.model_files import Array, Bright, bright_box, personal, save_volume, write_run
+
+app = typer.Typer(pretty_exceptions_enable=False)
+app.command()(predict)
+app.command()(evaluate)
+
+
+def gcml(*words: object) -> Result:
+    return CliRunner().invoke(app, [str(word) for word in words])
+
+
+def predict_b(config: Config, *words: object) -> Result:
+    """Site A's model on something, into ``out``."""
+    folder = Path(config.output.folder)
+    return gcml("predict", "--run", folder, "--site", "A", "--out", folder.parent / "out", *words)
+
+
+def volume(path: Path, *, value: float | None = None, shape: tuple[int, ...] = (12, 12, 8)) -> Path:
+    random = np.random.default_rng(len(path.name))
+    array = random.normal(100, 20, shape) if value is None else np.full(shape, value)
+    return save_volume(path, array.astype(np.float32))
+
+
+def pair(folder: Path, case: str, **options: Any) -> None:
+    """The two channels of a case."""
+    for channel in ("t1", "t2"):
+        volume(folder / f"{case}_{channel}.nii", **options)
+
+
+def rows(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+# --- the whole way -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("regions", [None, {"box": ["box"]}], ids=["softmax", "regions"])
+def test_predicted_test_cases_score_exactly_what_the_run_wrote(
+    tmp_path: Path, regions: dict[str, list[str]] | None
+) -> None:
+    config = make_config(tmp_path, data={"regions": regions}, federation={"rounds": 2, "local_steps": 4})
+    run_federation(config, listener=RecordingListener(), stop=threading.Event())
+    folder = Path(config.output.folder)
+    for site in ("A", "B"):
+        words = ("--site", site, "--images", config.data.datalist, "--split", "test", "--out", tmp_path / "out" / site)
+        assert gcml("predict", "--run", folder, *words).exit_code == 0
+    out = tmp_path / "scores.csv"
+    words = ("--predictions", tmp_path / "out", "--datalist", config.data.datalist, "--split", "test", "--out", out)
+    result = gcml("evaluate", "--run", folder, *words)
+    assert result.exit_code == 0, result.output
+    assert "2 scored, 0 failed, 0 without a prediction" in result.output
+    expected = [row for row in rows(folder / "cases.csv") if (row["split"], row["model"]) == ("test", "personalised")]
+    assert len(expected) == 2
+    assert rows(out) == [row | {"model": "predicted"} for row in expected]
+
+
+# --- predict -----------------------------------------------------------------------------------------
+
+
+def test_folder_is_predicted_case_by_case(tmp_path: Path) -> None:
+    config = write_run(tmp_path)
+    for case in ("p1", "p2"):
+        pair(tmp_path / "in", case)
+    result = predict_b(config, "--images", tmp_path / "in")
+    assert result.exit_code == 0, result.output
+    assert "model of site A: gcml, round 3, validation Dice 0.500" in result.output
+    assert "2 predicted, 0 failed" in result.output
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["p1.nii.gz", "p2.nii.gz"]
+
+
+def bad_4d(folder: Path) -> None:
+    volume(folder / "bad.nii", shape=(12, 12, 8, 5))
+
+
+def bad_nan(folder: Path) -> None:
+    pair(folder, "bad")
+    volume(folder / "bad_t1.nii", value=np.nan)
+
+
+def bad_garbage(folder: Path) -> None:
+    (folder / "bad.nii").write_bytes(b"no image")
+
+
+def bad_grid(folder: Path) -> None:
+    volume(folder / "bad_t1.nii")
+    volume(folder / "bad_t2.nii", shape=(9, 9, 9))
+
+
+@pytest.mark.parametrize(
+    ("make_bad", "message"),
+    [
+        (bad_4d, "the image has 5 channel(s) in 1 file(s), data.channels lists 2 (t1, t2)"),
+        (lambda folder: volume(folder / "bad.nii"), "the image has 1 channel(s) in 1 file(s)"),
+        (lambda folder: volume(folder / "bad.nii", shape=(12, 12, 8, 1, 5, 2)), "data.spatial_dims is 3"),
+        (bad_garbage, "not an image that can be opened"),
+        (bad_nan, "NaN or infinite value(s); replace them"),
+        (lambda folder: pair(folder, "bad", value=0), "has one value everywhere: it is empty"),
+        (bad_grid, "they must be on one grid"),
+        (lambda folder: volume(folder / "bad_t1.nii"), "channel t2 is missing"),
+    ],
+    ids=["4D", "too few channels", "6D", "garbage", "NaN", "empty", "two grids", "missing channel"],
+)
+def test_bad_case_is_named_and_the_rest_is_predicted(tmp_path: Path, make_bad: Any, message: str) -> None:
+    config = write_run(tmp_path)
+    pair(tmp_path / "in", "good")
+    make_bad(tmp_path / "in")
+    result = predict_b(config, "--images", tmp_path / "in")
+    lines = [line for line in result.output.splitlines() if line.startswith("failed: bad")]
+    assert len(lines) == 1
+    assert message in lines[0]
+    assert str(tmp_path / "in" / "bad") in lines[0]
+    assert "1 predicted, 1 failed" in result.output
+    assert result.exit_code == 1
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["good.nii.gz"]
+
+
+def test_existing_files_are_kept_unless_overwritten(tmp_path: Path) -> None:
+    config = write_run(tmp_path)
+    pair(tmp_path / "in", "p1")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "p1.nii.gz").write_bytes(b"mine")
+    result = predict_b(config, "--images", tmp_path / "in")
+    assert (result.exit_code, (tmp_path / "out" / "p1.nii.gz").read_bytes()) == (0, b"mine")
+    assert "0 predicted, 0 failed, 1 skipped (their files exist; --overwrite replaces them)" in result.output
+    assert predict_b(config, "--images", tmp_path / "in", "--overwrite").exit_code == 0
+    assert nibabel.load(tmp_path / "out" / "p1.nii.gz").shape == (12, 12, 8)
+
+
+def test_images_are_never_replaced(tmp_path: Path) -> None:
+    config = write_run(tmp_path)
+    image = volume(tmp_path / "out" / "p1.nii.gz", shape=(12, 12, 8, 2))
+    before = image.read_bytes()
+    result = predict_b(config, "--images", tmp_path / "out", "--overwrite")
+    assert isinstance(result.exception, ConfigError)
+    assert "would be replaced" in str(result.exception)
+    assert image.read_bytes() == before
+
+
+def labels_with(config: Config, *words: object) -> Array:
+    """The labels of the one case, predicted with some options."""
+    result = predict_b(config, "--overwrite", "--images", Path(config.output.folder).parent / "in", *words)
+    assert result.exit_code == 0, result.output
+    return np.asarray(nibabel.load(Path(config.output.folder).parent / "out" / "p1.nii.gz").dataobj)
+
+
+@pytest.mark.parametrize("option", ["--flips", "--ensemble"])
+def test_option_reaches_the_prediction(tmp_path: Path, option: str) -> None:
+    """Untrained networks on noise: every option changes some voxel."""
+    config = write_run(tmp_path)
+    pair(tmp_path / "in", "p1")
+    plain = labels_with(config)
+    assert 0 < plain.sum() < plain.size
+    assert (labels_with(config, option) != plain).any()
+
+
+def test_largest_component_leaves_one_piece(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Boxes of 8 and 27 voxels in both channels; the network marks what is bright."""
+    config = write_run(tmp_path)
+    monkeypatch.setattr("gcml_ray.predict.load_model", lambda *_, **__: personal(config, Bright()))
+    image = bright_box((12, 12, 8), (slice(1, 3),) * 3) + bright_box((12, 12, 8), (slice(5, 8),) * 3)
+    for channel in ("t1", "t2"):
+        save_volume(tmp_path / "in" / f"p1_{channel}.nii", image)
+    assert labels_with(config).sum() == 35
+    assert labels_with(config, "--largest-component").sum() == 27
+
+
+def test_header_says_which_model_made_it(tmp_path: Path) -> None:
+    config = write_run(tmp_path)
+    pair(tmp_path / "in", "p1")
+    labels_with(config, "--ensemble")
+    header = nibabel.load(tmp_path / "out" / "p1.nii.gz").header
+    assert bytes(header["descrip"]).rstrip(b"\0") == b"gcml-ray site A round 3 ensemble of 2"
+
+
+def test_pictures_give_pictures(tmp_path: Path) -> None:
+    config = write_run(tmp_path, spatial_dims=2)
+    result = predict_b(config, "--images", config.data.datalist, "--split", "test")
+    assert result.exit_code == 0, result.output
+    assert [path.suffix for path in (tmp_path / "out").iterdir()] == [".png"]
+
+
+@pytest.mark.parametrize(
+    ("words", "error", "message"),
+    [
+        (("--site", "Z", "--images", "."), CheckpointError, "sites with a personalised model in this run: A, B"),
+        (("--run", "nowhere", "--images", "."), CheckpointError, "not the folder of a run"),
+        (("--split", "tests", "--images", "x.json"), ConfigError, "--split 'tests' is unknown; allowed are train"),
+        (("--device", "gpu", "--images", "."), ConfigError, "allowed are cpu"),
+        (("--images", "nothing.nii"), DataError, "no such file or folder"),
+    ],
+)
+def test_wrong_option_is_an_error_that_names_it(
+    tmp_path: Path, words: tuple[str, ...], error: type[Exception], message: str
+) -> None:
+    result = predict_b(write_run(tmp_path), *words)
+    assert isinstance(result.exception, error)
+    assert message in str(result.exception)
+
+
+# --- evaluate ----------------------------------------------------------------------------------------
+
+
+def references_as_predictions(config: Config, folder: Path, *, sites: str = "AB", flat: bool = False) -> None:
+    """Perfect predictions: copies of the test cases' labels."""
+    for case in read_datalist(config.data.datalist):
+        if case.split == "test" and case.site in sites:
+            target = folder / ("" if flat else case.site) / f"{case.name}.nii"
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes(Path(case.label).read_bytes())
+
+
+def evaluate_out(config: Config, *words: object) -> Result:
+    folder = Path(config.output.folder)
+    given = ("--predictions", folder.parent / "out", "--datalist", config.data.datalist)
+    return gcml("evaluate", "--run", folder, *given, *words)
+
+
+def test_references_score_one_at_every_site(tmp_path: Path) -> None:
+    config = write_run(tmp_path)
+    references_as_predictions(config, tmp_path / "out")
+    result = evaluate_out(config, "--split", "test", "--out", tmp_path / "s.csv")
+    assert result.exit_code == 0, result.output
+    assert [(row["site"], row["split"], row["dice"], row["hd95"]) for row in rows(tmp_path / "s.csv")] == [
+        ("A", "test", "1.0", "0.0"),
+        ("B", "test", "1.0", "0.0"),
+    ]
+
+
+def test_one_site_may_lie_in_the_folder_itself(tmp_path: Path) -> None:
+    config = write_run(tmp_path)
+    references_as_predictions(config, tmp_path / "out", sites="B", flat=True)
+    result = evaluate_out(config, "--site", "B", "--split", "test")
+    assert "1 scored, 0 failed, 0 without" in result.output
+
+
+def test_missing_prediction_fails_only_where_a_split_was_asked_for(tmp_path: Path) -> None:
+    config = write_run(tmp_path)
+    references_as_predictions(config, tmp_path / "out", sites="A")
+    asked, open_ended = evaluate_out(config, "--split", "test"), evaluate_out(config)
+    assert "without a prediction: B/c5" in asked.output
+    assert (asked.exit_code, open_ended.exit_code) == (1, 0)
+    assert "1 scored, 0 failed, 10 without a prediction" in open_ended.output
+
+
+def test_prediction_on_another_grid_fails_and_the_rest_is_scored(tmp_path: Path) -> None:
+    config = write_run(tmp_path)
+    references_as_predictions(config, tmp_path / "out")
+    save_volume(tmp_path / "out" / "A" / "c4.nii", np.zeros((3, 3, 3), np.uint8))
+    result = evaluate_out(config, "--split", "test")
+    assert "failed: c4 (site A)" in result.output
+    assert "shape (3, 3, 3)" in result.output
+    assert "1 scored, 1 failed" in result.output
+    assert result.exit_code == 1
+
+
+def test_region_files_are_scored_a_region(tmp_path: Path) -> None:
+    """One region whole, the other left out: Dice 1, and 0 against the reference."""
+    labels = {"background": 0, "box": 1, "rim": 2}
+    config = write_run(tmp_path, data={"labels": labels, "regions": {"all": ["box", "rim"], "inner": ["box", "rim"]}})
+    for case in read_datalist(config.data.datalist):
+        if case.split == "test":
+            reference = np.asarray(nibabel.load(case.label).dataobj)
+            save_volume(tmp_path / "out" / case.site / f"{case.name}_all.nii.gz", reference)
+            save_volume(tmp_path / "out" / case.site / f"{case.name}_inner.nii.gz", np.zeros_like(reference))
+    result = evaluate_out(config, "--split", "test", "--out", tmp_path / "s.csv")
+    assert result.exit_code == 0, result.output
+    scores = [(row["class_name"], row["dice"], row["hd95"]) for row in rows(tmp_path / "s.csv") if row["site"] == "A"]
+    assert scores == [("all", "1.0", "0.0"), ("inner", "0.0", "")]
+
+
+def test_cases_of_another_list_count_as_test_cases(tmp_path: Path) -> None:
+    config = write_run(tmp_path)
+    references_as_predictions(config, tmp_path / "out", sites="A")
+    cases = [replace(case, split=None) for case in read_datalist(config.data.datalist) if case.split == "test"]
+    write_datalist(tmp_path / "new.json", cases, description="new patients")
+    result = evaluate_out(config, "--datalist", tmp_path / "new.json", "--out", tmp_path / "s.csv")
+    assert result.exit_code == 0, result.output
+    assert [row["split"] for row in rows(tmp_path / "s.csv")] == ["test"]
+
+
+def test_nothing_to_score_is_a_failure(tmp_path: Path) -> None:
+    config = write_run(tmp_path)
+    (tmp_path / "out").mkdir()
+    result = evaluate_out(config)
+    assert "0 scored, 0 failed, 11 without a prediction" in result.output
+    assert result.exit_code == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [(("--site", "Z"), "no case is of site Z; sites are A, B"), (("--predictions", "nowhere"), "no such folder")],
+)
+def test_wrong_input_of_evaluate_is_an_error(tmp_path: Path, words: tuple[str, ...], message: str) -> None:
+    config = write_run(tmp_path)
+    (tmp_path / "out").mkdir()
+    result = evaluate_out(config, *words)
+    assert isinstance(result.exception, DataError)
+    assert message in str(result.exception)

@@ -1,0 +1,62 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from gcml_ray.config import DataConfig
+from gcml_ray.label_files import label_map, output_paths, region_values
+
+BRATS = {
+    "labels": {"background": 0, "necrosis": 1, "oedema": 2, "enhancing": 4},
+    "regions": {
+        "WT": ["necrosis", "oedema", "enhancing"],
+        "TC": ["necrosis", "enhancing"],
+        "ET": ["enhancing"],
+    },
+}
+
+
+def data(**changes: Any) -> DataConfig:
+    values = {"datalist": "x.json", "channels": ("ct",), "spacing_is_real": True, "patch_size": (8, 8, 8)}
+    return DataConfig(**(values | changes))
+
+
+def test_classes_get_the_values_of_the_label_files() -> None:
+    config = data(labels={"air": 3, "bone": 1000, "fat": -1})
+    labels = label_map(np.array([[True, False, False], [False, True, False]]), config)
+    assert labels is not None
+    assert labels.tolist() == [1000, -1, 3]
+    assert labels.dtype == np.int16
+
+
+def test_innermost_region_wins_in_a_label_map() -> None:
+    """The last voxel is ET alone: it becomes enhancing, so the map says WT and TC as well."""
+    config = data(**BRATS)
+    masks = np.array([[1, 1, 1, 0, 0], [0, 1, 1, 0, 0], [0, 0, 1, 0, 1]], dtype=bool)
+    labels = label_map(masks, config)
+    assert labels is not None
+    assert labels.tolist() == [2, 1, 4, 0, 4]
+
+
+@pytest.mark.parametrize(
+    "regions",
+    [
+        {"a": ["x", "y"], "b": ["y", "z"]},  # cross
+        {"a": ["x", "y"], "b": ["y", "x"]},  # the same
+        {"a": ["x", "y"], "b": ["x"], "c": ["y"]},  # nothing of a's own
+        {"a": ["x", "y"]},  # two labels of its own
+    ],
+)
+def test_regions_that_one_map_cannot_say_get_a_file_each(tmp_path: Path, regions: dict[str, list[str]]) -> None:
+    config = data(labels={"background": 0, "x": 1, "y": 2, "z": 3}, regions=regions)
+    assert region_values(config) is None
+    assert label_map(np.zeros((len(regions), 2), dtype=bool), config) is None
+    assert list(output_paths(tmp_path, "p", "p.nii", config)) == list(regions)
+
+
+def test_regions_apart_share_one_label_map() -> None:
+    config = data(labels={"background": 0, "left": 5, "right": 6}, regions={"l": ["left"], "r": ["right"]})
+    assert region_values(config) == {"l": 5, "r": 6}

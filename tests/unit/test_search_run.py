@@ -1,0 +1,299 @@
+"""A search without a cluster: places, reports of a trial, what mattered, the winner's test, tables and plots."""
+
+from __future__ import annotations
+
+import io
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import typer
+from rich.console import Console
+from rich.table import Table
+from typer.testing import CliRunner
+
+from actors.cluster import Node
+from gcml_ray.cli_tune import tune
+from gcml_ray.config_file import load_config, save_config
+from gcml_ray.console_search import SearchConsole, final_table, search_table, search_verdict
+from gcml_ray.errors import CheckpointError, ClusterError, GcmlError
+from gcml_ray.report_search import write_search_plots
+from gcml_ray.run_folder import RunFolder
+from gcml_ray.search_records import FinalRecord, FinalScore, SearchRecord, TrialPoint, TrialRecord
+from tests.fake_runs import RecordingListener
+from tests.fakes import FakeTrainers, calls_of
+from tests.unit.test_search_space import make_search, record
+from tune.final import run_final
+from tune.importance import importances
+from tune.search import check_trial_fits, trial_resources
+from tune.search_file import save_search
+from tune.trainable import RoundReporter, TrialError, points_in
+from tune.trial_config import Search, best_config
+from tune.watch import Watch
+
+# --- places ------------------------------------------------------------------------------------
+
+
+def bundles(folder: Path, *, driver_cpus: float = 0.0, **resources: Any) -> list[dict[str, float]]:
+    search = make_search(folder, base={"resources": {"pool": "ray"} | resources}, driver_cpus=driver_cpus)
+    return list(trial_resources(search, ["A", "B"]).bundles)
+
+
+def test_a_trial_has_one_bundle_a_site_and_one_for_its_driver(tmp_path: Path) -> None:
+    found = bundles(tmp_path, driver_cpus=0.5, cpus_per_site=2.0, gpus_per_site=0.25)
+    assert found == [{"CPU": 0.5}, {"CPU": 2.0, "GPU": 0.25}, {"CPU": 2.0, "GPU": 0.25}]
+
+
+def test_a_driver_that_asks_for_nothing_gets_no_bundle(tmp_path: Path) -> None:
+    assert bundles(tmp_path, cpus_per_site=0.5) == [{"CPU": 0.5}, {"CPU": 0.5}]
+
+
+def test_sites_in_one_process_share_one_bundle(tmp_path: Path) -> None:
+    assert bundles(tmp_path, pool="local", cpus_per_site=2.0) == [{"CPU": 2.0}]
+
+
+def test_each_bundle_is_on_the_node_of_its_site_where_labels_place_it(tmp_path: Path) -> None:
+    search = make_search(tmp_path, base={"resources": {"pool": "ray", "placement": "label"}})
+    options = trial_resources(search, ["A", "B"])._kwargs
+    assert options["bundle_label_selector"] == [{"site": "A"}, {"site": "B"}]
+
+
+def test_the_driver_of_a_trial_needs_room_too(tmp_path: Path) -> None:
+    """2 x 1 CPU fit on 2 CPUs, and 0.5 more do not."""
+    search = make_search(tmp_path, base={"resources": {"pool": "ray", "cpus_per_site": 1.0}}, driver_cpus=0.5)
+    with pytest.raises(ClusterError, match=r"2 sites x \(1 CPU, 0 GPU\) do not fit"):
+        check_trial_fits(search, ["A", "B"], [Node("n", 2.0, 0.0, {})])
+    check_trial_fits(search, ["A", "B"], [Node("n", 2.5, 0.0, {})])
+
+
+# --- reports -----------------------------------------------------------------------------------
+
+
+def reporter(reports: list[dict[str, Any]], *, last_round: int = 3) -> RoundReporter:
+    return RoundReporter(("A", "B"), last_round=last_round, report=reports.append)
+
+
+def test_the_last_round_is_reported_when_the_federation_has_ended() -> None:
+    reports: list[dict[str, Any]] = []
+    trial = reporter(reports)
+    for number in (1, 2, 3):
+        trial.on_round_end(record(number, {"A": 0.1 * number, "B": 0.2 * number}))
+    assert [report["round"] for report in reports] == [1, 2]
+    trial.report_last()
+    assert [report["mean_dice"] for report in reports] == pytest.approx([0.15, 0.3, 0.45])
+
+
+def test_rounds_of_an_earlier_process_come_with_the_next_report() -> None:
+    reports: list[dict[str, Any]] = []
+    trial = reporter(reports)
+    trial.replay([record(1, {"A": 0.8, "B": 0.8})])
+    trial.on_round_end(record(2, {"A": 0.1, "B": 0.1}))
+    (report,) = reports
+    assert [point.round_number for point in points_in(report)] == [1, 2]
+    assert report["mean_dice"] == pytest.approx(0.8), "the best model so far is the earlier one"
+
+
+def test_a_trial_whose_last_round_was_not_evaluated_is_an_error() -> None:
+    with pytest.raises(TrialError, match="no site was evaluated in the last round, 3"):
+        reporter([]).report_last()
+
+
+def test_a_round_that_is_reported_again_replaces_the_old_one(tmp_path: Path) -> None:
+    watch = Watch(tmp_path, rounds=4, views=(), is_ending=lambda: False, keep_checkpoints=True)
+    watch.begin("x", {"a": 1}, is_running=True)
+    for number, dice in ((1, 0.1), (2, 0.2), (3, 0.3), (2, 0.25)):
+        point = {"round_number": number, "site_dice": {"A": dice}, "megabytes": 0.0, "seconds": 1.0}
+        watch.progress("x", {"round": number, "points": [point]})
+    assert [(point.round_number, point.mean_dice) for point in watch.trials[0].points] == [(1, 0.1), (2, 0.25)]
+    again = Watch(tmp_path, rounds=4, views=(), is_ending=lambda: False, keep_checkpoints=True)
+    assert again.trials == watch.trials, "a resumed search knows them"
+
+
+def test_checkpoints_of_trials_that_have_ended_are_removed_unless_wanted(tmp_path: Path) -> None:
+    for keep in (True, False):
+        watch = Watch(tmp_path, rounds=4, views=(), is_ending=lambda: False, keep_checkpoints=keep)
+        checkpoints = tmp_path / "trials" / "x" / "checkpoints"
+        checkpoints.mkdir(parents=True, exist_ok=True)
+        watch.begin("x", {}, is_running=True)
+        watch.end("x")
+        assert checkpoints.exists() == keep
+
+
+# --- what mattered -----------------------------------------------------------------------------
+
+
+def trials_of(count: int) -> tuple[TrialRecord, ...]:
+    """The objective follows lambda; beta is noise."""
+    weights = [0.01 * 1.6**index for index in range(count)]
+    return tuple(
+        TrialRecord(
+            index + 1,
+            f"t{index}",
+            "finished",
+            {"method.dcml.lambda": weight, "method.dcml.beta": (index * 7 % count) / count},
+            (TrialPoint(4, {"A": weight}, 1.0, 1.0),),
+        )
+        for index, weight in enumerate(weights)
+    )
+
+
+def two_weights(folder: Path) -> Search:
+    space = {
+        "method.dcml.lambda": {"name": "log_uniform", "low": 0.005, "high": 1.0},
+        "method.dcml.beta": {"name": "uniform", "low": 0.0, "high": 1.0},
+    }
+    return make_search(folder, space=space)
+
+
+def test_the_key_that_decides_the_objective_matters_most(tmp_path: Path) -> None:
+    found = importances(two_weights(tmp_path), SearchRecord("x", "mean_dice", 4, trials_of(8)))
+    assert sum(found.values()) == pytest.approx(1.0)
+    assert found["method.dcml.lambda"] > 0.6
+
+
+def test_three_trials_say_nothing_about_what_matters(tmp_path: Path) -> None:
+    assert importances(two_weights(tmp_path), SearchRecord("x", "mean_dice", 4, trials_of(3))) == {}
+
+
+# --- the winner's test -------------------------------------------------------------------------
+
+
+@contextmanager
+def watching(title: str) -> Iterator[tuple[RecordingListener, threading.Event]]:
+    listener = RecordingListener()
+    del title
+    yield listener, listener.stop
+
+
+def searched(folder: Path, *, weight: float = 0.25) -> Search:
+    """A search that is over, with its winner."""
+    search = make_search(folder, final={"seeds": [1, 2, 3]})
+    save_search(search)
+    save_config(best_config(search, {"method.dcml.lambda": weight}), search.folder / "best.yaml")
+    return search
+
+
+def test_the_winner_is_trained_with_every_seed_and_each_tested_once(tmp_path: Path) -> None:
+    search = searched(tmp_path)
+    for _ in range(2):  # asked for again, it reads what is there
+        final = run_final(search, watch=watching, make_trainer=FakeTrainers())
+    assert final is not None
+    assert [score.seed for score in final.scores] == [1, 2, 3]
+    for seed in (1, 2, 3):
+        run = RunFolder(search.folder / "final" / f"seed_{seed}")
+        assert load_config(run.config_file).federation.seed == seed
+        assert calls_of(run, "A", "train") == [1, 2, 3, 4]
+        assert calls_of(run, "A", "evaluate") == [4]
+
+
+def test_the_final_score_is_the_mean_over_test_cases_then_sites(tmp_path: Path) -> None:
+    """The fake's two cases score 0.8 and 0.6."""
+    final = run_final(searched(tmp_path), watch=watching, make_trainer=FakeTrainers())
+    assert final is not None
+    assert final.scores[0].site_dice == pytest.approx({"A": 0.7, "B": 0.7, "C": 0.7})
+    assert final.scores[0].mean_dice == pytest.approx(0.7)
+
+
+def test_a_second_winner_is_not_tested(tmp_path: Path) -> None:
+    run_final(searched(tmp_path), watch=watching, make_trainer=FakeTrainers())
+    with pytest.raises(CheckpointError, match="would be tuning on test cases"):
+        run_final(searched(tmp_path, weight=0.5), watch=watching, make_trainer=FakeTrainers())
+
+
+def test_a_search_without_a_winner_has_nothing_to_test(tmp_path: Path) -> None:
+    search = make_search(tmp_path)
+    save_search(search)
+    with pytest.raises(CheckpointError, match=r"no trial has finished"):
+        run_final(search, watch=watching)
+
+
+# --- tables and plots --------------------------------------------------------------------------
+
+
+def text_of(table: Table) -> str:
+    console = Console(width=160, record=True, file=io.StringIO())
+    console.print(table)
+    return console.export_text()
+
+
+def mixed() -> SearchRecord:
+    """The second of two finished trials is better; one was cut ahead of both, one failed."""
+
+    def points(*dice: float) -> tuple[TrialPoint, ...]:
+        return tuple(TrialPoint(number, {"A": value}, number, 1.0) for number, value in enumerate(dice, start=1))
+
+    trials = (
+        TrialRecord(1, "a", "finished", {"method.dcml.lambda": 0.1}, points(0.1, 0.2, 0.3, 0.4)),
+        TrialRecord(2, "b", "cut", {"method.dcml.lambda": 0.2}, points(0.9)),
+        TrialRecord(3, "c", "failed", {"method.dcml.lambda": 0.3}, reason="tau must be positive"),
+        TrialRecord(4, "d", "finished", {"method.dcml.lambda": 0.123456}, points(0.1, 0.2, 0.3, 0.5)),
+    )
+    return SearchRecord("x", "mean_dice", 4, trials, {"method.dcml.lambda": 1.0})
+
+
+def test_the_table_begins_with_the_best_finished_trial() -> None:
+    rows = [line.split() for line in text_of(search_table(mixed())).splitlines() if "/4" in line]
+    order = [(row[1], row[3]) for row in rows]
+    assert order == [("4", "finished"), ("1", "finished"), ("2", "cut"), ("3", "failed")]
+
+
+def test_the_verdict_names_the_winner_what_mattered_and_each_failure() -> None:
+    text = search_verdict(mixed())
+    assert "best: trial 4, validation mean_dice 0.5: lambda=0.1235" in text
+    assert "method.dcml.lambda 100 %" in text
+    assert "trial 3 failed: tau must be positive" in text
+
+
+def test_a_console_without_a_terminal_gets_one_line_a_change_of_status() -> None:
+    console = Console(width=160, record=True, file=io.StringIO(), force_terminal=False)
+    with SearchConsole(console, search=SearchRecord("x", "mean_dice", 4, ())) as live:
+        first = mixed().trials[0]
+        for seen in (1, 2, 4):
+            points = first.points[:seen]
+            live.on_trial(TrialRecord(1, "a", "running" if seen < 4 else "finished", first.params, points))
+    assert console.export_text().splitlines() == [
+        "trial 1 running: lambda=0.1",
+        "trial 1 finished in round 4/4: mean_dice 0.4",
+    ]
+
+
+def test_the_final_table_has_mean_and_deviation_over_the_seeds() -> None:
+    """Means 0.6 of 0.5, 0.6, 0.7; their standard deviation is 0.1."""
+    scores = tuple(FinalScore(seed, {"A": dice}) for seed, dice in ((1, 0.5), (2, 0.6), (3, 0.7)))
+    assert "0.600 ± 0.100" in text_of(final_table(FinalRecord("x", "id", scores)))
+
+
+def test_all_plots_are_drawn_of_a_search_with_every_kind_of_trial(tmp_path: Path) -> None:
+    written = write_search_plots(mixed(), tmp_path)
+    names = ["objective_by_trial.png", "importance.png", "learning_curves.png", "dice_by_traffic.png"]
+    assert [path.name for path in written] == names
+    assert all(path.stat().st_size > 5000 for path in written)
+
+
+def test_a_search_without_a_result_has_no_plots(tmp_path: Path) -> None:
+    assert write_search_plots(SearchRecord("x", "mean_dice", 4, ()), tmp_path) == ()
+
+
+# --- the command -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ([], "give a search file, or --resume or --final"),
+        (["a.yaml", "--final", "b"], "give a search file, or --resume or --final"),
+        (["--resume", "b", "--set", "budget.trials=3"], "cannot change a search that has begun"),
+        (["a.yaml", "--retry-failed"], "ignored without --resume"),
+        (["--final", "nowhere"], "nowhere is not the folder of a search"),
+        (["nowhere.yaml"], "cannot read configuration nowhere.yaml"),
+    ],
+)
+def test_arguments_that_do_not_go_together_are_refused(arguments: list[str], words: str) -> None:
+    app = typer.Typer()
+    app.command()(tune)
+    result = CliRunner().invoke(app, arguments)
+    assert isinstance(result.exception, GcmlError)
+    assert words in str(result.exception)

@@ -1,0 +1,286 @@
+"""The search file: strict, honest about what can be compared, and its trials' configurations."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from gcml_ray.config import GcmlMethod
+from gcml_ray.config_file import load_config, save_config
+from gcml_ray.errors import CheckpointError, ConfigError
+from gcml_ray.records import PushReceipt, RoundPlan, RoundRecord, TrainReport
+from gcml_ray.search_records import SearchRecord, TrialPoint, TrialRecord
+from tests.fakes import fake_config
+from tune.objective import points_of
+from tune.search_file import load_search, reopen_search, save_search
+from tune.space import ChoiceDomain
+from tune.trial_config import Search, best_config, trial_config
+from tune.watch import reason_of
+
+WEIGHT = {"method.dcml.lambda": {"name": "log_uniform", "low": 0.01, "high": 1.0}}
+
+
+def write_search(folder: Path, *, base: dict[str, Any] | None = None, **keys: Any) -> Path:
+    """A search over the fake federation; ``keys`` replace its own."""
+    save_config(fake_config(folder, **(base or {})), folder / "base.yaml")
+    values: dict[str, Any] = {
+        "name": "fake",
+        "base": "base.yaml",
+        "folder": str(folder / "search"),
+        "space": WEIGHT,
+        "searcher": {"name": "random"},
+        "scheduler": {"name": "none"},
+        "budget": {"trials": 2},
+    }
+    path = folder / "search_file.yaml"
+    path.write_text(yaml.safe_dump(values | keys))
+    return path
+
+
+def make_search(folder: Path, **keys: Any) -> Search:
+    return load_search(write_search(folder, **keys))
+
+
+# --- the file ----------------------------------------------------------------------------------
+
+
+def test_every_problem_of_a_search_file_is_named_at_once(tmp_path: Path) -> None:
+    space = {"method.dcml.beta": {"name": "log_uniform", "low": 0, "high": 1}, "method.merge": {"name": "list"}}
+    with pytest.raises(ConfigError) as caught:
+        load_search(write_search(tmp_path, space=space, budget={"trials": 0}, sceduler={}))
+    text = str(caught.value)
+    assert "space.method.dcml.beta.low: received 0" in text
+    assert "space.method.merge.name: received 'list'; allowed: " in text
+    assert "budget.trials: received 0" in text
+    assert "sceduler: unknown key; did you mean 'scheduler'?" in text
+
+
+def test_a_misspelt_searched_key_is_an_error_before_any_trial(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"method.dcml.lamda.*no such key|method.dcml.lamda: unknown key"):
+        make_search(tmp_path, space={"method.dcml.lamda": {"name": "uniform", "low": 0, "high": 1}})
+
+
+@pytest.mark.parametrize(
+    "key", ["federation.seed", "federation.rounds", "data.split.test", "output.folder", "resources", "data"]
+)
+def test_what_trials_are_compared_by_cannot_be_searched(tmp_path: Path, key: str) -> None:
+    with pytest.raises(ConfigError, match=f"space.{key} cannot be searched"):
+        make_search(tmp_path, space={key: {"name": "choice", "values": [1, 2]}})
+
+
+def test_a_weight_that_the_fixed_variant_ignores_cannot_be_searched(tmp_path: Path) -> None:
+    method = {"name": "gcml", "topology": {"name": "ring"}, "dcml": {"variant": "regional"}}
+    space = {"method.dcml.beta": {"name": "uniform", "low": 0, "high": 1}}
+    with pytest.raises(ConfigError, match=r"space.method.dcml.beta would be ignored by variant regional"):
+        make_search(tmp_path, base={"method": method}, space=space)
+
+
+def test_an_empty_range_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"low 0.5 must be below high 0.5"):
+        make_search(tmp_path, space={"method.dcml.beta": {"name": "uniform", "low": 0.5, "high": 0.5}})
+
+
+def test_a_grid_over_a_range_is_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"grid needs name: choice or integer.*method.dcml.lambda"):
+        make_search(tmp_path, searcher={"name": "grid"})
+
+
+def test_a_grid_larger_than_the_budget_is_an_error(tmp_path: Path) -> None:
+    """3 x 4 points against 11 trials."""
+    space = {
+        "method.merge": {"name": "choice", "values": ["keep_local", "replace", "select_best"]},
+        "federation.local_steps": {"name": "integer", "low": 1, "high": 4},
+    }
+    with pytest.raises(ConfigError, match=r"the grid has 12 points, budget.trials is 11"):
+        make_search(tmp_path, searcher={"name": "grid"}, space=space, budget={"trials": 11})
+
+
+def test_the_seed_that_chose_the_winner_cannot_test_it(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"final.seeds: 7 is the seed of the trials"):
+        make_search(tmp_path, final={"seeds": [6, 7, 8]})
+
+
+def test_fewer_than_three_final_seeds_are_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"final.seeds"):
+        make_search(tmp_path, final={"seeds": [1, 2]})
+
+
+def test_a_scheduler_that_would_cut_in_the_warm_up_is_an_error(tmp_path: Path) -> None:
+    base = {"federation": {"rounds": 8, "local_steps": 2, "warmup_rounds": 3, "cooldown_rounds": 0, "seed": 7}}
+    with pytest.raises(ConfigError, match=r"grace_rounds: received 3.*train alone in the first 3"):
+        make_search(tmp_path, base=base, scheduler={"name": "asha", "grace_rounds": 3})
+
+
+def test_grace_defaults_to_the_warm_up_and_a_quarter_of_the_rounds(tmp_path: Path) -> None:
+    """3 + 8 // 4."""
+    base = {"federation": {"rounds": 8, "local_steps": 2, "warmup_rounds": 3, "cooldown_rounds": 0, "seed": 7}}
+    assert make_search(tmp_path, base=base, scheduler={"name": "asha"}).grace_rounds == 5
+
+
+def test_overrides_reach_the_search_and_the_federation(tmp_path: Path) -> None:
+    path = write_search(tmp_path, base_overrides=["federation.rounds=9", "federation.local_steps=5"])
+    search = load_search(path, ("budget.trials=7",), ("federation.rounds=6",))
+    assert search.config.budget.trials == 7
+    assert (search.base.federation.rounds, search.base.federation.local_steps) == (6, 5)
+
+
+def test_a_saved_search_needs_no_other_file_and_may_be_moved(tmp_path: Path) -> None:
+    search = make_search(tmp_path, base_overrides=["federation.rounds=6"])
+    save_search(search)
+    (tmp_path / "base.yaml").unlink()
+    search.folder.rename(tmp_path / "moved")
+    again = reopen_search(tmp_path / "moved")
+    assert again.folder == tmp_path / "moved"
+    assert again.base.federation.rounds == 6
+    assert again.config.space == search.config.space
+
+
+def test_a_folder_without_a_search_cannot_be_reopened(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"not the folder of a search"):
+        reopen_search(tmp_path)
+
+
+def test_the_search_of_the_phantom_is_in_order() -> None:
+    search = load_search(Path(__file__).parents[2] / "configs" / "tune_phantom.yaml")
+    assert search.config.budget.trials == 8
+
+
+# --- a trial's configuration -------------------------------------------------------------------
+
+
+def test_a_trial_differs_from_the_federation_by_its_drawn_values_alone(tmp_path: Path) -> None:
+    search = make_search(tmp_path)
+    config = trial_config(search, {"method.dcml.lambda": 0.25}, folder=tmp_path / "trial")
+    assert isinstance(config.method, GcmlMethod)
+    assert config.method.dcml.weight == 0.25
+    assert config.output.folder == str(tmp_path / "trial")
+    assert not config.tracking.enabled
+    assert config.data == search.base.data
+    assert config.federation == search.base.federation
+
+
+def test_a_section_can_be_a_choice(tmp_path: Path) -> None:
+    choice = {"name": "choice", "values": [{"name": "ring"}, {"name": "push_k", "k": 2}]}
+    search = make_search(tmp_path, space={"method.topology": choice})
+    domain = search.config.space["method.topology"]
+    assert isinstance(domain, ChoiceDomain)
+    assert domain.labels == ("ring", "push_k(k=2)")
+    config = trial_config(search, {"method.topology": domain.labels[1]}, folder=tmp_path)
+    assert isinstance(config.method, GcmlMethod)
+    assert config.method.topology.model_dump() == {"name": "push_k", "k": 2}
+
+
+@pytest.mark.parametrize("variant", ["regional", "mutual", "none"])
+def test_drawn_weights_that_the_drawn_variant_ignores_are_left_out(tmp_path: Path, variant: str) -> None:
+    space = WEIGHT | {
+        "method.dcml.beta": {"name": "uniform", "low": 0, "high": 1},
+        "method.dcml.variant": {"name": "choice", "values": ["contrast", "regional", "mutual", "none"]},
+    }
+    params = {"method.dcml.lambda": 0.25, "method.dcml.beta": 0.5, "method.dcml.variant": variant}
+    config = trial_config(make_search(tmp_path, space=space), params, folder=tmp_path)
+    assert isinstance(config.method, GcmlMethod)
+    assert config.method.dcml.variant == variant
+    assert config.method.dcml.weight == (0.1 if variant == "none" else 0.25)
+
+
+def test_values_that_contradict_the_federation_are_named(tmp_path: Path) -> None:
+    search = make_search(tmp_path, space={"federation.warmup_rounds": {"name": "integer", "low": 1, "high": 9}})
+    with pytest.raises(ConfigError, match=r"(?s)trial with warmup_rounds=9.*exceed rounds 4"):
+        trial_config(search, {"federation.warmup_rounds": 9}, folder=tmp_path)
+
+
+def test_a_trial_needs_no_placement_group_inside_its_own(tmp_path: Path) -> None:
+    search = make_search(tmp_path, base={"resources": {"pool": "ray", "placement": "pg"}})
+    assert trial_config(search, {}, folder=tmp_path).resources.placement == "none"
+
+
+@pytest.mark.parametrize("variant", ["contrast", "regional", "none"])
+def test_the_best_configuration_is_one_that_gcml_run_reads(tmp_path: Path, variant: str) -> None:
+    space = WEIGHT | {"method.dcml.variant": {"name": "choice", "values": ["contrast", "regional", "none"]}}
+    search = make_search(tmp_path, space=space)
+    best = best_config(search, {"method.dcml.lambda": 0.25, "method.dcml.variant": variant})
+    save_config(best, tmp_path / "best.yaml")
+    assert load_config(tmp_path / "best.yaml") == best
+    assert best.tracking == search.base.tracking
+
+
+# --- what trials are judged by -----------------------------------------------------------------
+
+
+def record(number: int, dice: dict[str, float | None], *, sent_bytes: int = 0) -> RoundRecord:
+    plan = RoundPlan(number, "exchange", tuple(dice), ())
+    trained = tuple(
+        TrainReport(site, number, (), 2, {}, {}, "", {}, value, False, {}, 1e-3, 0) for site, value in dice.items()
+    )
+    return RoundRecord(plan, trained, (PushReceipt(number, "A", "B", True, "", sent_bytes),), (), seconds=2.0)
+
+
+def test_a_site_is_judged_by_its_best_model_so_far() -> None:
+    """A: 0.5, 0.8, 0.8; B: 0.7, 0.7, 0.9."""
+    rounds = [record(1, {"A": 0.5, "B": 0.7}), record(2, {"A": 0.8, "B": 0.6}), record(3, {"A": 0.1, "B": 0.9})]
+    points = points_of(rounds, ["A", "B"])
+    assert [point.mean_dice for point in points] == pytest.approx([0.6, 0.75, 0.85])
+    assert [point.worst_dice for point in points] == pytest.approx([0.5, 0.7, 0.8])
+
+
+def test_a_site_that_was_never_evaluated_counts_zero() -> None:
+    (point,) = points_of([record(1, {"A": 0.5})], ["A", "B"])
+    assert (point.mean_dice, point.worst_dice) == (0.25, 0.0)
+
+
+def test_an_undefined_score_does_not_count() -> None:
+    points = points_of([record(1, {"A": 0.5}), record(2, {"A": float("nan")})], ["A"])
+    assert [point.round_number for point in points] == [1]
+
+
+def test_rounds_without_evaluation_give_no_point_but_their_traffic_counts() -> None:
+    """2 + 3 megabytes; 2 s a round."""
+    rounds = [
+        record(1, {"A": None, "B": None}, sent_bytes=2_000_000),
+        record(2, {"A": 0.5, "B": 0.7}, sent_bytes=3_000_000),
+    ]
+    (point,) = points_of(rounds, ["A", "B"])
+    assert (point.round_number, point.megabytes, point.seconds) == (2, 5.0, 4.0)
+
+
+def test_dice_per_megabyte_is_by_what_a_site_sends() -> None:
+    """Mean Dice 0.6, 6 MB from two sites: 0.6 / (1 + 3)."""
+    point = TrialPoint(1, {"A": 0.5, "B": 0.7}, 6.0, 1.0)
+    assert point.value("dice_per_megabyte") == pytest.approx(0.15)
+
+
+def test_only_finished_trials_can_win() -> None:
+    """The cut one is ahead, but in a shorter run."""
+    high, low = TrialPoint(2, {"A": 0.9}, 0, 1), TrialPoint(4, {"A": 0.6}, 0, 1)
+    trials = (TrialRecord(1, "a", "cut", points=(high,)), TrialRecord(2, "b", "finished", points=(low,)))
+    best = SearchRecord("x", "mean_dice", 4, trials).best
+    assert best is not None
+    assert best.number == 2
+
+
+def test_the_front_holds_what_no_other_trial_beats_in_both() -> None:
+    """Dice and MB: (0.5, 1) and (0.7, 3) stay; (0.5, 2) loses to the first, (0.6, 4) to the second."""
+    results = [(0.5, 1.0), (0.7, 3.0), (0.5, 2.0), (0.6, 4.0)]
+    trials = tuple(
+        TrialRecord(number, str(number), "finished", points=(TrialPoint(4, {"A": dice}, megabytes, 1.0),))
+        for number, (dice, megabytes) in enumerate(results, start=1)
+    )
+    assert [trial.number for trial in SearchRecord("x", "dice_and_megabytes", 4, trials).front] == [1, 2]
+
+
+def test_two_objectives_with_a_scheduler_are_an_error(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"dice_and_megabytes needs searcher tpe and scheduler none"):
+        make_search(tmp_path, objective="dice_and_megabytes", searcher={"name": "tpe"}, scheduler={"name": "asha"})
+
+
+def test_no_finished_trial_means_no_winner() -> None:
+    assert SearchRecord("x", "mean_dice", 4, (TrialRecord(1, "a", "failed"),)).best is None
+
+
+def test_the_reason_of_a_failure_is_that_of_its_innermost_error() -> None:
+    inner, outer = ValueError("tau must be positive"), RuntimeError("the task failed\nTraceback ...")
+    outer.__cause__ = inner
+    assert reason_of(outer) == "tau must be positive"

@@ -1,0 +1,182 @@
+"""Rounds with a server over fakes: the order of calls, who is left out, and a server that fails or dies."""
+
+from __future__ import annotations
+
+import io
+import threading
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from rich.console import Console
+
+from actors.driver import Driver
+from actors.local_pool import LocalPool, Outcome
+from gcml_ray.config import Config
+from gcml_ray.console import RunConsole
+from gcml_ray.errors import SiteError
+from gcml_ray.records import SiteFailure
+from gcml_ray.run_folder import RunFolder
+from gcml_ray.seeding import numpy_generator
+from gcml_ray.wire import Buffer
+from tests.fake_runs import RecordingListener, RecordingTracker, drive, run_locally
+from tests.fakes import FakeTrainers, Fault, calls_of, fake_config, final_weights, weights_file
+
+FEDAVG: dict[str, Any] = {"name": "fedavg"}
+
+
+def config_of(folder: Path, **federation: Any) -> Config:
+    return fake_config(folder, method=FEDAVG, federation=federation)
+
+
+def draw(site: str, number: int) -> Buffer:
+    return numpy_generator(7, "train", site, number).standard_normal(8, dtype=np.float32)
+
+
+# --- a round ------------------------------------------------------------------------------------
+
+
+def test_all_sites_go_on_with_the_mean_of_what_they_have_learnt(tmp_path: Path) -> None:
+    """From 0, round 1: the mean of the draws; round 2 adds the mean of the next ones."""
+    mean: Buffer = np.zeros(8, dtype=np.float32)
+    for number in (1, 2):
+        mean = np.mean([mean + draw(site, number) for site in "ABC"], axis=0, dtype=np.float32)
+    weights = final_weights(run_locally(config_of(tmp_path, rounds=2)).folder)
+    assert set(weights) == {"A", "B", "C", "server"}
+    for values in weights.values():
+        np.testing.assert_array_equal(values, mean)
+
+
+def test_a_round_is_recorded_whole(tmp_path: Path) -> None:
+    (record,) = run_locally(config_of(tmp_path, rounds=1)).folder.rounds()
+    edges = [("A", "server"), ("B", "server"), ("C", "server"), ("server", "A"), ("server", "B"), ("server", "C")]
+    assert [(push.sender, push.receiver) for push in record.pushes] == edges
+    assert {push.size_bytes for push in record.pushes} == {32}
+    assert [(report.site, report.peers, report.merge) for report in record.trained] == [
+        (site, ("server",), "server") for site in "ABC"
+    ]
+    assert [report.validation_dice for report in record.trained] == [0.5] * 3
+    assert set(record.trained[0].seconds) == {"train", "validate"}
+    assert set(record.stage_seconds) == {"train", "push", "adopt"}
+
+
+def test_warmup_and_cooldown_are_without_the_server(tmp_path: Path) -> None:
+    run = run_locally(config_of(tmp_path, warmup_rounds=1, cooldown_rounds=2))
+    assert [len(record.pushes) for record in run.folder.rounds()] == [0, 6, 0, 0]
+    assert calls_of(run.folder, "server", "train") == [2]
+    assert calls_of(run.folder, "A", "adopt") == [2]
+
+
+def test_listener_and_tracker_hear_of_sites_only_and_once_a_round(tmp_path: Path) -> None:
+    run = run_locally(config_of(tmp_path))
+    assert [info.site for info in run.listener.ready] == ["A", "B", "C"]
+    assert [info.site for info in run.tracker.infos] == ["A", "B", "C"]
+    assert run.trained("A") == [1, 2, 3, 4]
+    assert {report.site for report in run.listener.evaluated} == {"A", "B", "C"}
+
+
+def test_console_shows_a_round_whose_server_failed(tmp_path: Path) -> None:
+    out = io.StringIO()
+    config = config_of(tmp_path, rounds=2)
+    folder = RunFolder.create(config.output.folder, config)
+    faults = (Fault("server", 1, "train", "raise"),)
+    pool = LocalPool(config, config.output.folder, run_id="run", make_trainer=FakeTrainers(faults))
+    with RunConsole(Console(file=out, force_terminal=True, width=200), title="t") as shown:
+        stop = threading.Event()
+        driver = Driver(config, pool, folder, tracker=RecordingTracker(), listener=shown, stop=stop)
+        driver.run(["A", "B", "C"], resume=None)
+    text = out.getvalue()
+    assert "! server: train raised: broken train of server in round 1 -> skip" in text
+    assert "3/6 pushes" in text
+    assert "6/6 pushes" in text
+
+
+# --- sites that fail ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stage", ["train", "export"])
+def test_a_site_that_fails_is_left_out_of_the_mean_and_gets_it_all_the_same(tmp_path: Path, stage: Any) -> None:
+    run = run_locally(config_of(tmp_path, rounds=1), Fault("B", 1, stage, "raise"))
+    assert run.summary.status == "finished"
+    assert run.failures() == [("B", 1, "raised", "skip")]
+    mean = np.mean([draw("A", 1), draw("C", 1)], axis=0, dtype=np.float32)
+    for values in final_weights(run.folder).values():
+        np.testing.assert_array_equal(values, mean)
+
+
+def test_a_site_that_cannot_adopt_is_back_in_the_next_round(tmp_path: Path) -> None:
+    run = run_locally(config_of(tmp_path, rounds=2), Fault("B", 1, "adopt", "raise"))
+    assert run.failures() == [("B", 1, "raised", "skip")]
+    first, second = run.folder.rounds()
+    assert [report.validation_dice for report in first.trained] == [0.5, None, 0.5]
+    assert [report.validation_dice for report in second.trained] == [0.5, 0.5, 0.5]
+    weights = final_weights(run.folder)
+    np.testing.assert_array_equal(weights["A"], weights["B"])
+
+
+def test_a_site_that_never_adopts_is_dropped_although_it_trains(tmp_path: Path) -> None:
+    faults = [Fault("B", number, "adopt", "raise") for number in (1, 2, 3, 4)]
+    run = run_locally(config_of(tmp_path), *faults)
+    assert list(run.summary.dropped) == ["B"]
+    assert len(run.folder.rounds()[3].pushes) == 4
+
+
+# --- a server that fails ----------------------------------------------------------------------------
+
+
+def test_without_a_mean_the_sites_go_on_with_their_own_weights(tmp_path: Path) -> None:
+    run = run_locally(config_of(tmp_path, rounds=1), Fault("server", 1, "train", "raise"))
+    assert run.failures() == [("server", 1, "raised", "skip")]
+    (record,) = run.folder.rounds()
+    assert [push.receiver for push in record.pushes] == ["server"] * 3
+    assert [report.merge for report in record.trained] == [""] * 3
+    assert [report.validation_dice for report in record.trained] == [0.5] * 3
+    np.testing.assert_array_equal(np.load(weights_file(run.folder.checkpoints("A"), 1)), draw("A", 1))
+
+
+class DyingServerPool(LocalPool):
+    """Its server dies when it forms the mean of a round; as with Ray, it is there again but not started."""
+
+    dies_in = 2
+
+    def wait(self, timeout_s: float) -> list[Outcome]:
+        """Says that the server died instead of running its call."""
+        if self._queue and self._queue[0][0] == "server" and self._queue[0][1::2] == ("train", self.dies_in):
+            self.dies_in = 0
+            self._queue.popleft()
+            self._create("server")
+            return [Outcome("server", "train", failure=SiteFailure("server", 2, "train", "died", "killed"))]
+        return super().wait(timeout_s)
+
+
+def test_a_server_that_dies_restarts_from_its_own_checkpoint_and_the_next_pushes_go_on(tmp_path: Path) -> None:
+    config = config_of(tmp_path)
+    run = drive(config, DyingServerPool(config, config.output.folder, run_id="run", make_trainer=FakeTrainers()))
+    assert run.summary.status == "finished"
+    assert run.failures() == [("server", 2, "died", "restart")]
+    assert [len(record.pushes) for record in run.folder.rounds()] == [6, 3, 6, 6]
+    assert all(push.accepted for record in run.folder.rounds() for push in record.pushes)
+    assert calls_of(run.folder, "server", "start") == [0, 0]
+    assert calls_of(run.folder, "server", "train") == [1, 3, 4]
+
+
+def test_a_run_cannot_go_on_without_its_server(tmp_path: Path) -> None:
+    config = config_of(tmp_path)
+    folder = RunFolder.create(config.output.folder, config)
+    faults = tuple(Fault("server", number, "train", "raise") for number in (1, 2, 3))
+    pool = LocalPool(config, config.output.folder, run_id="run", make_trainer=FakeTrainers(faults))
+    listener = RecordingListener()
+    driver = Driver(config, pool, folder, tracker=RecordingTracker(), listener=listener, stop=listener.stop)
+    with pytest.raises(SiteError, match=r"the server is lost .*resume the run"):
+        driver.run(["A", "B", "C"], resume=None)
+    assert folder.read_state().last_complete_round == 2
+
+
+def test_resume_gives_the_weights_of_an_unbroken_run(tmp_path: Path) -> None:
+    whole = final_weights(run_locally(config_of(tmp_path / "whole")).folder)
+    config = config_of(tmp_path / "broken")
+    run_locally(config, listener=RecordingListener(stop_after=2))
+    resumed = final_weights(run_locally(config, resume=True).folder)
+    for name, values in whole.items():
+        np.testing.assert_array_equal(resumed[name], values)

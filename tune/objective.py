@@ -1,0 +1,44 @@
+"""What a trial is judged by, from the driver's round records alone: validation, never test cases."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+
+from gcml_ray.records import RoundRecord
+from gcml_ray.search_records import TrialPoint
+
+
+class Progress:
+    """The personalised models of one federation so far.
+
+    A site's personalised model is its checkpoint with the best validation score (specification section 2), so its
+    Dice is the best one seen. A site that was never evaluated counts 0: values that break a site must not win.
+
+    Args:
+        sites: all sites that began.
+    """
+
+    def __init__(self, sites: Sequence[str]) -> None:
+        self._dice = dict.fromkeys(sites, 0.0)
+        self._size_bytes = 0
+        self._seconds = 0.0
+
+    def add(self, record: RoundRecord) -> TrialPoint | None:
+        """Takes a finished round; a point where any site was evaluated in it."""
+        self._size_bytes += sum(receipt.size_bytes for receipt in record.pushes)
+        self._seconds += record.seconds
+        scores = {report.site: report.validation_dice for report in record.trained}
+        known = {site: score for site, score in scores.items() if score is not None and math.isfinite(score)}
+        for site, score in known.items():
+            self._dice[site] = max(self._dice.get(site, 0.0), score)
+        if not known:
+            return None
+        return TrialPoint(record.plan.round_number, dict(self._dice), self._size_bytes / 1e6, self._seconds)
+
+
+def points_of(rounds: Iterable[RoundRecord], sites: Sequence[str]) -> tuple[TrialPoint, ...]:
+    """The points of a run from its records."""
+    progress = Progress(sites)
+    points = (progress.add(record) for record in rounds)
+    return tuple(point for point in points if point is not None)

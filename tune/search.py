@@ -1,0 +1,300 @@
+"""The search itself: Ray Tune over federations, resumable, and what came of it."""
+
+from __future__ import annotations
+
+import logging
+import os
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from ray import tune as ray_tune
+from ray.tune.schedulers import ASHAScheduler, MedianStoppingRule, TrialScheduler
+from ray.tune.search import BasicVariantGenerator
+from ray.tune.search.optuna import OptunaSearch
+
+from actors.cluster import Node, check_capacity, connected, nodes
+from actors.federation import sites_of
+from actors.site import TrainerFactory
+from gcml_ray.config_file import save_config
+from gcml_ray.errors import CheckpointError, ConfigError
+from gcml_ray.search_records import SearchRecord
+from tune.importance import importances
+from tune.search_file import save_search
+from tune.space import (
+    AshaScheduler,
+    ChoiceDomain,
+    Domain,
+    GridSearcher,
+    IntegerDomain,
+    LogUniformDomain,
+    MedianScheduler,
+    TpeSearcher,
+    grid_values,
+)
+from tune.trainable import make_trainable
+from tune.trial_config import Search, best_config
+from tune.watch import Deadline, SearchView, TuneEvents, Watch
+
+log = logging.getLogger(__name__)
+
+TUNE_FOLDER = "ray_tune"
+BEST_FILE = "best.yaml"
+LOG_FILE = "log.txt"
+_SETTINGS = {
+    "RAY_AIR_NEW_OUTPUT": "0",  # the newer one prints a banner even when told to be silent
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the records hold all of it
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # see _stopping
+    "TUNE_WARN_EXCESSIVE_EXPERIMENT_CHECKPOINT_SYNC_THRESHOLD_S": "0",
+}
+
+
+def run_search(
+    search: Search,
+    *,
+    views: Sequence[SearchView],
+    stop: threading.Event,
+    resume: bool = False,
+    retry_failed: bool = False,
+    make_trainer: TrainerFactory | None = None,
+) -> SearchRecord:
+    """Runs a search to its end or to where it is stopped; trials that fail are records and end nothing.
+
+    Args:
+        search: what to do; with ``resume`` the one saved in its folder.
+        views: told of every trial.
+        stop: set by Ctrl-C; the search can be resumed then.
+        resume: finished trials stay, others go on from their checkpoints.
+        retry_failed: on a resume, also start failed trials again.
+        make_trainer: see :class:`actors.site.Site`.
+
+    Raises:
+        ConfigError: the folder already holds a search.
+        CheckpointError: there is nothing to resume.
+        ClusterError: the cluster is out of reach, or too small for a single trial.
+    """
+    experiment = search.folder / TUNE_FOLDER
+    if not resume:
+        _create_folder(search)
+    elif not ray_tune.Tuner.can_restore(str(experiment)):
+        raise CheckpointError(f"{search.folder} has no state of Ray Tune to resume from: start anew in another folder")
+    sites = sites_of(search.base)
+    os.environ.update(_SETTINGS)
+    deadline = Deadline(search.config.budget.hours)
+    watch = Watch(
+        search.folder,
+        rounds=search.base.federation.rounds,
+        views=views,
+        is_ending=lambda: stop.is_set() or deadline.is_over,
+        keep_checkpoints=search.config.keep_checkpoints,
+    )
+    with connected(search.base.resources) as where, _logged_to(search.folder / LOG_FILE):
+        log.info("searching on %s", where)
+        check_trial_fits(search, sites, nodes())
+        trainable = ray_tune.with_resources(
+            make_trainable(search, make_trainer=make_trainer), trial_resources(search, sites)
+        )
+        if resume:
+            tuner = ray_tune.Tuner.restore(str(experiment), trainable=trainable, resume_errored=retry_failed)
+        else:
+            tuner = _new_tuner(search, trainable)
+        with _watched_by(watch), _stopping(stop):
+            tuner.fit()
+        watch.settle()
+    return conclude(search, watch)
+
+
+def conclude(search: Search, watch: Watch) -> SearchRecord:
+    """The result of a search, its best configuration written to ``best.yaml``."""
+    record = SearchRecord(search.config.name, search.config.objective, search.base.federation.rounds, watch.trials)
+    if record.best is not None:
+        save_config(best_config(search, record.best.params), search.folder / BEST_FILE)
+    return replace(record, importances=importances(search, record))
+
+
+def _create_folder(search: Search) -> None:
+    if (search.folder / TUNE_FOLDER).exists():  # one that failed before its first trial may be tried again
+        raise ConfigError(
+            f"folder: {search.folder} already holds a search. Continue it with `gcml tune --resume {search.folder}`, "
+            "or give another folder"
+        )
+    try:
+        save_search(search)
+    except OSError as error:
+        raise ConfigError(f"folder: {search.folder} cannot be made or written ({error.strerror})") from error
+
+
+@contextmanager
+def _watched_by(watch: Watch) -> Iterator[None]:
+    TuneEvents.watch = watch
+    try:
+        yield
+    finally:
+        TuneEvents.watch = None
+
+
+@contextmanager
+def _logged_to(path: Path) -> Iterator[None]:
+    """Ray Tune's and our own words into the search's log; Ray Tune's stay out of the table on the console."""
+    handler = logging.FileHandler(path, encoding="utf-8")
+    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s"))
+    loggers = [logging.getLogger(name) for name in ("ray.tune", "tune", "gcml_ray.console_search")]
+    before = [(logger.level, logger.propagate) for logger in loggers]
+    for logger in loggers:
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO)
+        logger.propagate = False
+    try:
+        yield
+    finally:
+        for logger, (level, propagate) in zip(loggers, before, strict=True):
+            logger.removeHandler(handler)
+            logger.setLevel(level)
+            logger.propagate = propagate
+        handler.close()
+
+
+@contextmanager
+def _stopping(stop: threading.Event) -> Iterator[None]:
+    """Ctrl-C or a termination signal once: Ray Tune saves its state and ends; twice: now.
+
+    Ray Tune's own way to be ended is SIGUSR1; it does not say afterwards that it was.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def interrupt(number: int, frame: object) -> None:
+        del number, frame
+        is_up = signal.getsignal(signal.SIGUSR1) not in (signal.SIG_DFL, signal.SIG_IGN)
+        if stop.is_set() or not is_up:
+            raise KeyboardInterrupt
+        stop.set()
+        os.kill(os.getpid(), signal.SIGUSR1)
+
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = {number: signal.signal(number, interrupt) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        signal.signal(signal.SIGUSR1, signal.SIG_DFL)
+
+
+# --- places ----------------------------------------------------------------------------------
+
+
+def trial_resources(search: Search, sites: Sequence[str]) -> ray_tune.PlacementGroupFactory:
+    """One bundle for the trial's driver and one a site; Ray frees the group however the trial ends.
+
+    With ``resources.pool: local`` the sites share the driver's process, and there is one bundle.
+    """
+    resources = search.base.resources
+    site = {"CPU": resources.cpus_per_site} | ({"GPU": resources.gpus_per_site} if resources.gpus_per_site else {})
+    if resources.pool == "local":
+        return ray_tune.PlacementGroupFactory([site])
+    driver = {"CPU": search.config.driver_cpus} if search.config.driver_cpus else {}
+    options: dict[str, Any] = {}
+    if resources.placement == "label":
+        on_own_node = [{resources.label_key: name} for name in sites]
+        options["bundle_label_selector"] = [{}, *on_own_node] if driver else on_own_node
+    return ray_tune.PlacementGroupFactory([driver, *(dict(site) for _ in sites)], strategy="PACK", **options)
+
+
+def check_trial_fits(search: Search, sites: Sequence[str], available: Sequence[Node]) -> None:
+    """Whether one trial fits on the empty cluster; one that does not would wait for ever.
+
+    Raises:
+        ClusterError: with what was asked, what there is, and the setting to change.
+    """
+    resources = search.base.resources
+    if resources.pool == "local":
+        check_capacity(resources, ["all sites of a trial"], available)
+        return
+    largest = max(available, key=lambda node: node.cpus)
+    left = [
+        replace(node, cpus=node.cpus - search.config.driver_cpus) if node is largest else node for node in available
+    ]
+    check_capacity(resources, sites, left)
+
+
+# --- Ray Tune --------------------------------------------------------------------------------
+
+
+def _new_tuner(search: Search, trainable: Any) -> ray_tune.Tuner:
+    config = search.config
+    is_grid = isinstance(config.searcher, GridSearcher)
+    space = {key: _tune_domain(domain, is_grid=is_grid) for key, domain in config.space.items()}
+    hours = config.budget.hours
+    return ray_tune.Tuner(
+        trainable,
+        param_space=space,
+        tune_config=ray_tune.TuneConfig(
+            metric=None if _is_pareto(search) else config.objective,
+            mode=None if _is_pareto(search) else "max",
+            num_samples=1 if is_grid else config.budget.trials,
+            max_concurrent_trials=config.budget.concurrent_trials,
+            time_budget_s=None if hours is None else 3600 * hours,
+            search_alg=_searcher(search),
+            scheduler=_scheduler(search),
+        ),
+        run_config=ray_tune.RunConfig(
+            name=TUNE_FOLDER,
+            storage_path=str(search.folder),
+            verbose=0,
+            callbacks=[TuneEvents()],
+            failure_config=ray_tune.FailureConfig(max_failures=0),
+        ),
+    )
+
+
+def _tune_domain(domain: Domain, *, is_grid: bool) -> Any:
+    if is_grid:
+        return ray_tune.grid_search(list(grid_values(domain)))
+    if isinstance(domain, ChoiceDomain):
+        return ray_tune.choice(list(domain.labels))
+    if isinstance(domain, IntegerDomain):
+        return ray_tune.randint(domain.low, domain.high + 1)
+    make = ray_tune.loguniform if isinstance(domain, LogUniformDomain) else ray_tune.uniform
+    return make(domain.low, domain.high)
+
+
+def _is_pareto(search: Search) -> bool:
+    """Whether there are two objectives."""
+    return search.config.objective == "dice_and_megabytes"
+
+
+def _searcher(search: Search) -> Any:
+    searcher = search.config.searcher
+    if isinstance(searcher, TpeSearcher):
+        import optuna  # noqa: PLC0415 - slow, and only where it is used
+
+        optuna.logging.set_verbosity(optuna.logging.WARNING)
+        return OptunaSearch(
+            sampler=optuna.samplers.TPESampler(seed=searcher.seed, n_startup_trials=searcher.start_trials)
+        )
+    return BasicVariantGenerator(random_state=getattr(searcher, "seed", None))
+
+
+def _scheduler(search: Search) -> TrialScheduler | None:
+    """The scheduler, over rounds."""
+    scheduler = search.config.scheduler
+    if isinstance(scheduler, AshaScheduler):
+        # A trial ends by itself after its last round: one more keeps the scheduler from ending it first.
+        last = search.base.federation.rounds + 1
+        return ASHAScheduler(
+            time_attr="round",
+            max_t=last,
+            grace_period=min(search.grace_rounds, last),
+            reduction_factor=scheduler.reduction_factor,
+        )
+    if isinstance(scheduler, MedianScheduler):
+        return MedianStoppingRule(
+            time_attr="round", grace_period=search.grace_rounds, min_samples_required=scheduler.min_trials
+        )
+    return None

@@ -1,0 +1,95 @@
+"""A search with its federation, and the configuration of each trial."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gcml_ray.config import Config, dcml_keys
+from gcml_ray.config_file import apply_override, parse_config
+from gcml_ray.errors import ConfigError
+from gcml_ray.search_records import describe_params
+from tune.space import ChoiceDomain, Domain, SearchConfig
+
+DCML_KEYS = dcml_keys("contrast")
+
+
+@dataclass(frozen=True)
+class Search:
+    """A search and the federation it varies; ``base.output.folder`` is the search's own folder."""
+
+    config: SearchConfig
+    base: Config
+
+    @property
+    def folder(self) -> Path:
+        """The search's folder."""
+        return Path(self.base.output.folder)
+
+    @property
+    def grace_rounds(self) -> int:
+        """Rounds before a scheduler may cut a trial."""
+        federation = self.base.federation
+        wanted = getattr(self.config.scheduler, "grace_rounds", None)
+        return wanted or min(federation.rounds, federation.num_warmup + max(1, federation.rounds // 4))
+
+
+def trial_config(search: Search, params: dict[str, Any], *, folder: Path) -> Config:
+    """The federation with the values that a trial drew.
+
+    All trials share the federation's seed, so that they differ by their values alone.
+
+    Args:
+        search: the search.
+        params: value, or label of a choice, by key.
+        folder: the trial's run folder.
+
+    Raises:
+        ConfigError: the values contradict each other or the federation.
+    """
+    base = search.base
+    values: dict[str, Any] = json.loads(base.model_dump_json(by_alias=True))
+    values["name"] = search.config.name
+    values["tracking"] = {"enabled": False}
+    values["output"] = {**values["output"], "folder": str(folder), "num_overlays": 0}
+    if base.resources.placement == "pg":  # the trial has a placement group of its own
+        values["resources"]["placement"] = "none"
+    drawn = {key: _value(search.config.space[key], param) for key, param in params.items()}
+    overrides = [f"{key}={json.dumps(value)}" for key, value in sorted(drawn.items())]
+    problems = [problem for override in overrides for problem in apply_override(values, override)]
+    if problems:
+        raise ConfigError("\n".join(["trial", *problems]))
+    _drop_ignored(values)
+    return parse_config(values, source=f"trial with {describe_params(params) or 'the base values'}")
+
+
+def best_config(search: Search, params: dict[str, Any]) -> Config:
+    """The federation that :func:`trial_config` tried, as ``gcml run`` takes it: tracked, into a folder of its own."""
+    tried = trial_config(search, params, folder=search.folder / "best")
+    output = search.base.output.model_copy(update={"folder": str(search.folder / "best")})
+    return tried.model_copy(
+        update={
+            "name": f"{search.config.name}-best",
+            "tracking": search.base.tracking,
+            "output": output,
+            "resources": search.base.resources,
+        }
+    )
+
+
+def _value(domain: Domain, param: Any) -> Any:
+    """A choice's label back as its value; anything else as it is."""
+    if isinstance(domain, ChoiceDomain):
+        return domain.values[domain.labels.index(param)]
+    return param
+
+
+def _drop_ignored(values: dict[str, Any]) -> None:
+    """Leaves out drawn weights that the drawn variant does not use: they are no error in a search."""
+    method = values.get("method")
+    dcml = method.get("dcml") if isinstance(method, dict) else None
+    if isinstance(method, dict) and isinstance(dcml, dict):
+        used = dcml_keys(str(dcml.get("variant", "contrast")))
+        method["dcml"] = {key: value for key, value in dcml.items() if key in used or key not in DCML_KEYS}
