@@ -275,9 +275,10 @@ def _searcher(search: Search) -> Any:
         import optuna  # noqa: PLC0415 - slow, and only where it is used
 
         optuna.logging.set_verbosity(optuna.logging.WARNING)
-        return OptunaSearch(
-            sampler=optuna.samplers.TPESampler(seed=searcher.seed, n_startup_trials=searcher.start_trials)
-        )
+        sampler = optuna.samplers.TPESampler(seed=searcher.seed, n_startup_trials=searcher.start_trials)
+        if _is_pareto(search):
+            return OptunaSearch(sampler=sampler, metric=["mean_dice", "megabytes"], mode=["max", "min"])
+        return OptunaSearch(sampler=sampler)
     return BasicVariantGenerator(random_state=getattr(searcher, "seed", None))
 
 
@@ -295,6 +296,9 @@ def _scheduler(search: Search) -> TrialScheduler | None:
         )
     if isinstance(scheduler, MedianScheduler):
         return MedianStoppingRule(
-            time_attr="round", grace_period=search.grace_rounds, min_samples_required=scheduler.min_trials
+            time_attr="round",
+            grace_period=search.grace_rounds,
+            min_samples_required=scheduler.min_trials,
+            min_time_slice=search.base.federation.rounds,  # never pause a trial: its sites would have to start again
         )
     return None

@@ -54,6 +54,7 @@ class Watch:
         self._is_ending = is_ending
         self._keep_checkpoints = keep_checkpoints
         self._trials: dict[str, TrialRecord] = {}
+        self._seen: set[str] = set()
         for path in sorted((folder / "records").glob("*.json")):
             record = from_json(TrialRecord, path.read_text(encoding="utf-8"))
             self._trials[record.trial_id] = record
@@ -64,13 +65,17 @@ class Watch:
         return tuple(sorted(self._trials.values(), key=lambda trial: trial.number))
 
     def knows(self, trial_id: str) -> bool:
-        """Whether the trial was seen before."""
-        return trial_id in self._trials
+        """Whether Ray Tune has told of the trial in this process."""
+        return trial_id in self._seen
 
     def begin(self, trial_id: str, params: dict[str, Any], *, is_running: bool) -> None:
         """A trial was made, or its process has started."""
-        known = self._trials.get(trial_id) or TrialRecord(len(self._trials) + 1, trial_id, "waiting", dict(params))
+        self._seen.add(trial_id)
+        known = self._trials.get(trial_id) or TrialRecord(self._next_number(), trial_id, "waiting", dict(params))
         self._keep(replace(known, status="running" if is_running else known.status, reason=""))
+
+    def _next_number(self) -> int:
+        return 1 + max((trial.number for trial in self._trials.values()), default=0)
 
     def progress(self, trial_id: str, result: dict[str, Any]) -> None:
         """A trial has reported a round; a round that is reported again replaces the old one."""
@@ -92,10 +97,16 @@ class Watch:
             shutil.rmtree(self._folder / "trials" / trial_id / "checkpoints", ignore_errors=True)
 
     def settle(self) -> None:
-        """The search has ended: Ray Tune is silent about the trials that it ended with it."""
+        """The search has ended: Ray Tune is silent about the trials that it ended with it.
+
+        A trial that was made just before a crash may be unknown to Ray Tune after it; one that never ran is forgotten.
+        """
         for trial in self.trials:
             if trial.status == "running":
                 self._keep(replace(trial, status="stopped"))
+            elif trial.status == "waiting" and trial.trial_id not in self._seen:
+                del self._trials[trial.trial_id]
+                (self._folder / "records" / f"{trial.trial_id}.json").unlink()
 
     def _keep(self, record: TrialRecord) -> None:
         if self._trials.get(record.trial_id) == record:

@@ -148,3 +148,11 @@ def test_verdict_over_a_method_that_is_not_compared_is_refused(tmp_path: Path) -
     (tmp_path / "c.yaml").write_text(COMPARISON.format(base="b.yaml", folder=tmp_path) + "focus: ditto\n")
     with pytest.raises(ConfigError, match="focus: 'ditto' is not among methods"):
         load_comparison(tmp_path / "c.yaml")
+
+
+@pytest.mark.parametrize(
+    "path", sorted((Path(__file__).parents[2] / "configs").glob("compare_*.yaml")), ids=lambda p: p.stem
+)
+def test_every_cell_of_a_shipped_comparison_is_a_valid_configuration(path: Path) -> None:
+    comparison = load_comparison(path)
+    assert [cell_config(comparison, method, 0, []).name for method in comparison.methods] == list(comparison.methods)

@@ -88,10 +88,10 @@ def test_crash_of_the_driver_can_be_resumed(tmp_path: Path) -> None:
 
     def crash(record: Any) -> None:
         if record.plan.round_number == 3:
-            raise KeyboardInterrupt
+            raise MemoryError("killed")
 
     config = fake_config(tmp_path)
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(MemoryError, match="killed"):
         run_locally(config, listener=RecordingListener(on_end=crash))
     assert RunFolder(tmp_path / "run").read_state().status == "running"
     resumed = run_locally(config, resume=True)

@@ -40,6 +40,7 @@ def never(*_: Any) -> Any:
 def context(*, num_train: int = 1, score: SCORE = never) -> RoundContext:
     return RoundContext(
         round_number=1,
+        phase="exchange",
         exchange_index=0,
         num_steps=0,
         num_train=num_train,

@@ -112,6 +112,22 @@ def test_a_round_that_is_reported_again_replaces_the_old_one(tmp_path: Path) -> 
     assert again.trials == watch.trials, "a resumed search knows them"
 
 
+def test_a_trial_that_was_lost_in_a_crash_before_it_ran_is_forgotten(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"rounds": 4, "views": (), "is_ending": lambda: False, "keep_checkpoints": True}
+    crashed = Watch(tmp_path, **options)
+    crashed.begin("ran", {}, is_running=True)
+    crashed.begin("lost", {}, is_running=False)
+    again = Watch(tmp_path, **options)
+    again.begin("ran", {}, is_running=True)
+    again.begin("new", {}, is_running=False)
+    again.settle()
+    assert [(trial.trial_id, trial.number, trial.status) for trial in again.trials] == [
+        ("ran", 1, "stopped"),
+        ("new", 3, "waiting"),
+    ]
+    assert Watch(tmp_path, **options).trials == again.trials
+
+
 def test_checkpoints_of_trials_that_have_ended_are_removed_unless_wanted(tmp_path: Path) -> None:
     for keep in (True, False):
         watch = Watch(tmp_path, rounds=4, views=(), is_ending=lambda: False, keep_checkpoints=keep)
