@@ -22,6 +22,8 @@ from gcml_ray.config import SERVER, Config, has_server, has_two_models
 from gcml_ray.errors import CheckpointError, SiteError
 from gcml_ray.gossip import phase_of, plan_round
 from gcml_ray.records import (
+    BEFORE_GOSSIP,
+    PERSONALISED,
     AdoptReport,
     Edge,
     EvaluationReport,
@@ -365,9 +367,9 @@ class Driver:
 
     def _test(self) -> tuple[EvaluationReport, ...]:
         """Every site scores its personalised model, and its own model before gossip, on its test cases."""
-        models = ["personalised"]
+        models = [PERSONALISED]
         if 0 < self.config.federation.num_warmup < self.config.federation.rounds:
-            models.append("before_gossip")
+            models.append(BEFORE_GOSSIP)
         if has_two_models(self.config.method):
             models.append("shared")
         reports: list[EvaluationReport] = []

@@ -17,7 +17,9 @@ import numpy as np
 from numpy.typing import NDArray
 from scipy.stats import wilcoxon
 
+from gcml_ray.averages import mean
 from gcml_ray.errors import DataError
+from gcml_ray.records import PERSONALISED
 from gcml_ray.run_folder import replace_file
 from gcml_ray.seeding import numpy_generator
 
@@ -25,7 +27,6 @@ COLUMNS = (
     "method", "seed", "identity", "sent_bytes", "seconds", "num_steps",
     "site", "case", "model", "class_name", "dice", "hd95", "surface_dice",
 )  # fmt: skip
-PERSONALISED = "personalised"
 NUM_RESAMPLES = 10_000
 
 
@@ -124,12 +125,6 @@ def read_cell(path: Path) -> Cell:
 
 
 # --- statistics --------------------------------------------------------------------------------
-
-
-def mean(values: Iterable[float]) -> float:
-    """Mean of the defined values; NaN where none is."""
-    defined = [value for value in values if not math.isnan(value)]
-    return sum(defined) / len(defined) if defined else math.nan
 
 
 def site_means(scores: Iterable[Score], value: Callable[[Score], float]) -> dict[str, float]:

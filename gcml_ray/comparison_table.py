@@ -7,7 +7,8 @@ import io
 import math
 from collections.abc import Sequence
 
-from gcml_ray.comparison import PERSONALISED, MethodRow
+from gcml_ray.comparison import MethodRow
+from gcml_ray.records import PERSONALISED
 
 MEGABYTE = 1e6
 

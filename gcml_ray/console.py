@@ -85,8 +85,6 @@ class RunConsole:
         self.clock = Clock()
         self.round_line = "starting"
         self.live = Live(console=console, refresh_per_second=4, transient=True) if console.is_terminal else None
-        self.failed_now: dict[str, str] = {}
-        self.infos: dict[str, SiteInfo] = {}
 
     def __enter__(self) -> RunConsole:
         if self.live is not None:
@@ -115,7 +113,6 @@ class RunConsole:
 
     def on_site_ready(self, info: SiteInfo) -> None:
         """A site has loaded its data."""
-        self.infos[info.site] = info
         row = self.rows.setdefault(info.site, SiteRow())
         row.cases = f"{info.num_train}/{info.num_validation}/{info.num_test}"
         row.stage = "ready"
@@ -130,7 +127,6 @@ class RunConsole:
 
     def on_round_begin(self, plan: RoundPlan) -> None:
         """A round is planned."""
-        self.failed_now = {}
         self.round_line = f"round {plan.round_number} of {self.config.federation.rounds}"
         for site in plan.sites:
             self.rows[site].learnt_from = ""
@@ -162,10 +158,10 @@ class RunConsole:
 
     def on_failure(self, failure: SiteFailure, decision: Any) -> None:
         """A site failed."""
-        self.failed_now[failure.site] = f"{failure.stage} {failure.kind}: {failure.message} -> {decision.value}"
+        what = f"{failure.stage} {failure.kind}: {failure.message} -> {decision.value}"
         if failure.site in self.rows:  # else it is the server
             self.rows[failure.site].stage = f"{failure.kind} -> {decision.value}"
-        self.say(f"  ! {failure.site}: {self.failed_now[failure.site]}")
+        self.say(f"  ! {failure.site}: {what}")
         self._refresh()
 
     def on_round_end(self, record: RoundRecord) -> None:

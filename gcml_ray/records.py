@@ -12,6 +12,9 @@ from typing import Any, Literal
 Phase = Literal["warmup", "exchange", "cooldown"]
 Split = Literal["train", "validation", "test"]
 
+PERSONALISED = "personalised"  # a site's best model on its own validation cases
+BEFORE_GOSSIP = "before_gossip"  # its model at the end of the warm-up
+
 
 @dataclass(frozen=True, order=True)
 class Edge:

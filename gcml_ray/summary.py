@@ -10,18 +10,10 @@ from pathlib import Path
 
 from rich.table import Table
 
+from gcml_ray.averages import mean
 from gcml_ray.config import Config
-from gcml_ray.records import CaseScore, EvaluationReport, RoundRecord
+from gcml_ray.records import BEFORE_GOSSIP, PERSONALISED, CaseScore, EvaluationReport, RoundRecord
 from gcml_ray.tracking import tracking_uri
-
-PERSONALISED = "personalised"
-BEFORE_GOSSIP = "before_gossip"
-
-
-def mean(values: Iterable[float]) -> float:
-    """Mean of the numbers that are defined; NaN where none is."""
-    defined = [value for value in values if not math.isnan(value)]
-    return sum(defined) / len(defined) if defined else math.nan
 
 
 def scores_of(reports: Iterable[EvaluationReport], site: str, model: str) -> tuple[CaseScore, ...]:

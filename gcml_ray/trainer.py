@@ -33,7 +33,7 @@ from gcml_ray.losses.segmentation import build_segmentation_loss
 from gcml_ray.methods import METHODS
 from gcml_ray.methods.rounds import IncomingModel, RoundContext, RoundResult
 from gcml_ray.networks.registry import fingerprint
-from gcml_ray.records import AdoptReport, EvaluationReport, SiteInfo, Split, TrainOrder, TrainReport
+from gcml_ray.records import PERSONALISED, AdoptReport, EvaluationReport, SiteInfo, Split, TrainOrder, TrainReport
 from gcml_ray.seeding import derive_seed
 from gcml_ray.site_learner import WireFormat, build_learner, exchanged_network
 from gcml_ray.wire import Buffer, Expectation, PushHeader
@@ -41,8 +41,6 @@ from gcml_ray.wire import Buffer, Expectation, PushHeader
 # Pushed weights are read-only on purpose; torch warns about that once a process.
 warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
 
-PERSONALISED = "personalised"
-BEFORE_GOSSIP = "before_gossip"
 SHARED = "shared"
 
 

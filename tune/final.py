@@ -10,13 +10,14 @@ from pathlib import Path
 from actors.federation import ray_session, run_federation
 from actors.listener import Listener
 from actors.site import TrainerFactory
+from gcml_ray.averages import mean
 from gcml_ray.config import Config
 from gcml_ray.config_file import load_config
 from gcml_ray.errors import CheckpointError, ClusterError
 from gcml_ray.record_json import from_json, to_json
+from gcml_ray.records import PERSONALISED
 from gcml_ray.run_folder import RunFolder, replace_file
 from gcml_ray.search_records import FinalRecord, FinalScore
-from gcml_ray.summary import PERSONALISED, mean
 from gcml_ray.tracking import tracking_uri
 from tune.search import BEST_FILE
 from tune.trial_config import Search

@@ -21,7 +21,8 @@ from gcml_ray.data.adapters.published_split import SplitSizes, published_split
 from gcml_ray.data.datalist import Case, cases_of_site, read_datalist
 from gcml_ray.errors import DataError
 from gcml_ray.networks.registry import check_patch
-from gcml_ray.summary import PERSONALISED, site_dice
+from gcml_ray.records import PERSONALISED
+from gcml_ray.summary import site_dice
 from tests.public_layouts import make_fets, make_hecktor, make_nnunet, make_panseg, save
 
 ROOT = Path(__file__).parents[2]

@@ -13,8 +13,8 @@ from gcml_ray.checkpoint import load_model
 from gcml_ray.config import Config
 from gcml_ray.errors import CheckpointError
 from gcml_ray.learner import Learner
-from gcml_ray.records import EvaluationReport
-from gcml_ray.trainer import BEFORE_GOSSIP, PERSONALISED, SiteTrainer
+from gcml_ray.records import BEFORE_GOSSIP, PERSONALISED, EvaluationReport
+from gcml_ray.trainer import SiteTrainer
 from tests.makers import make_config
 from tests.trainer_runs import (
     RING,
