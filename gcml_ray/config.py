@@ -39,6 +39,7 @@ from gcml_ray.config_methods import (
     RingTopology,
     ServerMethod,
     Topology,
+    UsefulnessTopology,
     dcml_keys,
     has_peers,
     has_server,
@@ -87,6 +88,7 @@ __all__ = [  # the method section has its own module, but is a part of this one
     "Section",
     "ServerMethod",
     "Topology",
+    "UsefulnessTopology",
     "dcml_keys",
     "has_peers",
     "has_server",
@@ -251,6 +253,8 @@ class FederationConfig(Section):
 
     ``warmup_rounds`` defaults to 10 % of the rounds, ``cooldown_rounds`` to 25 % (both rounded down).
     The round timeout bounds one round's training of one site, evaluation included.
+    ``mode: async`` has no barrier: each site goes at its own pace, and takes no push that is more than
+    ``max_staleness`` rounds behind it.
     """
 
     rounds: Count
@@ -258,7 +262,8 @@ class FederationConfig(Section):
     warmup_rounds: CountOrZero | None = None
     cooldown_rounds: CountOrZero | None = None
     common_init: bool = True
-    mode: Literal["sync"] = "sync"
+    mode: Literal["sync", "async"] = "sync"
+    max_staleness: CountOrZero = 10
     seed: int = 0
     sites: Names | None = None
     evaluate_every: Count = 1

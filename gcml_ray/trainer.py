@@ -6,36 +6,34 @@ was restored at a round goes on exactly as one that never stopped.
 
 from __future__ import annotations
 
-import json
 import os
 import resource
 import socket
 import time
 import warnings
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 
 import torch
 
-from gcml_ray.checkpoint import SiteState, keep_as, load_model, load_round, save_model, save_round, saved_rounds
-from gcml_ray.config import Config, NetworkConfig, ProxyFlMethod, has_server, has_two_models
-from gcml_ray.data.contract import data_contract
+from gcml_ray.checkpoint import SiteState
+from gcml_ray.config import Config, ProxyFlMethod, has_server, has_two_models
 from gcml_ray.data.datalist import check_files
 from gcml_ray.data.pooling import cases_to_train_on
 from gcml_ray.data.site_data import Batch, SiteData
-from gcml_ray.errors import CheckpointError
+from gcml_ray.errors import SiteError
 from gcml_ray.evaluation import Evaluator
+from gcml_ray.exchange import Exchange
 from gcml_ray.learner import Learner, learning_rate
 from gcml_ray.log_notes import collected_warnings
 from gcml_ray.losses.segmentation import build_segmentation_loss
 from gcml_ray.methods import METHODS
 from gcml_ray.methods.rounds import IncomingModel, RoundContext, RoundResult
-from gcml_ray.networks.registry import fingerprint
 from gcml_ray.records import PERSONALISED, AdoptReport, EvaluationReport, SiteInfo, Split, TrainOrder, TrainReport
 from gcml_ray.seeding import derive_seed
-from gcml_ray.site_learner import WireFormat, build_learner, exchanged_network
+from gcml_ray.site_files import SiteFiles
+from gcml_ray.site_learner import build_learner, exchanged_network
 from gcml_ray.wire import Buffer, Expectation, PushHeader
 
 # Pushed weights are read-only on purpose; torch warns about that once a process.
@@ -69,12 +67,13 @@ class SiteTrainer:
     ) -> None:
         self.config = config
         self.site = site
-        self.checkpoints = folder / "checkpoints" / site
+        self.files = SiteFiles(config, site, folder / "checkpoints" / site)
         self.overlays = folder / "overlays" / site
         self.on_progress = on_progress
         self.device = torch.device("cuda" if use_gpu and torch.cuda.is_available() else "cpu")
         self.wants_gpu = use_gpu
         self.seed = config.federation.seed
+        self.is_spoilt = False
 
     # --- start -------------------------------------------------------------------------------
 
@@ -95,15 +94,15 @@ class SiteTrainer:
             self.data = self._load_data()
         self.loss = build_segmentation_loss(self.config.loss, self.config.data)
         self.evaluator = Evaluator(self.config, self.site, self.data, self.device)
-        self.contract = data_contract(self.config.data)
-        self.local = self._build_learner(exchanged_network(self.config, self.site))
-        self.personal = self._build_personal()
-        self.incoming: dict[str, Learner] = {}
-        self.wire_formats = self._wire_formats()
-        self.host_buffer = torch.empty(self.local.model.num_sent) if self.device.type == "cuda" else None
-        self.state = SiteState(site=self.site, round_number=0, identity=self.config.identity)
-        self._restore(resume_round)
+        self._build_models()
+        self.files.restore(self.local, self.personal, resume_round=resume_round)
+        self._publish()
         return self._info(time.perf_counter() - began)
+
+    @property
+    def state(self) -> SiteState:
+        """How far this site is, and its best model so far."""
+        return self.files.state
 
     def _load_data(self) -> SiteData:
         """This site's cases, checked and in memory."""
@@ -113,9 +112,11 @@ class SiteTrainer:
         data.load(lambda done, total: self.on_progress("load", done, total))
         return data
 
-    def _build_learner(self, network: NetworkConfig) -> Learner:
-        """A learner with the initial weights of an exchanged model."""
-        return build_learner(self.config, self.site, network, self.device)
+    def _build_models(self) -> None:
+        """The models with their initial weights."""
+        self.local = build_learner(self.config, self.site, exchanged_network(self.config, self.site), self.device)
+        self.personal = self._build_personal()
+        self.exchange = Exchange(self.config, self.site, self.local, num_train=self.data.num_cases("train"))
 
     def _build_personal(self) -> Learner | None:
         """The second model, for methods with two: Ditto's starts as the shared one, ProxyFL's from its own weights."""
@@ -129,37 +130,6 @@ class SiteTrainer:
     def own(self) -> Learner:
         """The model that this site keeps for itself."""
         return self.personal or self.local
-
-    def _wire_formats(self) -> dict[str, WireFormat]:
-        """What the pushes of each architecture in this federation look like, by its fingerprint."""
-        own = exchanged_network(self.config, self.site)
-        networks = [own] if isinstance(self.config.method, ProxyFlMethod) else [*self.config.site_networks.values()]
-        formats = {}
-        for network in (self.config.network, *networks):
-            model = self.local.model if network == own else self._learner_for(network).model
-            formats[fingerprint(network, self.config.data)] = WireFormat.of(self.config, network, model)
-        return formats
-
-    def _restore(self, resume_round: int | None) -> None:
-        """Goes to the round asked for."""
-        rounds = saved_rounds(self.checkpoints)
-        if resume_round is None:
-            resume_round = rounds[-1] if rounds else 0
-        if resume_round == 0:
-            return
-        if resume_round not in rounds:
-            raise CheckpointError(
-                f"site {self.site} has no checkpoint of round {resume_round} in {self.checkpoints} (found {rounds}); "
-                "resume where the run was made, or start it anew in another output.folder"
-            )
-        self.state = load_round(
-            self.checkpoints,
-            self.local,
-            site=self.site,
-            round_number=resume_round,
-            identity=self.config.identity,
-            personal=self.personal,
-        )
 
     def _info(self, seconds: float) -> SiteInfo:
         """What the driver is told when this site is ready."""
@@ -184,46 +154,18 @@ class SiteTrainer:
     # --- pushes ------------------------------------------------------------------------------
 
     def export(self, run_id: str, round_number: int) -> tuple[PushHeader, Buffer]:
-        """The weights to push, (S,), with their header. On a CPU a view, not a copy: the transport copies."""
-        model = self.local.model
-        weights = model.flat[: model.num_sent]
-        if self.host_buffer is not None:
-            weights = self.host_buffer.copy_(weights)
-        buffer: Buffer = weights.detach().numpy()
-        num_train = self.data.num_cases("train")
-        header = self._format_of(self.site).header(
-            buffer, run_id=run_id, round_number=round_number, sender=self.site, num_train=num_train
-        )
-        return header, buffer
+        """The weights to push, with their header; see :meth:`gcml_ray.exchange.Exchange.export`."""
+        self._mend()
+        return self.exchange.export(run_id, round_number)
 
     def expectation(self, run_id: str, sender: str, *, peers: frozenset[str]) -> Expectation:
-        """What a push of ``sender`` must look like: a peer's for the next round, a server's ends the present one."""
-        oldest = self.state.round_number + (0 if has_server(self.config.method) else 1)
-        return self._format_of(sender).expectation(
-            run_id, senders=peers, oldest_round=oldest, newest_round=self.config.federation.rounds
-        )
+        """What a push of ``sender`` must look like."""
+        return self.exchange.expectation(run_id, sender, peers=peers, own_round=self.state.round_number)
 
-    def _format_of(self, site: str) -> WireFormat:
-        return self.wire_formats[fingerprint(exchanged_network(self.config, site), self.config.data)]
-
-    def _learner_for(self, network: NetworkConfig) -> Learner:
-        """The second learner, re-used from push to push; one for each architecture among the peers."""
-        key = fingerprint(network, self.config.data)
-        if key not in self.incoming:
-            self.incoming[key] = self._build_learner(network)
-        return self.incoming[key]
-
-    def _open_incoming(self, message: IncomingModel) -> Learner:
-        """Loads a push into the second learner: its weights, a fresh optimiser (our reading)."""
-        learner = self._learner_for(self.config.network_of(message.sender))
-        if learner.model.layout == self.local.model.layout:  # what is not sent starts from the receiver's own
-            learner.model.flat.copy_(self.local.model.flat)
-            for name, counter in learner.model.counters().items():
-                counter.copy_(self.local.model.counters()[name])
-        learner.model.load(message.weights)
-        learner.forget_optimiser()
-        learner.model.module.train()
-        return learner
+    def _publish(self) -> None:
+        """Without a barrier, what is pushed is a copy made at the end of a round: the next one may be training."""
+        if self.config.federation.mode == "async":
+            self.exchange.publish(self.state.round_number)
 
     # --- a round -----------------------------------------------------------------------------
 
@@ -236,14 +178,16 @@ class SiteTrainer:
         """
         if has_server(self.config.method):
             pushes = ()  # what a server sent too late for its round
-        incoming = [
-            IncomingModel(header.sender, header.num_train, torch.from_numpy(buffer)) for header, buffer in pushes
-        ]
+        self._mend()
+        incoming = self.exchange.incoming(pushes, own_round=self.state.round_number)
         seconds: dict[str, float] = {}
+        self.is_spoilt = True  # until the round is whole
         with _timed(seconds, "train"):
             result = self._train(order, incoming, seconds)
         seconds["train"] -= sum(value for key, value in seconds.items() if key != "train")
+        self._check_finite(order.round_number)
         dice, is_best = self._end_round(order, result.validation_dice, seconds)
+        self.is_spoilt = False
         means = result.statistics.means()
         regions = {name: value for name, value in means.items() if name.startswith("region/")}
         return TrainReport(
@@ -269,6 +213,7 @@ class SiteTrainer:
             order: the driver's order; says whether to validate and to write a checkpoint.
             pushes: what the server sent; of another round than this it is left aside.
         """
+        self._mend()
         seconds: dict[str, float] = {}
         weights = [buffer for header, buffer in pushes if header.round_number == order.round_number]
         for buffer in weights:
@@ -285,8 +230,37 @@ class SiteTrainer:
                 dice = self.evaluator.validation_dice(self.own) if dice is None else dice
             is_best = dice >= self.state.best_dice
         with _timed(seconds, "checkpoint"):
-            self._advance(order, dice=dice, is_best=is_best)
+            self.files.advance(order.round_number, self.own, dice=dice, is_best=is_best)
+            if order.checkpoint:
+                self.on_progress("checkpoint", 0, 1)
+                self.files.save(self.local, self.personal)
+            self._publish()
         return dice, is_best
+
+    def _check_finite(self, round_number: int) -> None:
+        """Refuses to go on with weights that hold NaN or infinity.
+
+        Raises:
+            SiteError: training has diverged.
+        """
+        learners = [self.local] if self.personal is None else [self.local, self.personal]
+        if not all(bool(torch.isfinite(learner.model.flat).all()) for learner in learners):
+            raise SiteError(
+                self.site,
+                round_number,
+                "train",
+                "the weights became NaN or infinite: training goes on from the last checkpoint. If it happens again, "
+                "lower optimiser.learning_rate or set optimiser.clip_norm",
+            )
+
+    def _mend(self) -> None:
+        """Goes back to the last whole round where one was broken off: half-trained weights are nobody's."""
+        if not self.is_spoilt:
+            return
+        self._build_models()
+        self.files.restore(self.local, self.personal, resume_round=self.files.newest_round)
+        self._publish()
+        self.is_spoilt = False
 
     def _train(self, order: TrainOrder, incoming: Sequence[IncomingModel], seconds: dict[str, float]) -> RoundResult:
         """Runs the method; scoring inside it counts as merging time."""
@@ -311,7 +285,7 @@ class SiteTrainer:
             sigmoid=self.config.data.is_sigmoid,
             learning_rate=lambda step: self._rate(number, step),
             score=score,
-            open_incoming=self._open_incoming,
+            open_incoming=self.exchange.open_incoming,
             on_step=lambda step: self.on_progress("train", step, steps),
             personal=self.personal,
         )
@@ -325,36 +299,6 @@ class SiteTrainer:
     def _rate(self, round_number: int, step: int) -> float:
         return learning_rate(self.config.optimiser, self.config.federation, round_number=round_number, step=step)
 
-    def _advance(self, order: TrainOrder, *, dice: float | None, is_best: bool) -> None:
-        """Moves the state to this round and writes what has to be kept."""
-        number = order.round_number
-        name = f"model_{number:05d}.safetensors"
-        ends_warmup = number == self.config.federation.num_warmup
-        if is_best or ends_warmup:
-            save_model(self.checkpoints / name, self.own.model, facts=self._facts(number, dice))
-        self.state = replace(self.state, round_number=number)
-        if is_best and dice is not None:
-            self.state = replace(self.state, best_round=number, best_dice=dice, best_file=name)
-        if ends_warmup:
-            self.state = replace(self.state, before_gossip_file=name)
-        if order.checkpoint:
-            self.on_progress("checkpoint", 0, 1)
-            save_round(self.checkpoints, self.local, self.state, personal=self.personal)
-
-    def _facts(self, round_number: int, dice: float | None) -> Mapping[str, str]:
-        """What a model file says of itself."""
-        network = self.config.network_of(self.site)
-        return {
-            "site": self.site,
-            "round": str(round_number),
-            "validation_dice": "" if dice is None else repr(dice),
-            "method": self.config.method.name,
-            "network": json.dumps(network.model_dump(mode="json")),
-            "fingerprint": fingerprint(network, self.config.data),
-            "data_contract": self.contract,
-            "seed": str(self.seed),
-        }
-
     # --- evaluation --------------------------------------------------------------------------
 
     def evaluate(self, *, split: Split, model: str) -> EvaluationReport:
@@ -365,12 +309,13 @@ class SiteTrainer:
             model: ``personalised`` (best on validation), ``before_gossip`` (at the end of the warm-up), or
                 ``shared`` (the exchanged model as it is now).
         """
+        self._mend()
         learner, round_number = self._model_to_evaluate(model)
         report = self.evaluator.evaluate(
             learner, split=split, model=model, round_number=round_number, on_progress=self.on_progress
         )
         if model == PERSONALISED and split == "test":
-            keep_as(self.checkpoints / self.state.best_file, self.checkpoints / "personalised.safetensors")
+            self.files.keep_personalised()
             self.evaluator.draw(learner, report.scores, self.overlays)
         return report
 
@@ -378,12 +323,8 @@ class SiteTrainer:
         """A learner holding the model asked for, and the round it comes from."""
         if model == SHARED:
             return self.local, self.state.round_number
-        name = self.state.best_file if model == PERSONALISED else self.state.before_gossip_file
-        if not name:
-            raise CheckpointError(f"site {self.site} has no {model} model: it was never evaluated or had no warm-up")
-        learner = self._learner_for(self.config.network_of(self.site))
-        facts = load_model(self.checkpoints / name, learner.model)
-        return learner, int(facts["round"])
+        learner = self.exchange.learner_for(self.config.network_of(self.site))
+        return learner, self.files.load(model, learner.model)
 
 
 def _peak_memory_bytes() -> int:

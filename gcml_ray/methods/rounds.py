@@ -19,11 +19,15 @@ from gcml_ray.records import Phase
 
 @dataclass(frozen=True)
 class IncomingModel:
-    """An accepted push: (S,) read-only weights on the CPU. Never written to: others read the same memory."""
+    """An accepted push: (S,) read-only weights on the CPU. Never written to: others read the same memory.
+
+    ``staleness``: how many rounds the receiver has done more than the sender had; 0 where rounds have a barrier.
+    """
 
     sender: str
     num_train: int
     weights: Tensor
+    staleness: int = 0
 
 
 @dataclass(frozen=True)

@@ -55,7 +55,7 @@ def test_initial_weights_depend_on_the_seed(tmp_path: Path) -> None:
 def test_building_a_learner_leaves_torchs_generator_alone(tmp_path: Path) -> None:
     trainer = make_trainer(make_config(tmp_path))
     before = torch.get_rng_state()
-    trainer._build_learner(trainer.config.network)
+    trainer.exchange.learner_for(trainer.config.network)
     assert torch.equal(torch.get_rng_state(), before)
 
 
@@ -66,7 +66,7 @@ def test_building_a_learner_leaves_the_generators_of_gpus_alone(
     trainer = make_trainer(make_config(tmp_path))
     seeds: list[int] = []
     monkeypatch.setattr(torch.cuda, "manual_seed_all", seeds.append)
-    trainer._build_learner(trainer.config.network)
+    trainer.exchange.learner_for(trainer.config.network)
     assert seeds == []
     torch.manual_seed(0)
     assert seeds == [0], "the watching itself works"
@@ -231,7 +231,7 @@ def test_an_incoming_model_starts_from_the_receivers_own_where_nothing_was_sent(
     trainer = make_trainer(make_config(tmp_path, network=TROUBLESOME, method=method))
     run(trainer, [1, 2])
     (header, buffer), model = push_from_b(trainer, 3), trainer.local.model
-    opened = trainer._open_incoming(IncomingModel(header.sender, 4, torch.from_numpy(buffer))).model
+    opened = trainer.exchange.open_incoming(IncomingModel(header.sender, 4, torch.from_numpy(buffer))).model
     assert np.array_equal(opened.flat[: opened.num_sent].numpy(), buffer)
     assert torch.equal(opened.flat[opened.num_sent :], model.flat[model.num_sent :])
     assert all(torch.equal(opened.counters()[name], counter) for name, counter in model.counters().items())

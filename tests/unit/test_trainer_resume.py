@@ -107,7 +107,7 @@ def test_starting_afresh_ignores_old_checkpoints(tmp_path: Path) -> None:
 def test_no_checkpoint_is_written_where_none_was_asked_for(tmp_path: Path) -> None:
     trainer = make_trainer(make_config(tmp_path))
     trainer.train_round(order(2, evaluate=False, checkpoint=False), [])
-    assert not trainer.checkpoints.exists()
+    assert not trainer.files.folder.exists()
 
 
 def test_with_different_networks_a_resumed_run_ends_where_the_whole_one_does(tmp_path: Path) -> None:
@@ -169,7 +169,7 @@ def test_the_personalised_model_is_the_best_on_validation_and_the_later_of_equal
 
 def test_the_tested_model_is_kept_under_a_name_that_does_not_change(tmp_path: Path) -> None:
     trainer, _, flats = after_scores(make_config(tmp_path), (0.2, 0.8, 0.5))
-    kept = trainer.checkpoints / "personalised.safetensors"
+    kept = trainer.files.folder / "personalised.safetensors"
     trainer.evaluate(split="validation", model=PERSONALISED)
     assert not kept.exists()
     trainer.evaluate(split="test", model=PERSONALISED)
@@ -207,7 +207,7 @@ def test_a_model_that_never_was_is_refused(tmp_path: Path, model: str) -> None:
 def test_a_deleted_model_file_is_named(tmp_path: Path) -> None:
     trainer = make_trainer(make_config(tmp_path))
     run(trainer, [1])
-    shutil.rmtree(trainer.checkpoints)
+    shutil.rmtree(trainer.files.folder)
     with pytest.raises(CheckpointError, match=r"model_00001\.safetensors does not exist"):
         trainer.evaluate(split="test", model=PERSONALISED)
 
