@@ -177,6 +177,15 @@ def check_capacity(resources: ResourcesConfig, sites: Sequence[str], available: 
     )
 
 
+def num_that_fit(resources: ResourcesConfig, sites: Sequence[str], available: Sequence[Node]) -> int:
+    """How many federations of these sites fit beside each other on the empty cluster; a server asks for nothing."""
+    cpus, gpus = resources.cpus_per_site, resources.gpus_per_site
+    if resources.placement != "label":
+        return _room(available, cpus=cpus, gpus=gpus) // len(sites)
+    own = ([node for node in available if node.labels.get(resources.label_key) == site] for site in sites)
+    return min(_room(nodes_of_site, cpus=cpus, gpus=gpus) for nodes_of_site in own)
+
+
 def _advice(resources: ResourcesConfig, num_sites: int, available: Sequence[Node]) -> str:
     """The largest shares, in hundredths, that would fit on what there is."""
     cpus, gpus = resources.cpus_per_site, resources.gpus_per_site

@@ -1,148 +1,240 @@
-"""``gcml compare``: runs every cell (method x seed) that is not finished, one after the other, and tabulates."""
+"""``gcml compare``: runs every cell (method x seed) that is not finished, and tabulates what is.
+
+Cells run one after the other in the main thread, or several at a time in a thread each; their sites are actors of
+their own then. A cell that fails is a record: the others go on.
+"""
 
 from __future__ import annotations
 
+import logging
 import threading
-from collections.abc import Callable, Iterable, Sequence
+import traceback
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Literal
 
-from actors.driver import RunSummary
-from actors.federation import ray_session, run_federation
+from actors.federation import PLOTTING, RUN_THREADS, ray_session, run_federation, sites_of
 from actors.listener import Listener
-from gcml_ray.comparison import Cell, Score, read_cell, site_verdicts, summarise, write_cell
-from gcml_ray.comparison_config import ComparisonConfig, cell_config, cell_name
-from gcml_ray.comparison_table import csv_text, latex, markdown
+from actors.site import TrainerFactory
+from gcml_ray.comparison import read_cell, write_cell
+from gcml_ray.comparison_config import ComparisonConfig, cell_config
+from gcml_ray.comparison_output import Tables, cell_file, make_cell, write_tables
 from gcml_ray.config import Config
-from gcml_ray.errors import ConfigError
-from gcml_ray.records import RoundRecord
-from gcml_ray.run_folder import RunFolder, replace_file
+from gcml_ray.config_file import load_config
+from gcml_ray.errors import ConfigError, GcmlError
+from gcml_ray.run_folder import RunFolder
+from gcml_ray.tracking_comparison import ComparisonTracker
 
-Watch = Callable[[str], AbstractContextManager[tuple[Listener, threading.Event]]]
+log = logging.getLogger(__name__)
+
+STOPPED = "stopped"
+
+
+@dataclass(frozen=True)
+class Task:
+    """A cell to run."""
+
+    method: str
+    seed: int
+    config: Config
+
+    @property
+    def title(self) -> str:
+        """The cell in words."""
+        return f"{self.method}, seed {self.seed}"
+
+    @property
+    def folder(self) -> RunFolder:
+        """Its run folder."""
+        return RunFolder(Path(self.config.output.folder))
+
+
+@dataclass(frozen=True)
+class Views:
+    """Who shows the cells: ``cell`` gives a listener and a stop event for a title, ``abort`` ends all cells now."""
+
+    cell: Callable[[str], AbstractContextManager[tuple[Listener, threading.Event]]]
+    abort: Callable[[], None]
+
+
+@dataclass(frozen=True)
+class Ending:
+    """How a comparison ended. ``failures``: the reason of each cell that failed, by its title."""
+
+    is_stopped: bool
+    tables: Tables
+    failures: dict[str, str] = field(default_factory=dict)
+
+
+OpenViews = Callable[[int], AbstractContextManager[Views]]  # how many cells run at a time
 
 
 def run_comparison(
-    comparison: ComparisonConfig, overrides: Sequence[str], *, watch: Watch, say: Callable[[str], None]
-) -> bool:
+    comparison: ComparisonConfig,
+    overrides: Sequence[str],
+    *,
+    open_views: OpenViews,
+    say: Callable[[str], None],
+    at_once: int | None = None,
+    make_trainer: TrainerFactory | None = None,
+) -> Ending:
     """Runs what is missing; a cell that is finished is never run again.
 
     Args:
         comparison: what is compared.
         overrides: ``--set`` for every cell.
-        watch: a listener and a stop event for one cell, by its title.
+        open_views: gives who shows the cells.
         say: shows one line.
-
-    Returns:
-        Whether all cells are finished; False where the run was stopped.
+        at_once: how many cells run at a time; None as many as the cluster has room for.
+        make_trainer: see :class:`actors.site.Site`.
 
     Raises:
-        ConfigError: a finished cell was made with another configuration.
+        ConfigError: a finished cell was made with another configuration, or several at a time are asked for where the
+            sites share this process.
+        ClusterError: the cluster is out of reach.
     """
-    configs = {
-        (method, seed): cell_config(comparison, method, seed, overrides)
+    tasks = [
+        Task(method, seed, cell_config(comparison, method, seed, overrides))
         for seed in comparison.seeds
         for method in comparison.methods
-    }
-    todo = [key for key in configs if not _is_finished(comparison, *key, configs[key])]
-    say(f"{comparison.name}: {len(configs)} cells, {len(configs) - len(todo)} finished")
-    if todo:
-        with ray_session(configs[todo[0]]):
-            for number, (method, seed) in enumerate(todo, start=1):
-                title = f"{comparison.name} {number}/{len(todo)}: {method}, seed {seed}"
-                with watch(title) as (listener, stop):
-                    if not _run_cell(comparison, method, seed, configs[method, seed], listener=listener, stop=stop):
-                        return False
-                write_tables(comparison, unit=configs[method, seed].data.distance_unit)
-    write_tables(comparison, unit=next(iter(configs.values())).data.distance_unit)
-    return True
+    ]
+    unit = tasks[0].config.data.distance_unit
+    todo = [task for task in tasks if not _is_finished(comparison, task)]
+    say(f"{comparison.name}: {len(tasks)} cells, {len(tasks) - len(todo)} finished")
+    if not todo:
+        return Ending(False, _tables(comparison, unit))
+    tracker = ComparisonTracker(comparison, todo[0].config)
+    endings: dict[str, str] = {}
+    status: Literal["finished", "stopped", "failed"] = "stopped"
+    try:
+        with ray_session(todo[0].config):
+            number = _num_at_once(todo, at_once)
+            if number > 1:
+                say(f"{number} cells at a time")
+            tracker.begin()
+            with open_views(number) as views:
+                attempt = _Attempt(comparison, views, make_trainer)
+                ended = _one_by_one(todo, attempt) if number == 1 else _side_by_side(todo, attempt, number)
+                for task, ending in ended:
+                    endings[task.title] = ending
+                    tracker.on_cell(task.folder)
+                    if not ending:
+                        _tables(comparison, unit)
+                    elif ending != STOPPED:
+                        say(f"{task.title} failed: {ending.splitlines()[0]}")
+        failures = {title: ending for title, ending in endings.items() if ending not in ("", STOPPED)}
+        is_stopped = STOPPED in endings.values()
+        status = "stopped" if is_stopped else "failed" if failures else "finished"
+    finally:
+        tables = _tables(comparison, unit)
+        tracker.finish(tables.rows, tables.files, status)
+    return Ending(is_stopped, tables, failures)
 
 
-def cell_file(comparison: ComparisonConfig, method: str, seed: int) -> Path:
-    """Where a finished cell is kept."""
-    return Path(comparison.results) / f"{cell_name(method, seed)}.csv"
+def _tables(comparison: ComparisonConfig, unit: str) -> Tables:
+    """What is known so far."""
+    with PLOTTING:
+        return write_tables(comparison, unit=unit)
 
 
-def finished_cells(comparison: ComparisonConfig) -> tuple[Cell, ...]:
-    """All finished cells, by method and seed."""
-    paths = (cell_file(comparison, method, seed) for method in comparison.methods for seed in comparison.seeds)
-    return tuple(read_cell(path) for path in paths if path.exists())
-
-
-def _is_finished(comparison: ComparisonConfig, method: str, seed: int, config: Config) -> bool:
-    path = cell_file(comparison, method, seed)
+def _is_finished(comparison: ComparisonConfig, task: Task) -> bool:
+    path = cell_file(comparison, task.method, task.seed)
     if not path.exists():
         return False
-    cell = read_cell(path)
-    if cell.identity != config.identity:
+    identity = read_cell(path).identity
+    if identity != task.config.identity:
         raise ConfigError(
-            f"{path} was made with another configuration ({cell.identity}, not {config.identity}): delete it to run "
-            "the cell again, or give the comparison another results folder"
+            f"{path} was made with another configuration ({identity}, not {task.config.identity}): delete it and "
+            f"{task.folder.path} to run the cell again, or give the comparison another output and results folder"
         )
     return True
 
 
-def _run_cell(
-    comparison: ComparisonConfig,
-    method: str,
-    seed: int,
-    config: Config,
-    *,
-    listener: Listener,
-    stop: threading.Event,
-) -> bool:
-    """Runs or resumes one cell; False where it was stopped."""
-    resume = RunFolder(Path(config.output.folder)).state_file.exists()
-    summary = run_federation(config, listener=listener, stop=stop, resume=resume)
-    if summary.status != "finished":
-        return False
-    rounds = RunFolder(Path(config.output.folder)).rounds()
-    write_cell(cell_file(comparison, method, seed), make_cell(method, seed, config, summary, rounds))
-    return True
+# --- how many ----------------------------------------------------------------------------------
 
 
-def make_cell(method: str, seed: int, config: Config, summary: RunSummary, rounds: Iterable[RoundRecord]) -> Cell:
-    """A finished run as a cell. A mutual step counts as two optimiser steps: it trains two models."""
-    rounds = tuple(rounds)
-    reports = [report for record in rounds for report in record.trained]
-    return Cell(
-        method=method,
-        seed=seed,
-        identity=config.identity,
-        sent_bytes=sum(receipt.size_bytes for record in rounds for receipt in record.pushes if receipt.accepted),
-        seconds=sum(record.seconds for record in rounds),
-        num_steps=sum(r.num_steps * (2 if "incoming_segmentation" in r.losses else 1) for r in reports),
-        scores=tuple(
-            Score(s.site, s.case, s.model, s.class_name, s.dice, s.hd95, s.surface_dice)
-            for evaluation in summary.evaluations
-            for s in evaluation.scores
-        ),
-    )
+def _num_at_once(todo: Sequence[Task], wanted: int | None) -> int:
+    """How many cells run at a time: what is asked for, or what fits; 1 where the sites share this process."""
+    if any(task.config.resources.pool == "local" for task in todo):
+        if wanted is not None and wanted > 1:
+            raise ConfigError(
+                f"--at-once {wanted} needs sites in processes of their own, but resources.pool is local: they would "
+                "share this one. Leave --at-once out, or set resources.pool=ray"
+            )
+        return 1
+    if wanted is not None:
+        return min(wanted, len(todo))
+    from actors.cluster import nodes, num_that_fit  # noqa: PLC0415 - a plain GPU machine has no ray
+
+    available = nodes()
+    room = min(num_that_fit(task.config.resources, sites_of(task.config), available) for task in todo)
+    return max(1, min(room, len(todo)))
 
 
-def write_tables(comparison: ComparisonConfig, *, unit: str) -> str:
-    """Table, verdicts and plots of what is finished so far, into ``output``; returns the Markdown."""
-    from gcml_ray import report_comparison  # noqa: PLC0415 - matplotlib only when there is something to plot
+# --- running -----------------------------------------------------------------------------------
 
-    folder = Path(comparison.output)
-    cells = finished_cells(comparison)
-    rows = summarise(cells)
-    if not rows:
+
+@dataclass(frozen=True)
+class _Attempt:
+    """Runs one cell; empty where it finished, else the reason why not."""
+
+    comparison: ComparisonConfig
+    views: Views
+    make_trainer: TrainerFactory | None
+
+    def __call__(self, task: Task, title: str) -> str:
+        try:
+            with self.views.cell(title) as (listener, stop):
+                return STOPPED if stop.is_set() else self._run(task, listener=listener, stop=stop)
+        except GcmlError as error:
+            return str(error)
+        except Exception as error:  # a fault in one cell must not take the others along
+            task.folder.path.mkdir(parents=True, exist_ok=True)
+            with task.folder.log_file.open("a", encoding="utf-8") as file:
+                file.write(traceback.format_exc())
+            return f"{type(error).__name__}: {error} (traceback in {task.folder.log_file})"
+
+    def _run(self, task: Task, *, listener: Listener, stop: threading.Event) -> str:
+        """Begins the cell, or goes on with it."""
+        resume = task.folder.state_file.exists()
+        if resume and (saved := load_config(task.folder.config_file).identity) != task.config.identity:
+            raise ConfigError(
+                f"{task.folder.path} holds an unfinished cell of another configuration ({saved}, not "
+                f"{task.config.identity}): delete it to run the cell anew"
+            )
+        summary = run_federation(
+            task.config, listener=listener, stop=stop, resume=resume, make_trainer=self.make_trainer
+        )
+        if summary.status == "stopped":
+            return STOPPED
+        if summary.status != "finished":
+            reasons = "; ".join(f"{site}: {reason}" for site, reason in summary.dropped.items())
+            return f"every site was lost ({reasons})"
+        cell = make_cell(task.method, task.seed, task.config, summary.evaluations, task.folder.rounds())
+        write_cell(cell_file(self.comparison, task.method, task.seed), cell)
         return ""
-    text = markdown(rows, unit=unit)
-    verdicts = site_verdicts(cells, method=comparison.focus, alone=comparison.alone)
-    replace_file(folder / "table.md", "\n".join([text, *verdicts, ""]))
-    replace_file(folder / "table.csv", csv_text(rows, unit=unit))
-    replace_file(folder / "table.tex", latex(rows, unit=unit))
-    report_comparison.plot_dice_against_bytes(rows, folder / "dice_against_bytes.png")
-    report_comparison.plot_site_dice(rows, folder / "dice_by_site.png")
-    by_method = {
-        method: [
-            RunFolder(folder / cell_name(method, seed)).rounds()
-            for seed in comparison.seeds
-            if (folder / cell_name(method, seed) / "rounds.jsonl").exists()
-        ]
-        for method in comparison.methods
-    }
-    runs = {name: seeds for name, seeds in by_method.items() if seeds}
-    report_comparison.plot_dice_by_round(runs, folder / "dice_by_round.png")
-    return "\n".join([text, *verdicts])
+
+
+def _one_by_one(todo: Sequence[Task], attempt: _Attempt) -> Iterator[tuple[Task, str]]:
+    """Each cell in this thread, and how it ended; after a stop no other one begins."""
+    for number, task in enumerate(todo, start=1):
+        ending = attempt(task, f"{attempt.comparison.name} {number}/{len(todo)}: {task.title}")
+        yield task, ending
+        if ending == STOPPED:
+            return
+
+
+def _side_by_side(todo: Sequence[Task], attempt: _Attempt, num_at_once: int) -> Iterator[tuple[Task, str]]:
+    """The cells in so many threads, and how each ended, as they end."""
+    with ThreadPoolExecutor(num_at_once, thread_name_prefix=RUN_THREADS) as threads:
+        futures = {threads.submit(attempt, task, task.title): task for task in todo}
+        try:
+            for future in as_completed(futures):
+                yield futures[future], future.result()
+        except BaseException:
+            attempt.views.abort()
+            threads.shutdown(wait=True, cancel_futures=True)
+            raise

@@ -13,7 +13,8 @@ from actors.driver import Driver, RunSummary
 from actors.listener import Listener
 from actors.local_pool import LocalPool, SitePool
 from actors.site import TrainerFactory
-from gcml_ray.config import POOLED, RESERVED_SITES, Config, PooledMethod
+from gcml_ray.chaos import check_sites
+from gcml_ray.config import POOLED, RESERVED_SITES, SERVER, Config, PooledMethod, has_server
 from gcml_ray.data.datalist import read_datalist, site_names
 from gcml_ray.errors import ConfigError
 from gcml_ray.run_folder import RunFolder, RunState, check_site_name
@@ -21,6 +22,9 @@ from gcml_ray.tracking import Tracker, build_tracker
 from gcml_ray.tracking_background import BackgroundTracker
 
 log = logging.getLogger(__name__)
+
+PLOTTING = threading.Lock()  # matplotlib is not made for threads
+RUN_THREADS = "gcml-run"  # how the names of threads begin that each run a federation
 
 
 def sites_of(config: Config) -> tuple[str, ...]:
@@ -78,6 +82,7 @@ def run_federation(
         GcmlError: the input, the cluster or a site's start is at fault; the message says what to change.
     """
     sites = sites_of(config)
+    check_sites(config.chaos, (*sites, SERVER) if has_server(config.method) else sites)
     path = Path(config.output.folder)
     folder = RunFolder.open(path) if resume else RunFolder.create(path, config)
     state = _state_to_resume(folder) if resume else None
@@ -85,6 +90,8 @@ def run_federation(
     status = "failed"
     try:
         with _logged_to(folder.log_file), pool_for(config, path, make_trainer=make_trainer) as pool:
+            if config.chaos:
+                log.warning("faults on purpose (chaos: %s): what this run gives is no result", config.chaos)
             driver = Driver(config, pool, folder, tracker=tracker, listener=listener, stop=stop)
             summary = driver.run(sites, resume=state, test=test)
         status = summary.status
@@ -112,8 +119,10 @@ def ray_session(config: Config) -> Iterator[None]:
 
 @contextmanager
 def _logged_to(path: Path) -> Iterator[None]:
-    """Copies what the packages log into the run folder."""
+    """Copies what the packages log into the run folder, but for what a run in another thread says."""
     handler = logging.FileHandler(path, encoding="utf-8")
+    own = threading.current_thread().name
+    handler.addFilter(lambda record: record.threadName == own or not str(record.threadName).startswith(RUN_THREADS))
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s"))
     loggers = [logging.getLogger(name) for name in ("gcml_ray", "actors")]
     for logger in loggers:
@@ -159,7 +168,8 @@ def _keep_artifacts(folder: RunFolder, tracker: Tracker, sites: Sequence[str]) -
     """Plots, the files of the run and the models, for the tracker."""
     from gcml_ray.report import write_plots  # noqa: PLC0415 - matplotlib only when there is something to plot
 
-    paths = write_plots(folder) if folder.rounds() else ()
+    with PLOTTING:
+        paths = write_plots(folder) if folder.rounds() else ()
     files = (folder.config_file, folder.cases_file, folder.transfers_file, *paths)
     tracker.log_artifacts([path for path in files if path.exists()])
     for site in sites:  # on a cluster a site's checkpoints may lie on its own disk: then they stay there

@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import traceback
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Literal, Protocol
 
+from actors.faulty_trainer import SiteDiedError, SiteHungError
 from actors.site import Site, TrainerFactory
 from gcml_ray.config import SERVER, Config
 from gcml_ray.records import PushReceipt, SiteFailure, SiteStatus
-from gcml_ray.wire import Buffer, PushHeader
+from gcml_ray.wire import Payload, PushHeader
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,14 @@ class SitePool(Protocol):
 
     def submit(self, site: str, method: str, *arguments: Any, round_number: int) -> None:
         """Submits a call; its outcome comes from :meth:`wait`."""
+        ...
+
+    def introduce(self, sites: Sequence[str], keys: Mapping[str, str]) -> None:
+        """Submits every site's ``register``: who takes part, how to reach them, and their public keys (hex)."""
+        ...
+
+    def add(self, site: str) -> None:
+        """Creates one more site; :meth:`start` is for the caller."""
         ...
 
     def wait(self, timeout_s: float) -> list[Outcome]:
@@ -78,7 +87,7 @@ class LocalTransport:
         """Every site may run in this process."""
 
     def send(
-        self, header: PushHeader, buffer: Buffer, receivers: Sequence[str], *, timeout_s: float
+        self, header: PushHeader, buffer: Payload, receivers: Sequence[str], *, timeout_s: float
     ) -> tuple[PushReceipt, ...]:
         """One read-only copy for all receivers, as the object store makes one."""
         del timeout_s  # a direct call cannot be late
@@ -86,7 +95,7 @@ class LocalTransport:
         copy.flags.writeable = False
         return tuple(self._deliver(header, copy, receiver) for receiver in receivers)
 
-    def _deliver(self, header: PushHeader, buffer: Buffer, receiver: str) -> PushReceipt:
+    def _deliver(self, header: PushHeader, buffer: Payload, receiver: str) -> PushReceipt:
         site = self._sites.get(receiver)
         if site is None:
             reason = "unreachable: the receiver has left"
@@ -121,6 +130,16 @@ class LocalPool:
         for site in sites:
             self._create(site)
 
+    def add(self, site: str) -> None:
+        """See :class:`SitePool`."""
+        self._names = tuple(sorted({*self._names, site}))
+        self._create(site)
+
+    def introduce(self, sites: Sequence[str], keys: Mapping[str, str]) -> None:
+        """See :class:`SitePool`."""
+        for site in sites:
+            self.submit(site, "register", self._transport, dict(keys), round_number=0)
+
     def _create(self, site: str) -> None:
         self._sites[site] = Site(
             self._config,
@@ -148,8 +167,11 @@ class LocalPool:
         try:
             result = getattr(self._sites[site], method)(*arguments)
         except Exception as error:  # whatever a site raises is a record for the driver, as with Ray
+            kind = _kind_of(error)
+            if kind != "raised":
+                self._create(site)  # nothing answers there any more
             failure = SiteFailure(
-                site, round_number, method, "raised", str(error), type(error).__name__, traceback.format_exc()
+                site, round_number, method, kind, str(error), type(error).__name__, traceback.format_exc()
             )
             return [Outcome(site, method, failure=failure)]
         return [Outcome(site, method, result=result)]
@@ -172,3 +194,10 @@ class LocalPool:
         """See :class:`SitePool`."""
         self._queue.clear()
         self._sites.clear()
+
+
+def _kind_of(error: Exception) -> Literal["raised", "died", "late"]:
+    """What the driver would have seen of a site in a process of its own."""
+    if isinstance(error, SiteDiedError):
+        return "died"
+    return "late" if isinstance(error, SiteHungError) else "raised"

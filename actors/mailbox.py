@@ -6,7 +6,8 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-from gcml_ray.wire import Buffer, Expectation, PushHeader, refusal
+from gcml_ray.inbox import Inbox
+from gcml_ray.wire import Buffer, Expectation, PushHeader, malformed
 
 
 class Mailbox:
@@ -15,10 +16,16 @@ class Mailbox:
     Args:
         capacity: how many senders' models may wait at a time (``method.max_incoming``). Each one pins a
             model-sized buffer in memory.
+        inbox: checks, verifies and decodes what arrives; by default plain float32 without signatures.
+        keeps_newest: whether a push that finds no room takes the place of the one that has waited longest, as fits
+            rounds without a barrier; else it is refused.
     """
 
-    def __init__(self, capacity: int) -> None:
-        self._capacity = capacity
+    def __init__(self, capacity: int, *, inbox: Inbox | None = None, keeps_newest: bool = False) -> None:
+        self.capacity = capacity
+        self._inbox = inbox or Inbox()
+        self._keeps_newest = keeps_newest
+        self._last_round: dict[str, int] = {}
         self._lock = threading.Lock()
         self._waiting: dict[str, tuple[PushHeader, Buffer]] = {}
 
@@ -27,26 +34,29 @@ class Mailbox:
 
         Args:
             header: what the sender says of the buffer.
-            buffer: what arrived; not copied, never written to.
+            buffer: what arrived; never written to, and not copied where it is plain float32.
             expect: the contract for a sender's pushes.
 
         Returns:
             The reason for a refusal; empty where the push was taken.
         """
-        if not isinstance(header, PushHeader):
-            return f"header: expected a PushHeader, got {type(header).__name__}"
-        if not isinstance(header.sender, str):
-            return f"header: sender must be a name, got {type(header.sender).__name__}"
-        reason = refusal(header, buffer, expect(header.sender))
-        if reason:
-            return reason
+        if problem := malformed(header):
+            return problem
+        vector = self._inbox.read(header, buffer, expect(header.sender))
+        if isinstance(vector, str):
+            return vector
         with self._lock:
-            known = self._waiting.get(header.sender)
-            if known is not None and known[0].round_number >= header.round_number:
-                return f"duplicate: round {known[0].round_number} of {header.sender} is already here"
-            if known is None and len(self._waiting) >= self._capacity:
-                return f"mailbox full: max_incoming is {self._capacity}"
-            self._waiting[header.sender] = (header, buffer)
+            last = self._last_round.get(header.sender)
+            if last is not None and last >= header.round_number:
+                return f"duplicate: round {last} of {header.sender} has been here"
+            if header.sender not in self._waiting and len(self._waiting) >= self.capacity:
+                if not self._keeps_newest:
+                    return f"mailbox full: max_incoming is {self.capacity}"
+                del self._waiting[next(iter(self._waiting))]
+            self._waiting.pop(header.sender, None)  # what is newest stands last
+            self._waiting[header.sender] = (header, vector)
+            self._last_round[header.sender] = header.round_number
+            self._inbox.keep(header.sender, vector)
         return ""
 
     def take(self) -> list[tuple[PushHeader, Buffer]]:

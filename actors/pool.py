@@ -17,13 +17,13 @@ from actors.site import NotStartedError, Site, TrainerFactory
 from gcml_ray.config import SERVER, Config
 from gcml_ray.errors import ClusterError
 from gcml_ray.records import PushReceipt, SiteFailure, SiteStatus
-from gcml_ray.wire import Buffer, PushHeader
+from gcml_ray.wire import Payload, PushHeader
 
 log = logging.getLogger(__name__)
 
 # A site's threads: training in the default group, so that pushes land while it trains.
 CONCURRENCY_GROUPS = {"push": 1, "inbox": 2, "control": 1}
-GROUP_OF = {"push": "push", "receive": "inbox", "status": "control", "stop": "control"}
+GROUP_OF = {"push": "push", "receive": "inbox", "register": "control", "status": "control", "stop": "control"}
 
 # No retries: a repeated round would train twice. Restarts come back empty and are started by the driver.
 _OPTIONS: dict[str, Any] = {
@@ -61,7 +61,7 @@ class ObjectStoreTransport:
             )
 
     def send(
-        self, header: PushHeader, buffer: Buffer, receivers: Sequence[str], *, timeout_s: float
+        self, header: PushHeader, buffer: Payload, receivers: Sequence[str], *, timeout_s: float
     ) -> tuple[PushReceipt, ...]:
         """Puts the buffer once and calls every receiver; none of it passes through the driver."""
         return self._send_reference(header, ray.put(buffer), receivers, size_bytes=buffer.nbytes, timeout_s=timeout_s)
@@ -195,11 +195,27 @@ class RayPool:
 
     def start(self, site: str, *, resume_round: int | None) -> None:
         """See :class:`SitePool`."""
+        self.submit(site, "start", self._transport(site), self._names, resume_round, round_number=0)
+
+    def add(self, site: str) -> None:
+        """See :class:`SitePool`. A placement group is never extended: with one, the site runs beside it."""
+        resources = self._config.resources
+        self._names = tuple(sorted({*self._names, site}))
+        placement = self._placement(site, 0) if resources.placement == "label" else {}
+        self._handles[site] = self._create(
+            site, cpus=resources.cpus_per_site, gpus=resources.gpus_per_site, **placement
+        )
+
+    def introduce(self, sites: Sequence[str], keys: Mapping[str, str]) -> None:
+        """See :class:`SitePool`."""
+        for site in sites:
+            self.submit(site, "register", self._transport(site), dict(keys), round_number=0)
+
+    def _transport(self, site: str) -> ObjectStoreTransport:
+        """What carries a site's pushes to everyone who takes part now."""
         resources = self._config.resources
         has_own_node = resources.placement == "label" and site != SERVER
-        label_key = resources.label_key if has_own_node else None
-        transport = self._make_transport(self._handles, label_key=label_key)
-        self.submit(site, "start", transport, self._names, resume_round, round_number=0)
+        return self._make_transport(self._handles, label_key=resources.label_key if has_own_node else None)
 
     def submit(self, site: str, method: str, *arguments: Any, round_number: int) -> None:
         """See :class:`SitePool`."""

@@ -9,13 +9,19 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
 
+import numpy as np
+
+from actors.faulty_trainer import with_chaos
 from actors.mailbox import Mailbox
 from gcml_ray.config import SERVER, Config
 from gcml_ray.errors import SiteError
+from gcml_ray.inbox import Inbox
+from gcml_ray.outbox import Outbox
 from gcml_ray.records import (
     AdoptReport,
     EvaluationReport,
@@ -27,7 +33,8 @@ from gcml_ray.records import (
     TrainOrder,
     TrainReport,
 )
-from gcml_ray.wire import Buffer, Expectation, PushHeader
+from gcml_ray.signing import SigningKey
+from gcml_ray.wire import Buffer, Expectation, Payload, PushHeader, malformed
 
 
 class Transport(Protocol):
@@ -38,7 +45,7 @@ class Transport(Protocol):
         ...
 
     def send(
-        self, header: PushHeader, buffer: Buffer, receivers: Sequence[str], *, timeout_s: float
+        self, header: PushHeader, buffer: Payload, receivers: Sequence[str], *, timeout_s: float
     ) -> tuple[PushReceipt, ...]:
         """Delivers one buffer to every receiver; a receiver that does not answer gives a refused receipt."""
         ...
@@ -112,7 +119,10 @@ class Site:
         self.run_id = run_id
         self.use_gpu = use_gpu
         self.make_trainer = make_trainer
-        self.mailbox = Mailbox(config.method.max_incoming)
+        self.is_async = config.federation.mode == "async"
+        self.inbox = Inbox(name, wire=config.wire, is_signed=config.signs_pushes)
+        self.outbox = Outbox(config.wire, key=None)
+        self.mailbox = Mailbox(config.method.max_incoming, inbox=self.inbox, keeps_newest=self.is_async)
         self.stopping = threading.Event()
         self.training = threading.Lock()
         self.current = SiteStatus(name, 0, "created", 0, 0)
@@ -126,13 +136,31 @@ class Site:
         self.transport = transport
         self.peers = frozenset(peers) - {self.name}
         if self.name == SERVER:
-            self.mailbox = Mailbox(len(self.peers))
-        make_trainer = self.make_trainer or _default_trainer
+            self.mailbox = Mailbox(len(self.peers), inbox=self.inbox)
+        make_trainer = with_chaos(self.config, self.name, self.make_trainer or _default_trainer)
         trainer = make_trainer(self.config, self.name, self.folder, use_gpu=self.use_gpu, on_progress=self._on_progress)
         info = trainer.start(resume_round=resume_round)
         self.trainer = trainer
         self.current = SiteStatus(self.name, info.restored_round, "ready", 0, 0)
-        return info
+        key = SigningKey() if self.config.signs_pushes else None
+        self.outbox = Outbox(self.config.wire, key=key)
+        return replace(info, public_key=key.public_key) if key else info
+
+    def register(self, transport: Transport, keys: Mapping[str, str]) -> None:
+        """Learns who takes part from now on.
+
+        Args:
+            transport: reaches all of them.
+            keys: their public keys (hex), by name; empty where pushes are not signed.
+        """
+        try:
+            self.inbox.register(keys)
+        except ValueError as error:
+            raise SiteError(self.name, 0, "register", str(error)) from error
+        self.transport = transport
+        self.peers = frozenset(keys) - {self.name}
+        if self.name == SERVER:
+            self.mailbox.capacity = max(self.mailbox.capacity, len(self.peers))
 
     def push(self, round_number: int, receivers: Sequence[str]) -> PushReport:
         """Sends this site's weights to its receivers, actor to actor.
@@ -140,15 +168,30 @@ class Site:
         Raises:
             SiteError: asked for while this site trains; half-updated weights must not leave it.
         """
-        trainer, transport = self._started()
+        if self.is_async:  # what was published after the last round; the next one may be training
+            return self._push(round_number, receivers)
         if not self.training.acquire(blocking=False):
             raise SiteError(self.name, round_number, "push", "asked for while the site trains")
         try:
-            header, buffer = trainer.export(self.run_id, round_number)
-            receipts = transport.send(header, buffer, receivers, timeout_s=self.config.federation.push_timeout_s)
+            return self._push(round_number, receivers)
         finally:
             self.training.release()
-        return PushReport(self.name, round_number, receipts)
+
+    def _push(self, round_number: int, receivers: Sequence[str]) -> PushReport:
+        """Exports and sends."""
+        trainer, transport = self._started()
+        header, buffer = trainer.export(self.run_id, round_number)
+        deadline = time.monotonic() + self.config.federation.push_timeout_s
+        try:
+            parcels = self.outbox.parcels(header, buffer, receivers)
+        except OverflowError as error:
+            raise SiteError(self.name, round_number, "push", str(error)) from error
+        receipts: list[PushReceipt] = []
+        for parcel in parcels:
+            timeout_s = max(0.0, deadline - time.monotonic())
+            receipts += transport.send(parcel.header, parcel.payload, parcel.receivers, timeout_s=timeout_s)
+        self.outbox.acknowledge(receipts)
+        return PushReport(self.name, round_number, tuple(receipts))
 
     def receive(self, header: PushHeader, buffer: Any) -> PushReceipt:
         """Takes or refuses one push; returns at once, also while this site trains."""
@@ -159,13 +202,14 @@ class Site:
             reason = self.mailbox.deliver(
                 header, buffer, expect=lambda sender: trainer.expectation(self.run_id, sender, peers=self.peers)
             )
+        is_header = not malformed(header)
         return PushReceipt(
-            round_number=getattr(header, "round_number", 0),
-            sender=str(getattr(header, "sender", "?")),
+            round_number=header.round_number if is_header else 0,
+            sender=header.sender if is_header else "?",
             receiver=self.name,
             accepted=not reason,
             reason=reason,
-            size_bytes=int(getattr(buffer, "nbytes", 0)),
+            size_bytes=buffer.nbytes if isinstance(buffer, np.ndarray) else 0,
             seconds=time.perf_counter() - began,
         )
 

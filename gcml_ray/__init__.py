@@ -1,22 +1,26 @@
 """The algorithm: losses, networks, gossip graphs, learner, methods, data, metrics. Knows nothing of Ray.
 
-``gcml_ray.load_model(run_folder, site)`` gives a personalised model that predicts new patients.
+``gcml_ray.Federation(config).run()`` trains a federation from Python; ``gcml_ray.load_model(run_folder, site)`` gives a
+personalised model that predicts new patients.
 """
 
 from __future__ import annotations
 
+from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from gcml_ray.federation import Federation as Federation
+    from gcml_ray.federation import FederationResult as FederationResult
     from gcml_ray.predict import load_model as load_model
 
-__all__ = ["load_model"]
+__all__ = ["Federation", "FederationResult", "load_model"]
+
+_HOMES = {"Federation": "federation", "FederationResult": "federation", "load_model": "predict"}
 
 
 def __getattr__(name: str) -> Any:
-    """Loads torch when a model is asked for, not when the package is imported."""
-    if name != "load_model":
+    """Loads a module when a name of it is asked for: the driver imports this package and neither torch nor pydantic."""
+    if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from gcml_ray.predict import load_model  # noqa: PLC0415 - the driver imports this package and no torch
-
-    return load_model
+    return getattr(import_module(f"gcml_ray.{_HOMES[name]}"), name)

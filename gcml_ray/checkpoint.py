@@ -15,7 +15,7 @@ import os
 import re
 import shutil
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import numpy as np
@@ -37,7 +37,11 @@ KEPT_ROUNDS = 2
 
 @dataclass(frozen=True)
 class SiteState:
-    """What a site knows beside its tensors. Model files are named relative to the checkpoint's folder."""
+    """What a site knows beside its tensors. Model files are named relative to the checkpoint's folder.
+
+    ``suspicion`` and ``few_dice`` are what its judge remembers: suspicion against each sender, and the exchanged
+    model's Dice on the judge's cases when it was last validated, None where that is not known.
+    """
 
     site: str
     round_number: int
@@ -46,6 +50,8 @@ class SiteState:
     best_dice: float = -1.0
     best_file: str = ""
     before_gossip_file: str = ""
+    suspicion: dict[str, int] = field(default_factory=dict)
+    few_dice: float | None = None
 
 
 def round_file(folder: Path, round_number: int) -> Path:

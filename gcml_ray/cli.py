@@ -1,10 +1,11 @@
-"""The command line: ``gcml demo | prepare | inspect | doctor | run | compare | tune | predict | evaluate``.
+"""The command line, ``gcml``: demo, prepare, inspect, doctor, run, compare, tune, predict, evaluate, report, export.
 
 This is the composition root: the one module here that may import ``actors``, inside its commands.
 """
 
 from __future__ import annotations
 
+import json
 import signal
 import sys
 import threading
@@ -16,14 +17,18 @@ from typing import Annotated, Any
 import typer
 from rich.console import Console
 
+from gcml_ray.chaos import parse_chaos
+from gcml_ray.cli_compare import compare
+from gcml_ray.cli_export import export
 from gcml_ray.cli_inspect import inspect
 from gcml_ray.cli_predict import evaluate, predict
 from gcml_ray.cli_prepare import prepare_app
+from gcml_ray.cli_report import report
 from gcml_ray.cli_tune import tune
-from gcml_ray.comparison_config import load_comparison
 from gcml_ray.config import Config, LocalMethod
 from gcml_ray.config_file import load_config
 from gcml_ray.console import RunConsole
+from gcml_ray.console_comparison import CellsConsole
 from gcml_ray.demo import demo_config, prepare_demo
 from gcml_ray.errors import ConfigError, GcmlError
 from gcml_ray.run_folder import RunFolder
@@ -57,6 +62,9 @@ def run(
     config: Annotated[Path | None, typer.Argument(help="Configuration file (YAML).")] = None,
     overrides: Overrides = [],  # noqa: B006 - typer copies it
     resume: Annotated[Path | None, typer.Option(help="Go on with the run in this folder.")] = None,
+    chaos: Annotated[
+        str | None, typer.Option(help="Faults on purpose, e.g. 'kill:CS@r3,slow:HTx5'; with --resume '' drops them.")
+    ] = None,
 ) -> None:
     """Train a personalised model at every site of a federation."""
     if (config is None) == (resume is None):
@@ -68,9 +76,12 @@ def run(
         loaded = resumed.model_copy(
             update={"output": resumed.output.model_copy(update={"folder": str(resume.resolve())})}
         )
+        if chaos is not None:
+            parse_chaos(chaos)
+            loaded = loaded.model_copy(update={"chaos": chaos})
     else:
         assert config is not None
-        loaded = load_config(config, overrides)
+        loaded = load_config(config, [*overrides, *([] if chaos is None else [f"chaos={json.dumps(chaos)}"])])
     console = Console(soft_wrap=True)
     summary = _run_once(loaded, console, title=loaded.name, resume=resume is not None)
     if summary.status == "finished":
@@ -107,31 +118,6 @@ def demo(
     console.print(where_things_are(gcml), highlight=False, markup=False)
 
 
-def compare(
-    config: Annotated[Path, typer.Argument(help="Comparison file (YAML): base, methods, seeds.")],
-    overrides: Overrides = [],  # noqa: B006 - typer copies it
-) -> None:
-    """Run several methods over several seeds and tabulate them; finished cells are never run again."""
-    from actors.compare import run_comparison, write_tables  # noqa: PLC0415 - the one place that knows all packages
-
-    console = Console(soft_wrap=True)
-    comparison = load_comparison(config)
-
-    @contextmanager
-    def watch(title: str) -> Iterator[tuple[RunConsole, threading.Event]]:
-        with RunConsole(console, title=title) as listener, _stop_on_signal(listener) as stop:
-            yield listener, stop
-
-    def say(line: str) -> None:
-        console.print(line, highlight=False, markup=False)
-
-    if not run_comparison(comparison, overrides, watch=watch, say=say):
-        say(f"stopped; the same command goes on where it was: gcml compare {config}")
-        raise typer.Exit(STOPPED)
-    say(write_tables(comparison, unit=load_config(comparison.base).data.distance_unit))
-    say(f"table, plots and runs  {comparison.output}\nfinished cells         {comparison.results}")
-
-
 def doctor(
     config: Annotated[Path | None, typer.Argument(help="Configuration file to check as well.")] = None,
     overrides: Overrides = [],  # noqa: B006 - typer copies it
@@ -162,7 +148,7 @@ def _run_once(config: Config, console: Console, *, title: str, resume: bool = Fa
 
 
 @contextmanager
-def _stop_on_signal(listener: RunConsole) -> Iterator[threading.Event]:
+def _stop_on_signal(listener: RunConsole | CellsConsole) -> Iterator[threading.Event]:
     """Ctrl-C once ends after the round in flight, twice ends now; so does a termination signal."""
     stop = threading.Event()
 
@@ -205,7 +191,8 @@ def _fresh_folder(folder: Path) -> Path:
 
 
 app.add_typer(prepare_app, name="prepare")
-for command in (demo, inspect, doctor, run, compare, tune, predict, evaluate):  # in the order in which they are needed
+# In the order in which they are needed.
+for command in (demo, inspect, doctor, run, compare, tune, predict, evaluate, report, export):
     app.command()(command)
 
 if __name__ == "__main__":

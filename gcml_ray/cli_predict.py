@@ -38,10 +38,10 @@ MAX_NAMED = 5
 
 
 def predict(
-    run: Run,
-    site: Annotated[str, typer.Option(help="Whose personalised model.")],
+    run: Annotated[Path, typer.Option("--run", help="Folder of a finished run, or of an exported model.")],
     images: Annotated[list[Path], typer.Option(help="Folder, datalist (.json) or image file; repeat it for several.")],
     out: Annotated[Path, typer.Option(help="Folder for the label files.")],
+    site: Annotated[str | None, typer.Option(help="Whose personalised model; an exported one has one site.")] = None,
     flips: Annotated[bool, typer.Option("--flips", help="Average over all flips: slower, often steadier.")] = False,
     ensemble: Annotated[bool, typer.Option("--ensemble", help="Average with the other sites' models.")] = False,
     largest_component: Annotated[
@@ -57,7 +57,7 @@ def predict(
 
     console = Console(soft_wrap=True)
     model = load_model(run, site, device=device, ensemble=ensemble)
-    found = find_cases(images, model.config.data, site=site, split=_split(split))
+    found = find_cases(images, model.config.data, site=site or model.facts[0].site, split=_split(split))
     _say_what(console, model, found)
     todo, skipped = _to_do(found.cases, out, model.config, overwrite=overwrite)
     problems = list(found.problems)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import sys
 import threading
 from collections.abc import Iterator
@@ -44,6 +45,8 @@ def tune(
         raise ConfigError("--set and --base-set cannot change a search that has begun")
     if retry_failed and resume is None:
         raise ConfigError("--retry-failed would be ignored without --resume")
+    if importlib.util.find_spec("optuna") is None:
+        raise ConfigError("gcml tune needs optuna, which is not installed: pip install 'gcml-ray[tune]'")
     from tune.search_file import load_search, reopen_search  # noqa: PLC0415 - the command line knows all packages
 
     console = Console(soft_wrap=True, width=None if sys.stdout.isatty() else WIDTH)

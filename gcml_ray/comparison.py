@@ -12,6 +12,7 @@ import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,6 +29,7 @@ COLUMNS = (
     "site", "case", "model", "class_name", "dice", "hd95", "surface_dice",
 )  # fmt: skip
 NUM_RESAMPLES = 10_000
+MIN_CASES = 6  # with 5 even five differences of one sign have p = 2 / 2**5 = 0.06
 
 
 @dataclass(frozen=True)
@@ -226,17 +228,38 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def site_verdicts(cells: Sequence[Cell], *, method: str, alone: str) -> tuple[str, ...]:
-    """For each site in words: is joining better than training alone, by how much, how sure."""
+    """In words, for all sites together and then for each: is joining better than training alone, by how much, how sure.
+
+    A site is told to be better or worse off where the bootstrap interval of its mean difference leaves out 0, and never
+    with fewer than :data:`MIN_CASES` test cases.
+    """
     joint = case_dice([cell for cell in cells if cell.method == method], PERSONALISED)
     own = case_dice([cell for cell in cells if cell.method == alone], PERSONALISED)
-    lines = []
-    for site in sorted({key[0] for key in joint.keys() & own.keys()}):
-        keys = [key for key in joint if key[0] == site and key in own]
-        differences = np.array([joint[key] - own[key] for key in keys])
-        low, high = bootstrap_interval([differences])
-        sure = "better" if low > 0 else "worse" if high < 0 else "not told apart from training alone"
-        lines.append(
-            f"{site}: {method} {100 * differences.mean():+.1f} Dice points over {alone} "
-            f"(95 % interval {100 * low:+.1f} to {100 * high:+.1f}, {len(keys)} cases): {sure}"
-        )
-    return tuple(lines)
+    pairs: dict[str, list[float]] = {}
+    for site, case in sorted(joint.keys() & own.keys()):
+        pairs.setdefault(site, []).append(joint[site, case] - own[site, case])
+    if not pairs:
+        return ()
+    told = {site: _verdict(np.array(differences)) for site, differences in pairs.items()}
+    counts = {word: [site for site in told if told[site][0] == word] for word in ("better", "worse", "unsure")}
+    summary = (
+        f"{method} against {alone}: better at {len(counts['better'])} of {len(told)} sites, worse at "
+        f"{len(counts['worse'])}, not told apart at {len(counts['unsure'])}"
+    )
+    sentences = {
+        "better": f"{method} is better than {alone}",
+        "worse": f"{method} is worse than {alone}",
+        "unsure": f"{method} and {alone} are not told apart",
+    }
+    return (summary, *(f"{site}: {sentences[word]}, {numbers}" for site, (word, numbers) in told.items()))
+
+
+def _verdict(differences: NDArray[np.float64]) -> tuple[Literal["better", "worse", "unsure"], str]:
+    """One site's verdict, and the numbers behind it."""
+    count = len(differences)
+    mean_points = f"{100 * differences.mean():+.1f} Dice points"
+    if count < MIN_CASES:
+        return "unsure", f"{mean_points}: {count} test case{'s' * (count != 1)}, too few to tell"
+    low, high = bootstrap_interval([differences])
+    numbers = f"{mean_points} (95 % interval {100 * low:+.1f} to {100 * high:+.1f}, {count} test cases)"
+    return ("better" if low > 0 else "worse" if high < 0 else "unsure"), numbers

@@ -1,4 +1,4 @@
-"""A comparison's rows as Markdown, CSV and LaTeX."""
+"""A comparison's rows as Markdown, CSV and LaTeX, and as two tables for a terminal."""
 
 from __future__ import annotations
 
@@ -6,6 +6,8 @@ import csv
 import io
 import math
 from collections.abc import Sequence
+
+from rich.table import Table
 
 from gcml_ray.comparison import MethodRow
 from gcml_ray.records import PERSONALISED
@@ -71,6 +73,41 @@ def latex(rows: Sequence[MethodRow], *, unit: str) -> str:
         " & ".join(_escape(text) for text in cells(row, is_best=index == 0)) + r" \\" for index, row in enumerate(rows)
     ]
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
+
+
+def method_table(rows: Sequence[MethodRow], *, title: str, unit: str) -> Table:
+    """For a terminal: each method over all sites."""
+    table = Table(title=title, title_justify="left")
+    table.add_column("method", no_wrap=True)
+    for heading in ("seeds", "Dice \u00b1 sd", "against\nbest", "95 %\ninterval", "p\n(Holm)"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for heading in (f"HD95\n({unit})", "surface\nDice", "MB\nsent", "minutes"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for index, row in enumerate(rows):
+        name, seeds, dice, deviation, *against = cells(row, is_best=index == 0)[:7]
+        spread = "" if math.isnan(row.dice_sd) else f" \u00b1 {deviation}"
+        numbers = (_number(row.hd95, 1), _number(row.surface_dice, 3), _number(row.sent_bytes / MEGABYTE, 1))
+        minutes = _number(row.seconds / 60, 1)
+        table.add_row(name, seeds, dice + spread, *against, *numbers, minutes, style="bold" if index == 0 else None)
+    return table
+
+
+def site_table(rows: Sequence[MethodRow]) -> Table:
+    """For a terminal: each method's test Dice at every site, the best of a site in bold."""
+    table = Table(title="Test Dice by site", title_justify="left")
+    table.add_column("method", no_wrap=True)
+    sites = list(rows[0].site_dice)
+    for site in sites:
+        table.add_column(site, justify="right")
+    best = {site: max(row.site_dice.get(site, math.nan) for row in rows) for site in sites}
+    for row in rows:
+        values = [row.site_dice.get(site, math.nan) for site in sites]
+        marks = (
+            f"[bold]{_number(value, 3)}[/]" if value == best[site] else _number(value, 3)
+            for site, value in zip(sites, values, strict=True)
+        )
+        table.add_row(label(row), *marks)
+    return table
 
 
 def _number(value: float, digits: int) -> str:

@@ -11,8 +11,10 @@ import json
 import math
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
+from gcml_ray.chaos import parse_chaos
+from gcml_ray.config_defence import DefenceConfig
 from gcml_ray.config_methods import (
     POOLED,
     RESERVED_SITES,
@@ -47,7 +49,9 @@ from gcml_ray.config_methods import (
     needs_one_network,
     sends_buffers,
 )
+from gcml_ray.config_privacy import PrivacyConfig, privacy_problem
 from gcml_ray.config_section import (
+    AtLeastOne,
     Axes,
     Count,
     CountOrZero,
@@ -60,6 +64,8 @@ from gcml_ray.config_section import (
     Sizes,
     Weights,
 )
+from gcml_ray.config_wire import WireConfig
+from gcml_ray.errors import ConfigError
 
 __all__ = [  # the method section has its own module, but is a part of this one
     "POOLED",
@@ -96,6 +102,8 @@ __all__ = [  # the method section has its own module, but is a part of this one
     "sends_buffers",
 ]
 
+
+BARRIER_FREE = ("local", "pooled", "gossip_avg", "gml", "gcml", "defkt")  # methods that federation.mode: async can run
 
 # --- data ------------------------------------------------------------------------------------
 
@@ -197,10 +205,14 @@ class DataConfig(Section):
 
 
 class NetworkConfig(Section):
-    """A network by name; ``options`` are the arguments of its constructor (see networks/registry.py)."""
+    """A network by name; ``options`` are the arguments of its constructor (see networks/registry.py).
+
+    ``start_from``: weights to start from instead of random ones (see start_weights.py).
+    """
 
     name: str
     options: dict[str, Any] = Field(default={})
+    start_from: str | None = None
 
 
 class LossConfig(Section):
@@ -248,13 +260,32 @@ class OptimiserConfig(Section):
 # --- federation, resources, evaluation, tracking, output -------------------------------------
 
 
+class AttendanceConfig(Section):
+    """When a site takes part: from before round ``joins`` until before round ``leaves``."""
+
+    joins: Count = 1
+    leaves: Count | None = None
+
+    @model_validator(mode="after")
+    def _leaves_later(self) -> AttendanceConfig:
+        if self.leaves is not None and self.leaves <= self.joins:
+            raise ValueError(f"leaves {self.leaves} must come after joins {self.joins}")
+        return self
+
+
 class FederationConfig(Section):
     """Rounds and clocks. ``rounds`` counts them all: warm-up, exchange and cool-down.
 
     ``warmup_rounds`` defaults to 10 % of the rounds, ``cooldown_rounds`` to 25 % (both rounded down).
     The round timeout bounds one round's training of one site, evaluation included.
     ``mode: async`` has no barrier: each site goes at its own pace, and takes no push that is more than
-    ``max_staleness`` rounds behind it.
+    ``max_staleness`` rounds behind it; what such a push weighs in a merge falls with its staleness s as
+    (1 + s)^-``staleness_exponent``.
+
+    Clocks: after ``timeout_factor`` times its typical time a call has failed (never before a minute, never after
+    the timeout). In a synchronous round nobody waits longer than ``late_factor`` times the slowest site's typical
+    time (at least ten seconds more than it), nor than ``round_deadline_s``. A lost site may come back within
+    ``rejoin_timeout_s``. After ``time_limit_s`` no further round begins.
     """
 
     rounds: Count
@@ -264,12 +295,19 @@ class FederationConfig(Section):
     common_init: bool = True
     mode: Literal["sync", "async"] = "sync"
     max_staleness: CountOrZero = 10
+    staleness_exponent: NonNegative = 0.5
     seed: int = 0
     sites: Names | None = None
+    schedule: dict[str, AttendanceConfig] = Field(default={})
     evaluate_every: Count = 1
     start_timeout_s: Positive = 600.0
     push_timeout_s: Positive = 120.0
     round_timeout_s: Positive = 3600.0
+    rejoin_timeout_s: Positive = 3600.0
+    timeout_factor: AtLeastOne = 10.0
+    late_factor: AtLeastOne | None = 2.0
+    round_deadline_s: Positive | None = None
+    time_limit_s: Positive | None = None
 
     @property
     def num_warmup(self) -> int:
@@ -348,9 +386,13 @@ class Config(Section):
     method: Method
     federation: FederationConfig
     resources: ResourcesConfig = ResourcesConfig()
+    wire: WireConfig = WireConfig()
     evaluation: EvaluationConfig = EvaluationConfig()
+    privacy: PrivacyConfig = PrivacyConfig()
     tracking: TrackingConfig = TrackingConfig()
     output: OutputConfig
+    defence: DefenceConfig = DefenceConfig()
+    chaos: str = ""
 
     @property
     def window_size(self) -> tuple[int, ...]:
@@ -362,9 +404,23 @@ class Config(Section):
         return self.site_networks.get(site, self.network)
 
     @property
+    def signs_pushes(self) -> bool:
+        """Whether pushes are signed: as ``wire.sign`` says, else where each site has a node of its own."""
+        return self.resources.placement == "label" if self.wire.sign is None else self.wire.sign
+
+    @property
     def identity(self) -> str:
         """Short hash of all that decides a run's result; where it runs, tracking and output do not."""
-        clocks = {"start_timeout_s", "push_timeout_s", "round_timeout_s"}
+        clocks = {
+            "start_timeout_s",
+            "push_timeout_s",
+            "round_timeout_s",
+            "rejoin_timeout_s",
+            "timeout_factor",
+            "late_factor",
+            "round_deadline_s",
+            "time_limit_s",
+        }
         science = self.model_dump(
             mode="json",
             exclude={
@@ -372,11 +428,22 @@ class Config(Section):
                 "resources": set(ResourcesConfig.model_fields) - {"amp"},
                 "tracking": True,
                 "output": True,
+                "wire": {"sign"},
+                "chaos": True,  # it changes the result, but a resume must be able to go on without it
                 "data": {"datalist"},
                 "federation": clocks,
             },
         )
         return hashlib.blake2b(json.dumps(science, sort_keys=True).encode(), digest_size=8).hexdigest()
+
+    @field_validator("chaos")
+    @classmethod
+    def _can_be_read(cls, value: str) -> str:
+        try:
+            parse_chaos(value)
+        except ConfigError as error:
+            raise ValueError(str(error)) from error
+        return value
 
     @model_validator(mode="after")
     def _sections_agree(self) -> Config:
@@ -390,6 +457,13 @@ class Config(Section):
                 "method pooled brings the cases of all sites together, but resources.placement: label promises that "
                 "none leaves its node"
             )
+        if self.federation.mode == "async" and self.method.name not in BARRIER_FREE:
+            raise ValueError(
+                f"federation.mode async cannot run method {self.method.name}, whose rounds need all sites at once; "
+                f"without a barrier run {', '.join(BARRIER_FREE)}, or set mode: sync"
+            )
+        if problem := privacy_problem(self.privacy, self.method, amp=self.resources.amp):
+            raise ValueError(problem)
         window = self.evaluation.window_size
         if window is not None and len(window) != self.data.spatial_dims:
             raise ValueError(

@@ -2,7 +2,7 @@
 
 Beyond plain YAML 1.1: ``1e-3`` is a number (YAML 1.1 wants ``1.0e-3``), and a key that stands twice in
 one mapping is an error instead of silently winning. ``${VAR}`` and a leading ``~`` are expanded in
-``data.datalist``, ``output.folder`` and ``tracking.uri``; a relative path there is relative to the
+``data.datalist``, ``output.folder``, ``tracking.uri`` and ``network.start_from``; a relative path there is relative to the
 current directory and becomes absolute on load.
 """
 
@@ -163,10 +163,14 @@ def apply_override(values: dict[str, Any], override: str) -> list[str]:
 
 
 def _expand_paths(values: dict[str, Any]) -> list[str]:
-    """Expands the three path keys in place and returns one line for each undefined variable."""
+    """Expands the path keys in place and returns one line for each undefined variable."""
     problems = []
-    for section_name, key in (("data", "datalist"), ("output", "folder"), ("tracking", "uri")):
-        section = values.get(section_name)
+    places = [("data", "datalist"), ("output", "folder"), ("tracking", "uri"), ("network", "start_from")]
+    sections = [(name, values.get(name), key) for name, key in places]
+    others = values.get("site_networks")
+    if isinstance(others, dict):
+        sections += [(f"site_networks.{site}", section, "start_from") for site, section in others.items()]
+    for section_name, section, key in sections:
         text = section.get(key) if isinstance(section, dict) else None
         if not isinstance(section, dict) or not isinstance(text, str) or not text:
             continue

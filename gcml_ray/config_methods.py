@@ -30,6 +30,19 @@ class PushKTopology(Section):
     k: Count = 1
 
 
+class UsefulnessTopology(Section):
+    """As ``push_k``, but receivers that a sender's past pushes have helped more are drawn more often.
+
+    ``temperature``: the gain in validation Dice that makes a receiver e times as likely. ``exploration``: the share of
+    draws in which all are equally likely.
+    """
+
+    name: Literal["usefulness"]
+    k: Count = 1
+    temperature: Positive = 0.1
+    exploration: Annotated[float, Field(gt=0, le=1)] = 0.2
+
+
 class RingTopology(Section):
     """Every site sends to the next one in the order of names."""
 
@@ -43,7 +56,7 @@ class ExponentialTopology(Section):
 
 
 Topology = Annotated[
-    BernoulliTopology | MatchingTopology | PushKTopology | RingTopology | ExponentialTopology,
+    BernoulliTopology | MatchingTopology | PushKTopology | UsefulnessTopology | RingTopology | ExponentialTopology,
     Field(discriminator="name"),
 ]
 

@@ -38,6 +38,8 @@ class SiteRow:
     learnt_from: str = ""
     sent_bytes: int = 0
     received_bytes: int = 0
+    epsilon: float | None = None
+    has_stopped: bool = False
 
 
 class Clock:
@@ -109,6 +111,8 @@ class RunConsole:
         self.config = config
         self.rows = {site: SiteRow() for site in sites}
         self.say(f"{self.title}: {len(sites)} sites, {config.federation.rounds} rounds, method {config.method.name}")
+        if config.chaos:
+            self.say(f"  faults on purpose, what this run gives is no result: {config.chaos}")
         self._refresh()
 
     def on_site_ready(self, info: SiteInfo) -> None:
@@ -127,7 +131,8 @@ class RunConsole:
 
     def on_round_begin(self, plan: RoundPlan) -> None:
         """A round is planned."""
-        self.round_line = f"round {plan.round_number} of {self.config.federation.rounds}"
+        what = "round" if self.config.federation.mode == "sync" else "record"
+        self.round_line = f"{what} {plan.round_number} of {self.config.federation.rounds}"
         for site in plan.sites:
             self.rows[site].learnt_from = ""
         for edge in plan.edges:
@@ -142,14 +147,22 @@ class RunConsole:
         for status in statuses:
             if status.site in self.rows:
                 steps = f" {status.step}/{status.num_steps}" if status.num_steps > 1 else ""
-                self.rows[status.site].stage = f"{status.stage}{steps}"
+                own = f"r{status.round_number} " if self.config.federation.mode == "async" else ""
+                self.rows[status.site].stage = f"{own}{status.stage}{steps}"
         self._refresh()
 
     def on_site_trained(self, report: TrainReport) -> None:
         """A site's round is over."""
         row = self.rows[report.site]
         row.stage = "trained"
+        if report.num_steps == 0 and report.privacy_epsilon is not None:
+            row.stage = "epsilon limit"
+            if not row.has_stopped:
+                self.say(f"  ! {report.site} trains no more: privacy.epsilon_limit (spent {report.privacy_epsilon:.2f})")
+            row.has_stopped = True
+        row.epsilon = report.privacy_epsilon
         row.loss = report.losses.get("segmentation")
+        row.learnt_from = ", ".join(report.peers)
         if report.validation_dice is not None:
             row.validation_dice = report.validation_dice
             if report.is_best:
@@ -202,6 +215,9 @@ class RunConsole:
         table.add_column("best", justify="right")
         table.add_column("sent MB", justify="right")
         table.add_column("recv MB", justify="right")
+        has_epsilon = any(row.epsilon is not None for row in self.rows.values())
+        if has_epsilon:
+            table.add_column("epsilon", justify="right")
         for site, row in sorted(self.rows.items()):
             table.add_row(
                 site,
@@ -213,6 +229,7 @@ class RunConsole:
                 _number(row.best_dice),
                 f"{row.sent_bytes / MEGABYTE:.1f}",
                 f"{row.received_bytes / MEGABYTE:.1f}",
+                *([_number(row.epsilon)] if has_epsilon else ()),
             )
         return table
 

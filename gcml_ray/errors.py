@@ -19,6 +19,10 @@ class CheckpointError(GcmlError):
     """A checkpoint or run folder cannot be read, or belongs to another configuration."""
 
 
+class ExportError(GcmlError):
+    """A model cannot be written in the format asked for, or came out of it as another one."""
+
+
 class ClusterError(GcmlError):
     """Ray cannot be reached, or the cluster cannot hold the federation that was asked for."""
 

@@ -5,6 +5,7 @@ Legend: S values of a push.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Sequence
 
 import torch
@@ -14,6 +15,7 @@ from gcml_ray.config import Config, NetworkConfig, ProxyFlMethod, has_server
 from gcml_ray.learner import Learner
 from gcml_ray.methods.rounds import IncomingModel
 from gcml_ray.networks.registry import fingerprint
+from gcml_ray.privacy_pushes import PushNoise
 from gcml_ray.site_learner import WireFormat, build_learner, exchanged_network
 from gcml_ray.wire import Buffer, Expectation, PushHeader
 
@@ -37,7 +39,8 @@ class Exchange:
         self._second: dict[str, Learner] = {}
         self._formats = self._wire_formats()
         self._host = torch.empty(local.model.num_sent) if self.device.type == "cuda" else None
-        self._published: tuple[int, Tensor] | None = None
+        self._published: tuple[int, float, Tensor] | None = None
+        self.noise: PushNoise | None = None
 
     # --- out ---------------------------------------------------------------------------------
 
@@ -47,7 +50,7 @@ class Exchange:
         The copy before stays whole for whoever still sends it.
         """
         model = self.local.model
-        self._published = (round_number, model.flat[: model.num_sent].to("cpu", copy=True))
+        self._published = (round_number, time.time(), model.flat[: model.num_sent].to("cpu", copy=True))
 
     def export(self, run_id: str, round_number: int) -> tuple[PushHeader, Buffer]:
         """The weights to push, (S,), with their header. On a CPU a view, not a copy: the transport copies.
@@ -56,16 +59,23 @@ class Exchange:
             run_id: identifies the run.
             round_number: the round the push is for; of published weights, the round they come from.
         """
+        exported_at = time.time()
         if self._published is not None:
-            round_number, weights = self._published
+            round_number, exported_at, weights = self._published
         else:
             model = self.local.model
             weights = model.flat[: model.num_sent]
             if self._host is not None:
                 weights = self._host.copy_(weights)
-        buffer: Buffer = weights.detach().numpy()
+        weights = weights.detach() if self.noise is None else self.noise.noised(weights.detach(), round_number)
+        buffer: Buffer = weights.numpy()
         header = self._format_of(self.site).header(
-            buffer, run_id=run_id, round_number=round_number, sender=self.site, num_train=self.num_train
+            buffer,
+            run_id=run_id,
+            round_number=round_number,
+            sender=self.site,
+            num_train=self.num_train,
+            exported_at=exported_at,
         )
         return header, buffer
 
@@ -93,20 +103,26 @@ class Exchange:
             pushes: as they lay in the mailbox.
             own_round: how many rounds this site has done; without a barrier, what a push lacks of it is its staleness.
         """
-        is_async = self.config.federation.mode == "async"
-        return [
-            IncomingModel(
-                header.sender,
-                header.num_train,
-                torch.from_numpy(buffer),
-                staleness=max(0, own_round - header.round_number) if is_async else 0,
-            )
-            for header, buffer in pushes
-        ]
+        return [self._incoming(header, buffer, own_round) for header, buffer in pushes]
+
+    def _incoming(self, header: PushHeader, buffer: Buffer, own_round: int) -> IncomingModel:
+        """One push. Its weight falls with its staleness s as (1 + s)^-a (FedAsync, arXiv 1903.03934, section 5.2)."""
+        weights = torch.from_numpy(buffer)
+        if self.config.federation.mode == "sync":
+            return IncomingModel(header.sender, header.num_train, weights)
+        staleness = max(0, own_round - header.round_number)
+        return IncomingModel(
+            header.sender,
+            header.num_train,
+            weights,
+            staleness=staleness,
+            age_s=max(0.0, time.time() - header.exported_at),
+            discount=(1 + staleness) ** -self.config.federation.staleness_exponent,
+        )
 
     def open_incoming(self, message: IncomingModel) -> Learner:
         """Loads a push into the second learner: its weights, a fresh optimiser (our reading)."""
-        learner = self.learner_for(self.config.network_of(message.sender))
+        learner = self.learner_for(exchanged_network(self.config, message.sender))
         if learner.model.layout == self.local.model.layout:  # what is not sent starts from the receiver's own
             learner.model.flat.copy_(self.local.model.flat)
             for name, counter in learner.model.counters().items():

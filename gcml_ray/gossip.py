@@ -28,16 +28,23 @@ from gcml_ray.config import (
     RingTopology,
     ServerMethod,
     Topology,
+    UsefulnessTopology,
 )
 from gcml_ray.records import Edge, Phase, RoundPlan
 from gcml_ray.seeding import numpy_generator
 
 Indices = NDArray[np.int64]
 Arcs = tuple[Indices, Indices]  # senders and receivers, one entry a push
+WeightRows = Mapping[int, Mapping[int, float]]  # by sender, then receiver; 1 where nothing is said
 
 
 def plan_round(
-    method: Method, federation: FederationConfig, *, round_number: int, num_train: Mapping[str, int]
+    method: Method,
+    federation: FederationConfig,
+    *,
+    round_number: int,
+    num_train: Mapping[str, int],
+    edge_weights: Mapping[Edge, float] | None = None,
 ) -> RoundPlan:
     """The plan of one round: its phase, the sites that train and the pushes between them.
 
@@ -48,6 +55,7 @@ def plan_round(
         round_number: 1 to ``federation.rounds``.
         num_train: training cases of every site that is alive; a site that is not named here neither
             sends nor receives.
+        edge_weights: relative chances of single edges, see :func:`sample_edges`.
     """
     phase = phase_of(federation, round_number)
     if phase != "exchange" or isinstance(method, LocalMethod | PooledMethod):
@@ -63,6 +71,7 @@ def plan_round(
             max_incoming=method.max_incoming,
             rng=numpy_generator(federation.seed, "gossip", round_number),
             exchange_round=round_number - federation.num_warmup - 1,
+            edge_weights=edge_weights,
         )
     return RoundPlan(round_number=round_number, phase=phase, sites=tuple(sorted(num_train)), edges=edges)
 
@@ -100,6 +109,7 @@ def sample_edges(
     max_incoming: int,
     rng: np.random.Generator,
     exchange_round: int,
+    edge_weights: Mapping[Edge, float] | None = None,
 ) -> tuple[Edge, ...]:
     """Draws the pushes of one exchange round, sorted by sender, then receiver.
 
@@ -109,19 +119,26 @@ def sample_edges(
         max_incoming: models that a receiver takes at most, at least 1.
         rng: the round's generator.
         exchange_round: exchange rounds before this one; only ``exponential`` depends on it.
+        edge_weights: how much likelier an edge is than one that is not named here, 0 or more; 0 is never drawn. They
+            count where a sender draws its receiver (``bernoulli``, ``push_k``, ``usefulness``); elsewhere the
+            graph is fixed, or drawn as a whole. See :func:`_draw_receivers`.
     """
     assert max_incoming >= 1
     names = sorted(num_train)
     if len(names) < 2:
         return ()
+    rows = _weight_rows(edge_weights or {}, names)
     match topology:
         case BernoulliTopology():
             cases = np.array([num_train[name] for name in names], dtype=np.float64)
-            arcs = _bernoulli(cases, topology.expected_senders, max_incoming=max_incoming, rng=rng)
+            arcs = _bernoulli(cases, topology.expected_senders, rows, max_incoming=max_incoming, rng=rng)
         case MatchingTopology():
             arcs = _matching(len(names), symmetric=topology.symmetric, rng=rng)
-        case PushKTopology():
+        case PushKTopology() if not rows:
             arcs = _push_k(len(names), topology.k, max_incoming=max_incoming, rng=rng)
+        case PushKTopology() | UsefulnessTopology():
+            every = np.arange(len(names))
+            arcs = _draw_receivers(every, topology.k, len(names), rows, max_incoming=max_incoming, rng=rng)
         case RingTopology():
             arcs = _shift(len(names), 1)
         case ExponentialTopology():
@@ -129,7 +146,20 @@ def sample_edges(
     return _to_edges(arcs, names)
 
 
-def _bernoulli(cases: NDArray[np.float64], expected: float, *, max_incoming: int, rng: np.random.Generator) -> Arcs:
+def _weight_rows(edge_weights: Mapping[Edge, float], names: list[str]) -> WeightRows:
+    """The weights that differ from 1, by the sites' numbers; those of sites that are gone are left out."""
+    numbers = {name: number for number, name in enumerate(names)} if edge_weights else {}
+    rows: dict[int, dict[int, float]] = {}
+    for edge, weight in edge_weights.items():
+        assert weight >= 0, f"{edge} has the weight {weight}"
+        if weight != 1 and edge.sender in numbers and edge.receiver in numbers:
+            rows.setdefault(numbers[edge.sender], {})[numbers[edge.receiver]] = weight
+    return rows
+
+
+def _bernoulli(
+    cases: NDArray[np.float64], expected: float, rows: WeightRows, *, max_incoming: int, rng: np.random.Generator
+) -> Arcs:
     """Site i sends with probability min(1, m n_i / sum n), to one other site (GML, arXiv 2401.06180).
 
     Our reading: where a receiver's places are taken, the sender picks again among the others with
@@ -140,6 +170,8 @@ def _bernoulli(cases: NDArray[np.float64], expected: float, *, max_incoming: int
     assert cases.sum() > 0, "no site has training cases"
     probability = np.minimum(1.0, expected * cases / cases.sum())
     waiting: Indices = rng.permutation(np.flatnonzero(rng.random(len(cases)) < probability))
+    if rows:
+        return _draw_receivers(waiting, 1, len(cases), rows, max_incoming=max_incoming, rng=rng)
     room = np.full(len(cases), max_incoming)
     senders: list[Indices] = []
     receivers: list[Indices] = []
@@ -153,6 +185,38 @@ def _bernoulli(cases: NDArray[np.float64], expected: float, *, max_incoming: int
         waiting = waiting[~accepted]
     none = np.empty(0, dtype=np.int64)
     return np.concatenate([none, *senders]), np.concatenate([none, *receivers])
+
+
+def _draw_receivers(
+    senders: Indices, k: int, num_sites: int, rows: WeightRows, *, max_incoming: int, rng: np.random.Generator
+) -> Arcs:
+    """In k turns the senders, one after the other in random order, each draw a receiver by the weights.
+
+    Our reading of a weight: an edge of weight w is w times as likely as it would be. So a sender whose weights are
+    below 1 on average (one that is trusted less) stays idle in a turn with probability 1 minus that average, and
+    above it its weights are shares. Among the receivers only those with room and not yet drawn by this sender are left
+    to choose from; where there is none, the sender is idle too. Takes time in proportion to senders x sites.
+    """
+    room = np.full(num_sites, max_incoming)
+    drawn: dict[int, list[int]] = {sender: [] for sender in senders.tolist()}
+    for _ in range(min(k, num_sites - 1)):
+        for sender in rng.permutation(senders).tolist():
+            weights = np.ones(num_sites)
+            for receiver, weight in rows.get(sender, {}).items():
+                weights[receiver] = weight
+            weights[sender] = 0
+            is_active = rng.random() * (num_sites - 1) < weights.sum() + 1e-9  # 1e-9: sums are rounded
+            weights[drawn[sender]] = 0
+            weights[room == 0] = 0
+            reached = np.cumsum(weights)
+            if is_active and reached[-1] > 0:
+                receiver = int(np.searchsorted(reached, rng.random() * reached[-1], side="right"))
+                drawn[sender].append(receiver)
+                room[receiver] -= 1
+    return (
+        np.repeat(np.array(list(drawn), dtype=np.int64), [len(receivers) for receivers in drawn.values()]),
+        np.array([receiver for receivers in drawn.values() for receiver in receivers], dtype=np.int64),
+    )
 
 
 def _pick_with_room(waiting: Indices, room: Indices, rng: np.random.Generator) -> Arcs:

@@ -63,12 +63,16 @@ def label_map(masks: NDArray[np.bool_], data: DataConfig) -> Labels | None:
     by_name = region_values(data) if data.is_sigmoid else {name: data.labels[name] for name in data.foreground_names}
     if by_name is None:
         return None
-    values = list(data.labels.values())
-    kind = next(kind for kind in (np.uint8, np.int16, np.int32) if _holds(kind, values))
-    labels: Labels = np.full(masks.shape[1:], values[0], dtype=kind)
+    labels: Labels = np.full(masks.shape[1:], next(iter(data.labels.values())), dtype=label_type(data))
     for name, value in by_name.items():
         labels[masks[data.foreground_names.index(name)]] = value
     return labels
+
+
+def label_type(data: DataConfig) -> type[np.integer[Any]]:
+    """The smallest of uint8, int16 and int32 that holds all values of ``data.labels``."""
+    values = list(data.labels.values())
+    return next(kind for kind in (np.uint8, np.int16, np.int32) if _holds(kind, values))
 
 
 def _holds(kind: type[np.integer[Any]], values: list[int]) -> bool:

@@ -65,6 +65,7 @@ class Learner:
         self.precision = precision
         scaling = precision.amp == "fp16" and precision.device_type != "cpu"
         self.scaler = torch.amp.GradScaler(precision.device_type, enabled=scaling)
+        self.is_collecting = False
 
     def forward(self, image: Tensor) -> list[Tensor]:
         """Logits of every head, main head first, for images (B, C, *spatial)."""
@@ -72,9 +73,14 @@ class Learner:
             return forward_heads(self.model.module, image)
 
     def apply_gradients(self, loss: Tensor) -> None:
-        """Backward, clip, one optimiser step."""
+        """Backward, then :meth:`take_step`, which ``gcml_ray/privacy.py`` keeps for itself while ``is_collecting``."""
         self.model.gradient.zero_()
         self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        if not self.is_collecting:
+            self.take_step()
+
+    def take_step(self) -> None:
+        """Clip, one optimiser step."""
         if self.clip_norm is not None:
             self.scaler.unscale_(self.optimiser)
             nn.utils.clip_grad_norm_([self.model.parameter], self.clip_norm)

@@ -33,6 +33,7 @@ from gcml_ray.data.restoring import is_resampled, restore
 from gcml_ray.errors import CheckpointError, ConfigError, DataError
 from gcml_ray.inference import predict_logits
 from gcml_ray.label_files import Labels, label_map, output_paths, write_labels, write_masks
+from gcml_ray.model_card import CARD_FILE, WEIGHTS_FILE, is_model_folder, read_card
 from gcml_ray.networks.registry import build_network, fingerprint
 from gcml_ray.run_folder import RunFolder
 from gcml_ray.weights import FlatModel
@@ -236,12 +237,14 @@ def keep_largest(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
 # --- loading -----------------------------------------------------------------------------------
 
 
-def load_model(run_folder: FilePath, site: str, *, device: str = "cpu", ensemble: bool = False) -> PersonalModel:
-    """A site's personalised model from the folder of a run.
+def load_model(
+    run_folder: FilePath, site: str | None = None, *, device: str = "cpu", ensemble: bool = False
+) -> PersonalModel:
+    """A site's personalised model from the folder of a run, or a model that ``gcml export`` took from one.
 
     Args:
-        run_folder: the ``output.folder`` of a run that was tested.
-        site: whose model; a run of pooled cases has one for all sites.
+        run_folder: the ``output.folder`` of a run that was tested, or the folder of an exported model.
+        site: whose model; a run of pooled cases has one for all sites, an exported model is of one site.
         device: ``cpu``, ``cuda`` or ``cuda:1``.
         ensemble: average with the personalised models of all other sites that lie in the folder.
 
@@ -250,9 +253,14 @@ def load_model(run_folder: FilePath, site: str, *, device: str = "cpu", ensemble
             or data contract.
         ConfigError: the configuration or the device cannot be used, or there is no other site for an ensemble.
     """
+    target = _device(device)
+    if is_model_folder(run_folder):
+        return _load_exported(Path(run_folder), site, target, ensemble=ensemble)
     folder = RunFolder.open(run_folder)
     config = load_config(folder.config_file)
-    target = _device(device)
+    if site is None and config.method.name != POOLED:
+        found = ", ".join(_sites_with_model(folder)) or "none"
+        raise ConfigError(f"site: {folder.path} is the folder of a run; say whose model. Sites with one: {found}")
     site = POOLED if config.method.name == POOLED else site
     sites = [site]
     if ensemble:
@@ -263,8 +271,20 @@ def load_model(run_folder: FilePath, site: str, *, device: str = "cpu", ensemble
     return PersonalModel(config, [facts for facts, _ in loaded], [module for _, module in loaded], target)
 
 
+def _load_exported(folder: Path, site: str | None, device: torch.device, *, ensemble: bool) -> PersonalModel:
+    """The one model of an exported folder."""
+    card = read_card(folder / CARD_FILE)
+    own = card.provenance.site
+    if ensemble:
+        raise ConfigError(f"ensemble: {folder} holds the model of site {own} alone; give the folder of a run")
+    if site not in (None, own) and own != POOLED:
+        raise CheckpointError(f"{folder} holds the model of site {own}, not of {site}; leave the site out")
+    loaded = _load_file(folder / WEIGHTS_FILE, card.config, own, device, described_in=folder / CARD_FILE)
+    return PersonalModel(card.config, [loaded[0]], [loaded[1]], device)
+
+
 def _load_one(folder: RunFolder, config: Config, site: str, device: torch.device) -> tuple[ModelFacts, nn.Module]:
-    """One site's model, checked against the configuration before it is built."""
+    """One site's model from the folder of a run."""
     path = folder.checkpoints(site) / PERSONALISED
     if not path.is_file():
         found = ", ".join(_sites_with_model(folder)) or "none"
@@ -272,6 +292,13 @@ def _load_one(folder: RunFolder, config: Config, site: str, device: torch.device
             f"{path} does not exist; sites with a personalised model in this run: {found}. It is written when a run "
             f"has tested its models: finish it with `gcml run --resume {folder.path}`"
         )
+    return _load_file(path, config, site, device, described_in=folder.config_file)
+
+
+def _load_file(
+    path: Path, config: Config, site: str, device: torch.device, *, described_in: Path
+) -> tuple[ModelFacts, nn.Module]:
+    """A model file, checked against the configuration before its network is built."""
     facts, network = _facts(path), config.network_of(site)
     expected = {
         "site": (facts.site, site),
@@ -281,7 +308,7 @@ def _load_one(folder: RunFolder, config: Config, site: str, device: torch.device
     wrong = [f"{key} {found} is not {wanted}" for key, (found, wanted) in expected.items() if found != wanted]
     if wrong:
         raise CheckpointError(
-            f"{path} does not fit {folder.config_file}: {'; '.join(wrong)}. Use the config.yaml that the model was "
+            f"{path} does not fit {described_in}: {'; '.join(wrong)}. Use the configuration that the model was "
             "trained with; data contract means labels, regions, channels, grid and normalisation"
         )
     with torch.random.fork_rng(devices=[]):  # initial weights are drawn and overwritten

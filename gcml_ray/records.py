@@ -58,7 +58,7 @@ class PushReport:
 
 @dataclass(frozen=True)
 class SiteInfo:
-    """What a site tells the driver when it is ready to train."""
+    """What a site tells the driver when it is ready to train. ``public_key`` (hex): what its pushes are signed with."""
 
     site: str
     num_train: int
@@ -72,6 +72,7 @@ class SiteInfo:
     restored_round: int
     seconds: float
     notes: tuple[str, ...] = ()
+    public_key: str = ""
 
 
 @dataclass(frozen=True)
@@ -85,6 +86,23 @@ class TrainOrder:
 
 
 @dataclass(frozen=True)
+class Judgement:
+    """What a receiver made of one incoming model before it might touch its own; None where nothing was measured.
+
+    ``reason`` is empty where the model was accepted. ``norm_ratio`` and ``cosine``: of the incoming to the own weights.
+    ``dice``, ``own_dice``: of both models on the same few validation cases of the receiver.
+    """
+
+    sender: str
+    accepted: bool
+    reason: str
+    norm_ratio: float | None
+    cosine: float | None
+    dice: float | None
+    own_dice: float | None
+
+
+@dataclass(frozen=True)
 class TrainReport:
     """What a site tells the driver after a round.
 
@@ -93,7 +111,10 @@ class TrainReport:
     ``merge``: which model was kept after a mutual round (``local_after``, ``mix``...), empty otherwise.
     ``validation_dice``: mean over cases and foreground classes; None in rounds without evaluation.
     ``learning_rate``: of the first step. ``peak_memory_bytes``: of the process, in host memory.
-    ``seconds``: by stage (``train``, ``merge``, ``validate``, ``checkpoint``).
+    ``seconds``: by stage (``judge``, ``train``, ``merge``, ``validate``, ``checkpoint``).
+    ``judged``: every incoming model; of those that were refused nothing else is told.
+    ``privacy_epsilon``: spent by the site up to now, None without privacy; infinite (null in JSON) without noise.
+    ``staleness``, ``age_s``: how many rounds, and seconds, each peer's model was behind, in rounds without a barrier.
     """
 
     site: str
@@ -109,6 +130,10 @@ class TrainReport:
     seconds: dict[str, float]
     learning_rate: float
     peak_memory_bytes: int
+    staleness: tuple[int, ...] = ()
+    age_s: tuple[float, ...] = ()
+    privacy_epsilon: float | None = None
+    judged: tuple[Judgement, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -190,7 +215,10 @@ class SiteFailure:
 
 @dataclass(frozen=True)
 class RoundRecord:
-    """One line of ``rounds.jsonl``: everything the driver knows about a finished round."""
+    """One line of ``rounds.jsonl``: everything the driver knows about a finished round.
+
+    ``late``: sites that were not waited for. What they report later is among ``trained`` of the round in which it came.
+    """
 
     plan: RoundPlan
     trained: tuple[TrainReport, ...]
@@ -199,6 +227,7 @@ class RoundRecord:
     seconds: float
     finished_at: str = ""
     stage_seconds: dict[str, float] = field(default_factory=dict)
+    late: tuple[str, ...] = ()
 
 
 def to_plain(record: Any) -> dict[str, Any]:

@@ -24,6 +24,7 @@ from gcml_ray.report_axes import (
     tidy,
 )
 from gcml_ray.report_gossip import plot_gossip_graph
+from gcml_ray.report_teaching import plot_who_taught_whom
 from gcml_ray.run_folder import RunFolder
 
 __all__ = ["plot_dice_by_round", "plot_gossip_graph", "plot_losses", "plot_test_dice", "write_plots"]
@@ -44,6 +45,7 @@ def write_plots(folder: RunFolder) -> tuple[Path, ...]:
         "dice_by_round.png": plot_dice_by_round,
         "losses.png": plot_losses,
         "gossip_graph.png": plot_gossip_graph,
+        "who_taught_whom.png": plot_who_taught_whom,
         "test_dice.png": plot_test_dice,
     }
     written, missing = [], []

@@ -7,6 +7,7 @@ anew from these keys, so a result depends neither on scheduling nor on where a r
 from __future__ import annotations
 
 import hashlib
+import secrets
 
 import numpy as np
 
@@ -20,6 +21,11 @@ def derive_seed(root: int, *keys: str | int) -> int:
     """
     text = "\x1f".join([str(root), *(f"{type(key).__name__}:{key}" for key in keys)])
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
+
+
+def secret_seed() -> int:
+    """A 63-bit seed of the operating system's that nobody can derive: for privacy, where known noise is none."""
+    return secrets.randbits(63)
 
 
 def numpy_generator(root: int, *keys: str | int) -> np.random.Generator:

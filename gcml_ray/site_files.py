@@ -109,7 +109,7 @@ class SiteFiles:
             "round": str(round_number),
             "validation_dice": "" if dice is None else repr(dice),
             "method": self.config.method.name,
-            "network": json.dumps(network.model_dump(mode="json")),
+            "network": json.dumps(network.model_dump(mode="json", exclude={"start_from"})),
             "fingerprint": fingerprint(network, self.config.data),
             "data_contract": data_contract(self.config.data),
             "seed": str(self.config.federation.seed),

@@ -14,7 +14,9 @@ from gcml_ray.data.contract import data_contract
 from gcml_ray.errors import ConfigError
 from gcml_ray.learner import Learner, Precision
 from gcml_ray.networks.registry import build_network, fingerprint
+from gcml_ray.privacy import check_network
 from gcml_ray.seeding import derive_seed
+from gcml_ray.start_weights import load_start_weights
 from gcml_ray.weights import FlatModel
 from gcml_ray.wire import WIRE_DTYPE, Buffer, Expectation, PushHeader, TensorSpec, checksum
 
@@ -29,6 +31,8 @@ def build_learner(
 ) -> Learner:
     """A learner with its initial weights: common to all sites, or the site's own (``federation.common_init``).
 
+    With ``network.start_from`` they are those of a file, whatever ``common_init`` says.
+
     Args:
         config: the federation's configuration.
         site: whose learner.
@@ -42,7 +46,13 @@ def build_learner(
     keys = (("init", "private") if is_private else ("init",)) + (() if config.federation.common_init else (site,))
     with torch.random.fork_rng(devices=[]):  # a learner built between two steps must not change dropout
         torch.default_generator.manual_seed(derive_seed(config.federation.seed, *keys))  # a GPU's is not forked
-        module = build_network(network, config.data).to(device)
+        module = build_network(network, config.data)
+    start_from = _start_from(config, site, network, is_private=is_private)
+    if start_from is not None:
+        load_start_weights(module, start_from, config.data)
+    module = module.to(device)
+    if config.privacy.mode == "dp_sgd":
+        check_network(module, name=network.name)
     keep_norms = isinstance(config.method, FedBnMethod)
     learner = Learner(
         module,
@@ -59,23 +69,46 @@ def build_learner(
     return learner
 
 
+def _start_from(config: Config, site: str, network: NetworkConfig, *, is_private: bool) -> str | None:
+    """The weights to start from; a private model has none of the common network's, only those of its own site."""
+    return network.start_from if not is_private or site in config.site_networks else None
+
+
 @dataclass(frozen=True)
 class WireFormat:
-    """What the pushes of one architecture look like; S = ``num_values``."""
+    """What the pushes of one architecture look like; S = ``num_values``.
+
+    ``num_exact``: how many values at the end are buffers (statistics), which no encoding may round: a variance that
+    fell below 0 would spoil the model.
+    """
 
     fingerprint: str
     contract: str
     layout: tuple[TensorSpec, ...]
     num_values: int
+    num_exact: int
 
     @classmethod
     def of(cls, config: Config, network: NetworkConfig, model: FlatModel) -> WireFormat:
         """The format of a model of this network."""
         return cls(
-            fingerprint(network, config.data), data_contract(config.data), model.sent_layout, num_values=model.num_sent
+            fingerprint(network, config.data),
+            data_contract(config.data),
+            model.sent_layout,
+            num_values=model.num_sent,
+            num_exact=max(0, model.num_sent - model.num_parameters),
         )
 
-    def header(self, buffer: Buffer, *, run_id: str, round_number: int, sender: str, num_train: int) -> PushHeader:
+    def header(
+        self,
+        buffer: Buffer,
+        *,
+        run_id: str,
+        round_number: int,
+        sender: str,
+        num_train: int,
+        exported_at: float = 0.0,
+    ) -> PushHeader:
         """What travels beside a buffer (S,)."""
         return PushHeader(
             run_id=run_id,
@@ -88,6 +121,8 @@ class WireFormat:
             num_values=self.num_values,
             dtype=WIRE_DTYPE,
             checksum=checksum(buffer),
+            num_exact=self.num_exact,
+            exported_at=exported_at,
         )
 
     def expectation(self, run_id: str, *, senders: frozenset[str], oldest_round: int, newest_round: int) -> Expectation:
@@ -101,4 +136,5 @@ class WireFormat:
             num_values=self.num_values,
             oldest_round=oldest_round,
             newest_round=newest_round,
+            num_exact=self.num_exact,
         )

@@ -17,6 +17,7 @@ child run (a site)                          meaning
 ``traffic/num_taken``, ``num_refused``      pushes of others to this site
 ``time/STAGE_s``                            seconds by stage
 ``memory/peak_mib``                         highest use of the device's memory, in 2^20 bytes
+``privacy/epsilon``                         spent up to this round, where training or pushes are private
 ``participation/has_trained``               1, or 0 where the site failed in this round
 ``test/dice/MODEL``                         final test: mean over cases and classes
 ``test/dice_by_class/MODEL/CLASS``          final test: mean over cases
@@ -30,6 +31,7 @@ parent run (the federation)                 meaning
 ==========================================  ==========================================================
 ``val/dice/mean``, ``val/dice/worst``       over the sites that were evaluated in the round
 ``SITE/val/dice/after_round``               as in the child run
+``privacy/epsilon_max``                     over the sites that report one
 ``test/dice_mean/MODEL``, ``dice_worst``    over the sites; likewise ``SITE/test/dice/MODEL``
 ``traffic/round_bytes``                     all pushes of the round
 ``traffic/num_accepted``, ``num_refused``   pushes
@@ -69,6 +71,9 @@ def federation_metrics(record: RoundRecord) -> Metrics:
     }
     metrics |= {f"time/{stage}_s": seconds for stage, seconds in record.stage_seconds.items()}
     metrics |= {f"{site}/val/dice/after_round": value for site, value in dice.items()}
+    epsilons = [epsilon for report in record.trained if (epsilon := report.privacy_epsilon) is not None]
+    if any(map(math.isfinite, epsilons)):
+        metrics["privacy/epsilon_max"] = max(filter(math.isfinite, epsilons))
     if dice:
         metrics |= {"val/dice/mean": _mean(dice.values()), "val/dice/worst": _worst(dice.values())}
     return metrics
@@ -95,6 +100,8 @@ def _training_metrics(report: TrainReport) -> Metrics:
     metrics |= {f"mutual/region_share/{region}": value for region, value in report.regions.items()}
     metrics |= {f"val/candidate_dice/{name}": value for name, value in report.candidate_dice.items()}
     metrics |= {f"time/{stage}_s": seconds for stage, seconds in report.seconds.items()}
+    if report.privacy_epsilon is not None and math.isfinite(report.privacy_epsilon):
+        metrics["privacy/epsilon"] = report.privacy_epsilon
     if report.merge:
         candidates = {*report.candidate_dice, report.merge}
         metrics |= {f"merge/kept/{name}": float(name == report.merge) for name in candidates}

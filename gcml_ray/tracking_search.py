@@ -7,23 +7,18 @@ As with a federation, tracking never stops a search.
 
 from __future__ import annotations
 
-import json
-import logging
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gcml_ray.config import Config
-from gcml_ray.run_folder import replace_file
 from gcml_ray.search_records import Objective, SearchRecord, TrialPoint, TrialRecord
-from gcml_ray.tracking import connect_to, find_experiment, tracking_uri
 from gcml_ray.tracking_metrics import flat_params, safe_key
+from gcml_ray.tracking_parent import TRACKING_FILE, ParentRun
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-
-log = logging.getLogger(__name__)
 
 _STATUS = {"finished": "FINISHED", "cut": "KILLED", "stopped": "KILLED", "failed": "FAILED"}
 
@@ -42,86 +37,54 @@ class SearchTracker:
     def __init__(
         self, base: Config, folder: Path, *, name: str, objective: Objective, params: Mapping[str, str]
     ) -> None:
-        self.num_failures = 0
-        self._params = params
-        self._base = base
-        self._folder = folder
-        self._name = name
         self._objective: Objective = objective
-        self._client: MlflowClient | None = None
-        self._experiment_id = ""
-        self._run_id = ""
+        self._parent = ParentRun(
+            base,
+            folder,
+            file=folder / TRACKING_FILE,
+            name=name,
+            role="search",
+            params=params,
+            on_reopen=self._reopen_children,
+        )
         self._children: dict[str, str] = {}
         self._sent: dict[str, int] = {}
 
+    @property
+    def num_failures(self) -> int:
+        """How often tracking failed."""
+        return self._parent.num_failures
+
     def on_trial(self, trial: TrialRecord) -> None:
         """Sends what is new of a trial."""
-        self._guard("on_trial", lambda: self._send(trial))
+        self._parent.guard("on_trial", lambda client: self._send(client, trial))
 
     def finish(self, search: SearchRecord, artifacts: Sequence[Path], *, is_stopped: bool) -> None:
         """Sends what is left, keeps files with the search's run and closes it."""
 
-        def close() -> None:
-            client = self._ready_client()
+        def close(client: MlflowClient) -> None:
             for trial in search.trials:
-                self._send(trial)
+                self._send(client, trial)
             for path in artifacts:
-                client.log_artifact(self._run_id, str(path))
+                client.log_artifact(self._parent.run_id, str(path))
             if search.best is not None:
-                client.log_metric(self._run_id, "best/objective", search.best.value(search.objective))
-                client.set_tag(self._run_id, "gcml.best_trial", str(search.best.number))
-            client.set_terminated(self._run_id, status="KILLED" if is_stopped else "FINISHED")
+                client.log_metric(self._parent.run_id, "best/objective", search.best.value(search.objective))
+                client.set_tag(self._parent.run_id, "gcml.best_trial", str(search.best.number))
+            client.set_terminated(self._parent.run_id, status="KILLED" if is_stopped else "FINISHED")
 
-        self._guard("finish", close)
-
-    def _guard(self, what: str, call: Callable[[], None]) -> None:
-        """Tracking must never stop a search, whatever MLflow, its database or the network raises."""
-        if not self._base.tracking.enabled:
-            return
-        try:
-            call()
-        except Exception as error:
-            self.num_failures += 1
-            level = logging.WARNING if self.num_failures == 1 else logging.DEBUG
-            log.log(level, "MLflow: %s failed (%r). The search goes on", what, error)
-
-    def _ready_client(self) -> MlflowClient:
-        """The client, with the search's run begun; what failed in an earlier call is tried again."""
-        if self._client is None:
-            self._client = connect_to(tracking_uri(self._base, self._folder))
-        if not self._run_id:
-            self._begin(self._client, tracking_uri(self._base, self._folder))
-        return self._client
-
-    def _begin(self, client: MlflowClient, uri: str) -> None:
-        """Begins the search's run, or goes on with it."""
-        from mlflow.entities import Param  # noqa: PLC0415 - slow, and only where tracking is on
-
-        self._experiment_id = find_experiment(client, self._base.tracking.experiment, uri)
-        file = self._folder / "tracking.json"
-        if file.exists() and (known := json.loads(file.read_text(encoding="utf-8")))["uri"] == uri:
-            self._run_id = known["run_id"]
-            client.update_run(self._run_id, status="RUNNING")
-            self._reopen_children(client)
-            return
-        tags = {"gcml.role": "search", "gcml.folder": str(self._folder.resolve()), "mlflow.source.name": "gcml"}
-        self._run_id = client.create_run(self._experiment_id, tags=tags, run_name=self._name).info.run_id
-        names = {"uri": uri, "experiment_id": self._experiment_id, "run_id": self._run_id}
-        replace_file(file, json.dumps(names, indent=2) + "\n")
-        client.log_batch(self._run_id, params=[Param(key, value) for key, value in self._params.items()])
+        self._parent.guard("finish", close)
 
     def _reopen_children(self, client: MlflowClient) -> None:
-        query = f"tags.`mlflow.parentRunId` = '{self._run_id}'"
-        for child in client.search_runs([self._experiment_id], query):
+        query = f"tags.`mlflow.parentRunId` = '{self._parent.run_id}'"
+        for child in client.search_runs([self._parent.experiment_id], query):
             trial_id, run_id = child.data.tags["gcml.trial"], child.info.run_id
             self._children[trial_id] = run_id
             history = client.get_metric_history(run_id, "objective")
             self._sent[trial_id] = max((metric.step for metric in history), default=0)
 
-    def _send(self, trial: TrialRecord) -> None:
+    def _send(self, client: MlflowClient, trial: TrialRecord) -> None:
         from mlflow.entities import Metric  # noqa: PLC0415 - slow, and only where tracking is on
 
-        client = self._ready_client()
         run_id = self._children.get(trial.trial_id) or self._create_child(client, trial)
         now_ms = int(time.time() * 1000)
         for point in trial.points:
@@ -141,9 +104,9 @@ class SearchTracker:
     def _create_child(self, client: MlflowClient, trial: TrialRecord) -> str:
         from mlflow.entities import Param  # noqa: PLC0415 - slow, and only where tracking is on
 
-        tags = {"mlflow.parentRunId": self._run_id, "gcml.role": "trial", "gcml.trial": trial.trial_id}
+        tags = {"mlflow.parentRunId": self._parent.run_id, "gcml.role": "trial", "gcml.trial": trial.trial_id}
         tags |= {"mlflow.source.name": "gcml"}
-        run = client.create_run(self._experiment_id, tags=tags, run_name=f"trial {trial.number}")
+        run = client.create_run(self._parent.experiment_id, tags=tags, run_name=f"trial {trial.number}")
         run_id = self._children[trial.trial_id] = str(run.info.run_id)
         client.log_batch(run_id, params=[Param(key, value) for key, value in flat_params(trial.params).items()])
         return run_id

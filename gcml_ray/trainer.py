@@ -25,11 +25,14 @@ from gcml_ray.data.site_data import Batch, SiteData
 from gcml_ray.errors import SiteError
 from gcml_ray.evaluation import Evaluator
 from gcml_ray.exchange import Exchange
+from gcml_ray.judge import Judge
 from gcml_ray.learner import Learner, learning_rate
 from gcml_ray.log_notes import collected_warnings
 from gcml_ray.losses.segmentation import build_segmentation_loss
 from gcml_ray.methods import METHODS
-from gcml_ray.methods.rounds import IncomingModel, RoundContext, RoundResult
+from gcml_ray.methods.rounds import IncomingModel, RoundContext, RoundResult, take_plainly
+from gcml_ray.privacy import private_training
+from gcml_ray.privacy_pushes import push_noise
 from gcml_ray.records import PERSONALISED, AdoptReport, EvaluationReport, SiteInfo, Split, TrainOrder, TrainReport
 from gcml_ray.seeding import derive_seed
 from gcml_ray.site_files import SiteFiles
@@ -94,6 +97,8 @@ class SiteTrainer:
             self.data = self._load_data()
         self.loss = build_segmentation_loss(self.config.loss, self.config.data)
         self.evaluator = Evaluator(self.config, self.site, self.data, self.device)
+        self.judge = Judge(self.config, self.site, self.files, self.evaluator)
+        self.private = private_training(self.config, self.data, folder=self.files.folder, device=self.device)
         self._build_models()
         self.files.restore(self.local, self.personal, resume_round=resume_round)
         self._publish()
@@ -117,6 +122,7 @@ class SiteTrainer:
         self.local = build_learner(self.config, self.site, exchanged_network(self.config, self.site), self.device)
         self.personal = self._build_personal()
         self.exchange = Exchange(self.config, self.site, self.local, num_train=self.data.num_cases("train"))
+        self.exchange.noise = push_noise(self.config, self.site, self.local.model, self.files.folder)
 
     def _build_personal(self) -> Learner | None:
         """The second model, for methods with two: Ditto's starts as the shared one, ProxyFL's from its own weights."""
@@ -179,15 +185,21 @@ class SiteTrainer:
         if has_server(self.config.method):
             pushes = ()  # what a server sent too late for its round
         self._mend()
-        incoming = self.exchange.incoming(pushes, own_round=self.state.round_number)
+        arrived = self.exchange.incoming(pushes, own_round=self.state.round_number)
+        judging: dict[str, float] = {}
+        with _timed(judging, "judge"):
+            self.on_progress("judge", 0, 1)
+            incoming, judged = self.judge.screen(arrived, self.local, self.exchange)
         seconds: dict[str, float] = {}
         self.is_spoilt = True  # until the round is whole
         with _timed(seconds, "train"):
             result = self._train(order, incoming, seconds)
         seconds["train"] -= sum(value for key, value in seconds.items() if key != "train")
+        seconds |= judging
         self._check_finite(order.round_number)
         dice, is_best = self._end_round(order, result.validation_dice, seconds)
         self.is_spoilt = False
+        is_async = self.config.federation.mode == "async"
         means = result.statistics.means()
         regions = {name: value for name, value in means.items() if name.startswith("region/")}
         return TrainReport(
@@ -204,6 +216,10 @@ class SiteTrainer:
             seconds=seconds,
             learning_rate=self._rate(order.round_number, 0),
             peak_memory_bytes=_peak_memory_bytes(),
+            staleness=tuple(message.staleness for message in incoming) if is_async else (),
+            age_s=tuple(message.age_s for message in incoming) if is_async else (),
+            privacy_epsilon=spender.epsilon if (spender := self.private or self.exchange.noise) else None,
+            judged=judged,
         )
 
     def adopt(self, order: TrainOrder, pushes: Sequence[tuple[PushHeader, Buffer]]) -> AdoptReport:
@@ -218,6 +234,8 @@ class SiteTrainer:
         weights = [buffer for header, buffer in pushes if header.round_number == order.round_number]
         for buffer in weights:
             self.local.model.load(torch.from_numpy(buffer))
+            if self.exchange.noise is not None:
+                self.exchange.noise.note_known(torch.from_numpy(buffer))
         dice, is_best = self._end_round(order, None, seconds)
         return AdoptReport(self.site, order.round_number, bool(weights), dice, is_best, seconds, _peak_memory_bytes())
 
@@ -227,7 +245,10 @@ class SiteTrainer:
         if order.evaluate:
             with _timed(seconds, "validate"):
                 self.on_progress("validate", 0, 1)
-                dice = self.evaluator.validation_dice(self.own) if dice is None else dice
+                self.judge.forget_own()
+                if dice is None:
+                    dice = self.evaluator.validation_dice(self.own)
+                    self.judge.note_own()
             is_best = dice >= self.state.best_dice
         with _timed(seconds, "checkpoint"):
             self.files.advance(order.round_number, self.own, dice=dice, is_best=is_best)
@@ -265,6 +286,9 @@ class SiteTrainer:
     def _train(self, order: TrainOrder, incoming: Sequence[IncomingModel], seconds: dict[str, float]) -> RoundResult:
         """Runs the method; scoring inside it counts as merging time."""
         number, steps = order.round_number, self.config.federation.local_steps
+        if self.private is not None and not self.private.begin_round(number, steps):
+            return RoundResult()
+
         torch.manual_seed(derive_seed(self.seed, "torch", self.site, number))
         for learner in (self.local, self.own):
             learner.model.module.train()
@@ -280,7 +304,7 @@ class SiteTrainer:
             exchange_index=max(0, number - self.config.federation.num_warmup - 1),
             num_steps=steps,
             num_train=self.data.num_cases("train"),
-            batches=(self._on_device(batch) for batch in self.data.batches(number, steps)),
+            batches=(self._on_device(batch) for batch in (self.private or self.data).batches(number, steps)),
             loss=self.loss,
             sigmoid=self.config.data.is_sigmoid,
             learning_rate=lambda step: self._rate(number, step),
@@ -288,6 +312,7 @@ class SiteTrainer:
             open_incoming=self.exchange.open_incoming,
             on_step=lambda step: self.on_progress("train", step, steps),
             personal=self.personal,
+            take=self.private.take if self.private else take_plainly,
         )
         return METHODS[self.config.method.name](self.local, incoming, context, self.config.method)
 

@@ -1,22 +1,26 @@
-"""A model on the wire: one flat float32 buffer and a small header that says what it is.
+"""A model on the wire: one flat buffer and a small header that says what it is.
 
-The sender builds a :class:`PushHeader` beside its buffer; the receiver calls :func:`refusal` before the
-buffer may touch anything. Nothing here needs torch, so the check runs while the site trains.
+The trainer builds a :class:`PushHeader` beside its flat float32 vector; ``outbox.py`` may encode and sign it. The
+receiver checks all of it before it may touch anything (``inbox.py``; :func:`refusal` for a plain float32 push).
+Nothing here needs torch, so the check runs while the site trains.
 """
 
 from __future__ import annotations
 
 import hashlib
-from dataclasses import dataclass
+import math
+from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 Buffer = npt.NDArray[np.float32]
+Payload = npt.NDArray[Any]  # what travels: a Buffer as it is, or the bytes of an encoded one
 
 BLOCK_WORDS = 8192  # 64 KiB of 8-byte words: small enough to stay in cache, large enough to be fast
 WIRE_DTYPE = "float32"
+PLAIN = frozenset({WIRE_DTYPE})
 
 
 @dataclass(frozen=True)
@@ -34,7 +38,13 @@ class PushHeader:
     """What travels beside the buffer.
 
     ``fingerprint`` identifies the architecture, ``contract`` the meaning of inputs and outputs (label map,
-    channel order, spacing), ``num_train`` the sender's training cases (for size-weighted merging).
+    channel order, spacing), ``num_train`` the sender's training cases (for size-weighted merging), ``exported_at`` the
+    sender's clock in seconds since 1970. ``dtype`` is that of the decoded vector; the first ``num_values - num_exact``
+    values travel in ``encoding``, the rest (statistics such as variances, which rounding could spoil) as they are.
+    ``checksum`` is that of the bytes that travel, ``base`` that of the vector which a difference starts from.
+
+    Of signed pushes: ``receivers``, to whom it goes; ``digest``, a cryptographic hash of the bytes that travel; and
+    the sender's ``signature`` over all other fields.
     """
 
     run_id: str
@@ -47,6 +57,13 @@ class PushHeader:
     num_values: int
     dtype: str
     checksum: str
+    exported_at: float = 0.0
+    encoding: str = WIRE_DTYPE
+    num_exact: int = 0
+    base: str = ""
+    receivers: tuple[str, ...] = ()
+    digest: str = ""
+    signature: str = ""
 
 
 @dataclass(frozen=True)
@@ -61,9 +78,10 @@ class Expectation:
     num_values: int
     oldest_round: int
     newest_round: int
+    num_exact: int = 0
 
 
-def checksum(buffer: Buffer) -> str:
+def checksum(buffer: Payload) -> str:
     """A fast digest of a flat buffer: BLAKE2b over the wrapping 64-bit sums of its 64 KiB blocks.
 
     It finds every single changed word and every swapped block at memory speed. It guards against
@@ -89,35 +107,78 @@ def all_finite(buffer: Buffer) -> bool:
     return bool(np.isfinite(total)) or bool(np.isfinite(buffer).all())
 
 
-def refusal(header: PushHeader, buffer: Any, expected: Expectation) -> str:
-    """Why a push must not be taken; empty where it may.
+def refusal(header: Any, buffer: Any, expected: Expectation) -> str:
+    """Why a plain float32 push must not be taken; empty where it may.
 
     Args:
-        header: the sender's header.
+        header: the sender's header; anything but a :class:`PushHeader` is refused.
         buffer: what arrived beside it; anything but a 1-D float32 array is refused.
         expected: the receiver's side of the contract.
     """
-    reason = _header_refusal(header, expected)
-    if reason:
-        return reason
-    if not isinstance(buffer, np.ndarray) or buffer.ndim != 1 or buffer.dtype != np.float32:
-        shape = getattr(buffer, "shape", None)
-        return (
-            f"dtype: expected a flat {WIRE_DTYPE} array, got {getattr(buffer, 'dtype', type(buffer).__name__)} {shape}"
-        )
-    if buffer.size != expected.num_values:
-        return f"size: expected {expected.num_values} values, got {buffer.size}"
-    if checksum(buffer) != header.checksum:
+    return (
+        header_refusal(header, expected)
+        or payload_refusal(header, buffer, dtype=np.float32, size=expected.num_values)
+        or ("" if all_finite(buffer) else NOT_FINITE)
+    )
+
+
+def malformed(header: Any) -> str:
+    """Why something cannot be read as a header; after this every field has its type, whatever it says."""
+    if not isinstance(header, PushHeader):
+        return f"header: expected a PushHeader, got {type(header).__name__}"
+    for field in fields(PushHeader):
+        value = getattr(header, field.name, None)
+        allowed = _FIELD_TYPES[field.name]
+        if type(value) is not allowed:  # exactly: True is no round number, a subclass may do anything
+            return f"header: {field.name} must be {_WORDS[allowed]}, got {type(value).__name__}"
+    if not all(map(_is_spec, header.layout)):
+        return "header: layout must hold a TensorSpec for each tensor"
+    if not all(type(name) is str for name in header.receivers):
+        return "header: receivers must be names"
+    return "" if math.isfinite(header.exported_at) else "header: exported_at must be finite"
+
+
+def _is_spec(spec: Any) -> bool:
+    return (
+        type(spec) is TensorSpec
+        and type(spec.name) is type(spec.dtype) is str
+        and type(spec.offset) is int
+        and type(spec.shape) is tuple
+        and all(type(side) is int for side in spec.shape)
+    )
+
+
+_FIELD_TYPES: dict[str, type] = {
+    field.name: {"int": int, "str": str, "float": float}.get(str(field.type), tuple) for field in fields(PushHeader)
+}
+_WORDS: dict[type, str] = {int: "a whole number", str: "a text", float: "a number", tuple: "a tuple"}
+NOT_FINITE = "not finite: the weights hold NaN or infinity"
+
+
+def payload_refusal(header: PushHeader, payload: Any, *, dtype: npt.DTypeLike, size: int | None) -> str:
+    """Why bytes are not those that the header describes.
+
+    Args:
+        header: a header that fits.
+        payload: what arrived beside it.
+        dtype: what its encoding travels as.
+        size: how many values of it; None where that is not known beforehand.
+    """
+    wanted = np.dtype(dtype)
+    if not isinstance(payload, np.ndarray) or payload.ndim != 1 or payload.dtype != wanted:
+        kind, shape = getattr(payload, "dtype", type(payload).__name__), getattr(payload, "shape", None)
+        return f"dtype: expected a flat {wanted} array, got {kind} {shape}"
+    if size is not None and payload.size != size:
+        return f"size: expected {size} values, got {payload.size}"
+    if checksum(payload) != header.checksum:
         return "checksum: the buffer is not the one the sender described"
-    if not all_finite(buffer):
-        return "not finite: the weights hold NaN or infinity"
     return ""
 
 
-def _header_refusal(header: PushHeader, expected: Expectation) -> str:
+def header_refusal(header: Any, expected: Expectation, *, encodings: frozenset[str] = PLAIN) -> str:
     """The part of the check that needs no buffer, cheapest first."""
-    if not all(isinstance(number, int) for number in (header.round_number, header.num_train, header.num_values)):
-        return "header: round_number, num_train and num_values must be integers"
+    if problem := malformed(header):
+        return problem
     checks = (
         (header.run_id == expected.run_id, f"run: {header.run_id} is not this run ({expected.run_id})"),
         (header.sender in expected.senders, f"sender: {header.sender} is not a site of this run"),
@@ -138,7 +199,10 @@ def _header_refusal(header: PushHeader, expected: Expectation) -> str:
             f"architecture: {header.fingerprint} is not {expected.fingerprint} (another network or other options)",
         ),
         (header.dtype == WIRE_DTYPE, f"dtype: {header.dtype} is not {WIRE_DTYPE}"),
+        (header.encoding in encodings, f"encoding: {header.encoding} is not {' or '.join(sorted(encodings))}"),
         (header.num_values == expected.num_values, f"size: {header.num_values} values, not {expected.num_values}"),
+        (header.num_exact == expected.num_exact, f"size: {header.num_exact} exact values, not {expected.num_exact}"),
+        (header.num_train >= 0, f"header: num_train is {header.num_train}, cases cannot be fewer than 0"),
         (header.layout == expected.layout, "layout: names, shapes or order of the tensors differ"),
     )
     return next((reason for passed, reason in checks if not passed), "")

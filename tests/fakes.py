@@ -167,6 +167,8 @@ class FakeTrainer:
         layout = (TensorSpec("weights", (self.weights.size,), "float32", 0),)
         last = self.config.federation.rounds
         oldest = self.round_number + 1
+        if self.config.federation.mode == "async":
+            oldest = max(0, self.round_number - self.config.federation.max_staleness)
         if has_server(self.config.method) and self.site != SERVER:
             oldest = self.round_number  # the server's push ends the round that was just trained
         return Expectation(run_id, peers, "tiny", "ct->lesion", layout, self.weights.size, oldest, last)

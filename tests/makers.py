@@ -42,6 +42,7 @@ def make_config(folder: Path, *, num_sites: int = 2, spatial_dims: int = 3, **se
         "method": {"name": "gcml", "topology": {"name": "push_k", "k": 1}},
         "federation": {"rounds": 3, "local_steps": 2, "warmup_rounds": 1, "cooldown_rounds": 0, "seed": 7},
         "resources": {"pool": "local"},
+        "defence": {"weights": False, "validation": False},  # made-up pushes are part of many tests
         "tracking": {"enabled": False},
         "output": {"folder": str(folder / "run"), "num_overlays": 0},
     }

@@ -17,6 +17,11 @@ def own_share_by_score(own: float, other: float) -> float:
     return own / (own + other) if own + other > 0 else 0.5
 
 
+def own_share_by_size(context: RoundContext, message: IncomingModel) -> float:
+    """A = n_own / (n_own + n_other), where a stale push counts for less."""
+    return context.num_train / (context.num_train + message.discount * message.num_train)
+
+
 def merge_before(
     local: Learner, incoming: Learner, message: IncomingModel, context: RoundContext, *, mode: str
 ) -> None:
@@ -24,9 +29,9 @@ def merge_before(
     if mode == "none":
         return
     if mode == "size_weighted":
-        share = context.num_train / (context.num_train + message.num_train)
+        share = own_share_by_size(context, message)
     else:
-        share = own_share_by_score(context.score(local), context.score(incoming))
+        share = own_share_by_score(context.score(local), message.discount * context.score(incoming))
     local.model.mix(incoming.model.flat[: incoming.model.num_sent], own_share=share)
 
 
@@ -55,10 +60,10 @@ def merge_after(
     result.merge = mode
     result.validation_dice = None
     if mode == "size_weighted":
-        local.model.mix(incoming_weights, own_share=context.num_train / (context.num_train + message.num_train))
+        local.model.mix(incoming_weights, own_share=own_share_by_size(context, message))
     elif mode == "val_weighted":
         scores = {"local_after": context.score(local), "incoming_after": context.score(incoming)}
-        share = own_share_by_score(scores["local_after"], scores["incoming_after"])
+        share = own_share_by_score(scores["local_after"], message.discount * scores["incoming_after"])
         local.model.mix(incoming_weights, own_share=share)
         result.candidate_dice = scores
     elif mode == "replace":

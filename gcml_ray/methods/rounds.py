@@ -21,13 +21,22 @@ from gcml_ray.records import Phase
 class IncomingModel:
     """An accepted push: (S,) read-only weights on the CPU. Never written to: others read the same memory.
 
-    ``staleness``: how many rounds the receiver has done more than the sender had; 0 where rounds have a barrier.
+    ``staleness``: how many rounds the receiver has done more than the sender had, and ``age_s`` how old the weights
+    are by the clocks of both; 0 where rounds have a barrier. ``discount``: what they weigh in a merge, 0 to 1.
     """
 
     sender: str
     num_train: int
     weights: Tensor
     staleness: int = 0
+    age_s: float = 0.0
+    discount: float = 1.0
+
+
+def take_plainly(learners: Sequence[Learner], step: Callable[[Batch], Statistics], batch: Batch) -> Statistics:
+    """A step as the method means it; see ``RoundContext.take``."""
+    del learners  # ``step`` knows them
+    return step(batch)
 
 
 @dataclass(frozen=True)
@@ -37,6 +46,7 @@ class RoundContext:
     ``score`` gives the mean validation Dice of a learner's model; ``open_incoming`` loads a push into a
     second learner with a fresh optimiser; ``on_step`` is told how many steps are done and raises to stop.
     ``personal`` is the model of its own that a site has beside the exchanged one, for methods with two.
+    ``take`` takes a step of learners on a batch: plainly, or privately (``gcml_ray/privacy.py``).
     """
 
     round_number: int
@@ -52,6 +62,7 @@ class RoundContext:
     open_incoming: Callable[[IncomingModel], Learner]
     on_step: Callable[[int], None]
     personal: Learner | None = None
+    take: Callable[[Sequence[Learner], Callable[[Batch], Statistics], Batch], Statistics] = take_plainly
 
 
 @dataclass
@@ -96,7 +107,7 @@ def run_steps(
         rate = context.learning_rate(result.num_steps)
         for learner in learners:
             learner.set_learning_rate(rate)
-        result.statistics.add(step(next(context.batches)))
+        result.statistics.add(context.take(learners, step, next(context.batches)))
         result.num_steps += 1
         context.on_step(result.num_steps)
 

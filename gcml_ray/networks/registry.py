@@ -172,7 +172,7 @@ def build_network(network: NetworkConfig, data: DataConfig) -> nn.Module:
     Raises:
         ConfigError: unknown name or option, missing option, or what the network itself objects to.
     """
-    builder, options = _builder(network.name), _resolve_options(network)
+    builder, options = _builder(network.name), resolve_options(network)
     try:
         return builder(data.spatial_dims, len(data.channels), data.num_outputs, **options)
     except Exception as error:  # constructors raise whatever they like; all of it stems from the options
@@ -215,7 +215,7 @@ def fingerprint(network: NetworkConfig, data: DataConfig) -> str:
     """
     identity = {
         "name": network.name,
-        "options": _canonical(_resolve_options(network)),
+        "options": _canonical(resolve_options(network)),
         "in_channels": len(data.channels),
         "num_outputs": data.num_outputs,
         "spatial_dims": data.spatial_dims,
@@ -232,7 +232,7 @@ def _builder(name: str) -> Builder:
     return BUILDERS[name]
 
 
-def _resolve_options(network: NetworkConfig) -> dict[str, Any]:
+def resolve_options(network: NetworkConfig) -> dict[str, Any]:
     """Options with the defaults filled in; a dict, as its keys are the builder's own."""
     parameters = inspect.signature(_builder(network.name)).parameters.values()
     allowed = {each.name: each.default for each in parameters if each.kind is each.KEYWORD_ONLY}

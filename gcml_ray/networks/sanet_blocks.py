@@ -185,7 +185,7 @@ class ScaleAttention(nn.Module):
         aligned = [self._align(scale, each, maps[self.own].shape[2:]) for scale, each in enumerate(maps)]
         descriptor = global_average(functools.reduce(torch.add, aligned))
         logits = self.excite(self.squeeze(descriptor))
-        shares = logits.view(len(logits), len(aligned), -1).softmax(1)  # (B, S, C)
+        shares = logits.view(logits.shape[0], len(aligned), -1).softmax(1)  # (B, S, C)
         weighted = (per_channel(share, each) * each for share, each in zip(shares.unbind(1), aligned, strict=True))
         return functools.reduce(torch.add, weighted)
 

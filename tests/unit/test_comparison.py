@@ -1,9 +1,12 @@
+import io
 import math
 from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from rich.console import Console
+from rich.table import Table
 
 from gcml_ray.comparison import (
     Cell,
@@ -17,7 +20,7 @@ from gcml_ray.comparison import (
     write_cell,
 )
 from gcml_ray.comparison_config import cell_config, load_comparison
-from gcml_ray.comparison_table import csv_text, latex, markdown
+from gcml_ray.comparison_table import csv_text, latex, markdown, method_table, site_table
 from gcml_ray.errors import ConfigError, DataError
 
 SITES = {"A": 6, "B": 10}
@@ -107,11 +110,56 @@ def test_pairs_are_averaged_over_seeds() -> None:
     assert pairs["B", "B0"] == pytest.approx(0.6)
 
 
-def test_verdict_says_how_sure_it_is() -> None:
-    lines = site_verdicts([cell("local", 0, lift=0.0), cell("gcml", 0, lift=0.1)], method="gcml", alone="local")
-    assert lines[0] == "A: gcml +10.0 Dice points over local (95 % interval +10.0 to +10.0, 6 cases): better"
-    same = site_verdicts([cell("local", 0, lift=0.0), cell("gcml", 0, lift=0.0)], method="gcml", alone="local")
-    assert same[1].endswith("10 cases): not told apart from training alone")
+def verdicts(*, lift: float, **options: str) -> tuple[str, ...]:
+    return site_verdicts(
+        [cell("local", 0, lift=0.0), cell("gcml", 0, lift=lift)], **({"method": "gcml", "alone": "local"} | options)
+    )
+
+
+def test_verdict_says_better_or_worse_by_how_much_and_how_sure() -> None:
+    better = "A: gcml is better than local, +10.0 Dice points (95 % interval +10.0 to +10.0, 6 test cases)"
+    assert verdicts(lift=0.1)[1] == better
+    worse = "B: gcml is worse than local, -20.0 Dice points (95 % interval -20.0 to -20.0, 10 test cases)"
+    assert verdicts(lift=-0.1)[2] == worse
+    assert verdicts(lift=0.0)[1].startswith("A: gcml and local are not told apart, +0.0 Dice points (95 % interval")
+
+
+def test_first_verdict_counts_the_sites() -> None:
+    assert verdicts(lift=0.1)[0] == "gcml against local: better at 2 of 2 sites, worse at 0, not told apart at 0"
+    assert verdicts(lift=0.0)[0] == "gcml against local: better at 0 of 2 sites, worse at 0, not told apart at 2"
+
+
+def test_few_cases_are_never_called_better(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Five differences of one sign: Wilcoxon's p cannot be below 2 / 2**5 = 0.06."""
+    monkeypatch.setitem(SITES, "A", 5)
+    assert (
+        verdicts(lift=0.1)[1]
+        == "A: gcml and local are not told apart, +10.0 Dice points: 5 test cases, too few to tell"
+    )
+
+
+def test_without_common_cases_there_is_no_verdict() -> None:
+    assert site_verdicts([cell("gcml", 0, lift=0.1)], method="gcml", alone="local") == ()
+
+
+def shown(table: Table) -> str:
+    console = Console(width=120, file=io.StringIO(), record=True)
+    console.print(table)
+    return console.export_text()
+
+
+def test_terminal_tables_fit_120_columns_and_hold_what_the_files_hold() -> None:
+    rows = summarise(
+        [cell(name, seed, lift=0.05 * seed, sent=10**9) for name in ("local", "gossip_avg") for seed in (0, 1)]
+    )
+    text = shown(method_table(rows, title="t", unit="voxel"))
+    assert "0.573 \u00b1 0.053" in text  # 0.535 and 0.535 + 0.05 * 1.5: mean 0.5725, sd 0.075 / sqrt(2) = 0.053
+    assert "(voxel)" in text
+    assert "1000.0" in text
+    assert "\u2026" not in text
+    assert [line.split("\u2502")[2:4] for line in shown(site_table(rows)).splitlines() if "local" in line] == [
+        [" 0.550 ", " 0.595 "]
+    ]
 
 
 def test_tables_hold_the_same_rows() -> None:

@@ -233,7 +233,7 @@ class DeafPool(LocalPool):
 
 
 def run_deaf(tmp_path: Path, is_lost: Callable[[str, str, int], bool], **federation: Any) -> Run:
-    clocks = {"round_timeout_s": 0.1, "push_timeout_s": 0.1, "start_timeout_s": 0.1}
+    clocks = {"round_timeout_s": 0.1, "push_timeout_s": 0.1, "start_timeout_s": 0.1, "rejoin_timeout_s": 0.1}
     config = fake_config(tmp_path, federation=clocks | federation)
     pool = DeafPool(config, config.output.folder, run_id="run", make_trainer=FakeTrainers())
     pool.is_lost = is_lost
@@ -297,5 +297,6 @@ def test_outcome_of_another_call_is_not_taken_for_the_one_waited_for(tmp_path: P
     pool.start("A", resume_round=0)
     folder, listener = RunFolder.create(config.output.folder, config), RecordingListener()
     driver = Driver(config, pool, folder, tracker=RecordingTracker(), listener=listener, stop=listener.stop)
-    (outcome,) = driver._gather(["A"], timeout_s=1, stage="start", number=0)
+    driver.roster._open("A", "start", 0, 1)
+    (outcome,) = driver.roster.gather(["A"], "start")
     assert isinstance(outcome.result, SiteInfo)

@@ -18,6 +18,7 @@ from gcml_ray.config import (
     PushKTopology,
     RingTopology,
     Topology,
+    UsefulnessTopology,
 )
 from gcml_ray.gossip import plan_round, sample_edges
 from gcml_ray.records import Edge
@@ -34,6 +35,8 @@ TOPOLOGIES: list[Topology] = [
     PushKTopology(name="push_k", k=1),
     PushKTopology(name="push_k", k=3),
     PushKTopology(name="push_k", k=50),
+    UsefulnessTopology(name="usefulness", k=1),
+    UsefulnessTopology(name="usefulness", k=3),
     RingTopology(name="ring"),
     ExponentialTopology(name="exponential"),
 ]
@@ -41,11 +44,18 @@ ALL_TOPOLOGIES = pytest.mark.parametrize("topology", TOPOLOGIES, ids=str)
 
 
 def sample_rounds(
-    topology: Topology, sites: dict[str, int], *, max_incoming: int = 1, num_rounds: int = NUM_ROUNDS
+    topology: Topology,
+    sites: dict[str, int],
+    *,
+    max_incoming: int = 1,
+    num_rounds: int = NUM_ROUNDS,
+    edge_weights: dict[Edge, float] | None = None,
 ) -> list[tuple[Edge, ...]]:
     rng = np.random.default_rng(11)
     return [
-        sample_edges(topology, sites, max_incoming=max_incoming, rng=rng, exchange_round=index)
+        sample_edges(
+            topology, sites, max_incoming=max_incoming, rng=rng, exchange_round=index, edge_weights=edge_weights
+        )
         for index in range(num_rounds)
     ]
 
@@ -112,14 +122,36 @@ def test_order_of_the_mapping_changes_nothing(topology: Topology) -> None:
     assert sample_rounds(topology, SEVEN_SITES, num_rounds=5) == sample_rounds(topology, reversed_sites, num_rounds=5)
 
 
-@ALL_TOPOLOGIES
+@pytest.mark.parametrize(
+    "topology",
+    [
+        BernoulliTopology(name="bernoulli", expected_senders=50_000.0),
+        MatchingTopology(name="matching"),
+        PushKTopology(name="push_k", k=3),
+        RingTopology(name="ring"),
+        ExponentialTopology(name="exponential"),
+    ],
+    ids=lambda topology: topology.name,
+)
 def test_hundred_thousand_sites_are_planned_in_seconds(topology: Topology) -> None:
-    """It takes about 0.2 s; a loop over pairs would take minutes."""
+    """It takes about 0.3 s; a loop over pairs would take minutes."""
     sites = {f"s{index:06d}": 1 + index % 9 for index in range(100_000)}
-    topology = PushKTopology(name="push_k", k=3) if isinstance(topology, PushKTopology) else topology
+    settings = federation(warmup_rounds=0)
+    method = gcml(topology.model_dump())
     start = time.perf_counter()
-    sample_edges(topology, sites, max_incoming=1, rng=np.random.default_rng(0), exchange_round=4)
+    plan = plan_round(method, settings, round_number=5, num_train=sites)
     assert time.perf_counter() - start < 5
+    assert len(plan.edges) > 30_000
+
+
+@ALL_TOPOLOGIES
+@pytest.mark.parametrize("num_sites", [2, 3, 10, 1000])
+def test_graphs_of_any_size_hold_their_rules(topology: Topology, num_sites: int) -> None:
+    sites = {f"s{index:04d}": 1 + index % 9 for index in range(num_sites)}
+    for edges in sample_rounds(topology, sites, max_incoming=2, num_rounds=3 if num_sites > 10 else 50):
+        assert all(edge.sender != edge.receiver and {edge.sender, edge.receiver} <= set(sites) for edge in edges)
+        assert len(set(edges)) == len(edges)
+        assert max(count_receivers(edges).values(), default=0) <= 2
 
 
 # --- bernoulli -------------------------------------------------------------------------------
@@ -220,6 +252,95 @@ def test_push_k_draws_every_ordered_pair_equally_often(k: int, max_incoming: int
     assert len(counts) == 42
     deviation = max(abs(count - NUM_ROUNDS * probability) for count in counts.values())
     assert deviation < 4.5 * math.sqrt(NUM_ROUNDS * probability * (1 - probability))
+
+
+# --- weights of edges -------------------------------------------------------------------------
+
+
+WEIGHTED: list[Topology] = [
+    BernoulliTopology(name="bernoulli", expected_senders=100.0),
+    PushKTopology(name="push_k", k=1),
+    UsefulnessTopology(name="usefulness", k=1),
+]
+WEIGHTED_TOPOLOGIES = pytest.mark.parametrize("topology", WEIGHTED, ids=lambda topology: topology.name)
+
+
+def share_of_rounds(edge: Edge, rounds: list[tuple[Edge, ...]]) -> float:
+    return sum(edge in edges for edges in rounds) / len(rounds)
+
+
+@WEIGHTED_TOPOLOGIES
+def test_weight_zero_is_never_drawn_and_leaves_a_sender_without_others_idle(topology: Topology) -> None:
+    never = {Edge("A", other): 0.0 for other in "BCDEF"}
+    for edges in sample_rounds(topology, SIX_SITES, edge_weights=never, num_rounds=300):
+        assert count_senders(edges)["A"] == 0
+        assert len(edges) >= 4
+
+
+@WEIGHTED_TOPOLOGIES
+def test_edge_of_weight_w_is_w_times_as_likely_where_there_is_room(topology: Topology) -> None:
+    """Five places at every receiver, so each sender draws one of 5 freely: 0.2; at weight 0.25 a quarter of it.
+
+    The other receivers of A keep theirs: A is idle in the rest of the rounds.
+    """
+    weights = {Edge("A", "B"): 0.25}
+    rounds = sample_rounds(topology, SIX_SITES, max_incoming=5, edge_weights=weights, num_rounds=4000)
+    for receiver, probability in {"B": 0.05, "C": 0.2, "F": 0.2}.items():
+        error = 4.5 * math.sqrt(probability * (1 - probability) / 4000)
+        assert share_of_rounds(Edge("A", receiver), rounds) == pytest.approx(probability, abs=error)
+
+
+@WEIGHTED_TOPOLOGIES
+def test_sender_that_nobody_trusts_sends_as_rarely_as_its_weight_says(topology: Topology) -> None:
+    weights = {Edge("A", other): 0.1 for other in "BCDEF"}
+    rounds = sample_rounds(topology, SIX_SITES, max_incoming=5, edge_weights=weights, num_rounds=4000)
+    share = sum(count_senders(edges)["A"] for edges in rounds) / 4000
+    assert share == pytest.approx(0.1, abs=4.5 * math.sqrt(0.1 * 0.9 / 4000))
+
+
+@WEIGHTED_TOPOLOGIES
+def test_weights_above_one_are_shares_of_the_sender(topology: Topology) -> None:
+    """Weights 6, 1, 1, 1, 1: the sum is 10, so B gets 0.6 of A's pushes; A sends in every round."""
+    rounds = sample_rounds(topology, SIX_SITES, max_incoming=5, edge_weights={Edge("A", "B"): 6.0}, num_rounds=4000)
+    assert all(count_senders(edges)["A"] == 1 for edges in rounds)
+    error = 4.5 * math.sqrt(0.6 * 0.4 / 4000)
+    assert share_of_rounds(Edge("A", "B"), rounds) == pytest.approx(0.6, abs=error)
+
+
+def test_weights_of_one_and_of_absent_sites_change_nothing() -> None:
+    idle = {Edge("A", "B"): 1.0, Edge("A", "gone"): 0.0, Edge("server", "A"): 9.0}
+    for topology in TOPOLOGIES:
+        weighted = sample_rounds(topology, SIX_SITES, edge_weights=idle, num_rounds=5)
+        assert weighted == sample_rounds(topology, SIX_SITES, num_rounds=5)
+
+
+def test_weights_do_not_touch_fixed_graphs() -> None:
+    weights = {Edge("A", "B"): 0.0}
+    for topology in (RingTopology(name="ring"), ExponentialTopology(name="exponential")):
+        weighted = sample_rounds(topology, SIX_SITES, edge_weights=weights, num_rounds=3)
+        assert weighted == sample_rounds(topology, SIX_SITES, num_rounds=3)
+
+
+def test_order_of_the_weights_changes_nothing() -> None:
+    weights = {Edge(one, other): 0.5 + index for index, one in enumerate("ABC") for other in "DEF"}
+    topology = PushKTopology(name="push_k", k=2)
+    one = sample_rounds(topology, SIX_SITES, max_incoming=2, edge_weights=weights, num_rounds=20)
+    backwards = dict(reversed(weights.items()))
+    assert one == sample_rounds(topology, SIX_SITES, max_incoming=2, edge_weights=backwards, num_rounds=20)
+
+
+def test_usefulness_with_k_sends_k_times_where_there_is_room() -> None:
+    topology = UsefulnessTopology(name="usefulness", k=2)
+    for edges in sample_rounds(topology, SIX_SITES, max_incoming=5, num_rounds=50):
+        assert count_senders(edges) == Counter(dict.fromkeys(SIX_SITES, 2))
+
+
+def test_plan_hands_the_weights_to_the_topology() -> None:
+    method = gcml({"name": "usefulness"}, max_incoming=5)
+    only_b = {Edge("A", other): 0.0 for other in "CDEF"} | {Edge("A", "B"): 5.0}
+    for number in range(3, 8):
+        plan = plan_round(method, federation(), round_number=number, num_train=SIX_SITES, edge_weights=only_b)
+        assert [edge.receiver for edge in plan.edges if edge.sender == "A"] == ["B"]
 
 
 # --- ring, exponential -----------------------------------------------------------------------

@@ -18,8 +18,9 @@ ONLY_IN = {
     "ray": ("actors/pool.py", "actors/cluster.py", "tune/"),
     "mlflow": ("gcml_ray/tracking",),
     "matplotlib": ("gcml_ray/report",),
+    "plotly": ("gcml_ray/report_page",),
 }
-COMPOSITION_ROOTS = ("gcml_ray/cli",)  # the command line may import all packages, inside its functions
+COMPOSITION_ROOTS = ("gcml_ray/cli", "gcml_ray/federation.py")  # may import all packages, inside their functions
 TORCH_FREE = ("config", "records", "seeding", "gossip", "run_folder", "tracking", "data/datalist", "wire", "errors")
 
 
@@ -97,6 +98,8 @@ def test_packages_import_in_one_direction_and_keep_heavy_libraries_in_their_plac
         ("gcml_ray/run_folder.py", "import mlflow"),
         ("gcml_ray/metrics.py", "if True:\n    import matplotlib.pyplot as plt"),
         ("gcml_ray/cli.py", "import actors.federation"),
+        ("gcml_ray/federation.py", "import actors.federation"),
+        ("gcml_ray/callbacks.py", "def f():\n    import actors.listener"),
         ("gcml_ray/cli.py", "def f():\n    import ray"),
         ("actors/site.py", "from tests.makers import make_config"),
     ],
@@ -108,7 +111,8 @@ def test_an_import_against_the_direction_would_be_found(path: str, source: str) 
 @pytest.mark.parametrize(
     ("path", "source"),
     [
-        ("gcml_ray/cli.py", "def run():\n    from actors.federation import Federation"),
+        ("gcml_ray/cli.py", "def run():\n    from actors.federation import run_federation"),
+        ("gcml_ray/federation.py", "def run():\n    from actors.federation import run_federation"),
         ("actors/pool.py", "import ray"),
         ("tune/search.py", "from ray import tune\nimport actors.federation\nimport gcml_ray.config"),
         ("gcml_ray/config.py", "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import actors"),
@@ -154,3 +158,7 @@ def test_light_modules_load_no_heavy_library() -> None:
 
 def test_the_command_line_starts_without_the_heavy_libraries() -> None:
     assert loaded_by("gcml_ray.cli", "torch monai ray mlflow matplotlib") == ""
+
+
+def test_the_python_interface_loads_the_heavy_libraries_only_where_they_are_used() -> None:
+    assert loaded_by("gcml_ray.federation", "torch monai ray mlflow matplotlib actors") == ""

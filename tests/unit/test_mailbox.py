@@ -75,7 +75,7 @@ def test_foreign_object_instead_of_a_header_is_refused_not_raised() -> None:
 
 def test_sender_that_is_no_name_is_refused_not_raised() -> None:
     assert Mailbox(1).deliver(replace(header("A"), sender=["A"]), BUFFER, expect=expect) == (
-        "header: sender must be a name, got list"
+        "header: sender must be a text, got list"
     )
 
 

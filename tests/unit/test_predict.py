@@ -289,7 +289,7 @@ def test_package_gives_load_model_without_loading_torch() -> None:
     run = subprocess.run(  # noqa: S603 - our own interpreter and program
         [sys.executable, "-c", program], capture_output=True, text=True, check=True, cwd=Path(__file__).parents[2]
     )
-    assert run.stdout.strip() == "False ['load_model']"
+    assert run.stdout.strip() == "False ['Federation', 'FederationResult', 'load_model']"
     assert gcml_ray.load_model is load_model
 
 

@@ -1,0 +1,136 @@
+"""Sites that join or leave during a run: by the configuration's schedule, or on request from another terminal.
+
+A request is a small file in ``<run folder>/requests``; the driver takes it in before its next round. So
+``gcml site add|remove`` needs no connection to the driver, and a request that comes too late is only not read.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Literal
+
+from actors.roster import Roster
+from gcml_ray.config import Config
+from gcml_ray.data.datalist import read_datalist, site_names
+from gcml_ray.errors import ConfigError
+from gcml_ray.run_folder import RunFolder, check_site_name, replace_file
+
+log = logging.getLogger(__name__)
+
+Wish = Literal["add", "remove"]
+LEFT = "left"  # how the reason of a departure begins
+
+
+def request(folder: Path, wish: Wish, site: str) -> Path:
+    """Leaves a request for the driver of a run; returns its file.
+
+    Args:
+        folder: the run folder.
+        wish: what is asked for.
+        site: a site of the run's datalist.
+
+    Raises:
+        CheckpointError: the folder holds no run.
+        ConfigError: the site's name cannot be one.
+    """
+    run = RunFolder.open(folder)
+    path = _requests(run) / f"{time.time_ns()}.json"
+    replace_file(path, json.dumps({"wish": wish, "site": check_site_name(site)}))
+    return path
+
+
+def _requests(folder: RunFolder) -> Path:
+    return folder.path / "requests"
+
+
+class Attendance:
+    """Who comes and goes.
+
+    Args:
+        config: the federation's configuration; ``federation.schedule`` names sites that come later or leave earlier.
+        folder: the run folder.
+        roster: does it.
+    """
+
+    def __init__(self, config: Config, folder: RunFolder, roster: Roster) -> None:
+        self.config = config
+        self.folder = folder
+        self.roster = roster
+        self._past_rounds: dict[str, int] = {}
+
+    def at_start(self, sites: Sequence[str]) -> list[str]:
+        """The sites that take part from the first round."""
+        schedule = self.config.federation.schedule
+        return [site for site in sites if site not in schedule or schedule[site].joins <= 1]
+
+    def apply(self, number: int) -> None:
+        """Everything that is due before a round."""
+        for site, entry in self.config.federation.schedule.items():
+            if entry.joins == number and number > 1:
+                self.add(site, number)
+            if entry.leaves == number:
+                self.remove(site, f"{LEFT} before round {number}, as scheduled")
+        for path in sorted(_requests(self.folder).glob("*.json")):
+            self._follow(path, number)
+
+    def _follow(self, path: Path, number: int) -> None:
+        """Does what a request asks for, and says so; one that cannot be read, or followed, is put aside."""
+        try:
+            asked = json.loads(path.read_text(encoding="utf-8"))
+            wish, site = asked["wish"], check_site_name(asked["site"])
+            if wish not in ("add", "remove"):
+                raise ValueError(f"wish {wish!r} is neither add nor remove")
+            if wish == "add":
+                self.add(site, number)
+            else:
+                self.remove(site, f"{LEFT} before round {number}, on request")
+        except (ValueError, KeyError, TypeError, ConfigError) as error:
+            log.warning("request %s is not followed: %s", path.name, error)
+            path.rename(path.with_suffix(".refused"))
+            return
+        path.unlink()
+
+    def add(self, site: str, number: int) -> None:
+        """A site takes part as soon as it has loaded its data; one that was here before goes on from its checkpoint.
+
+        Raises:
+            ConfigError: it is not in the datalist, or is here already.
+        """
+        if site in self.roster.members or site in self.roster.absent:
+            raise ConfigError(f"site {site} takes part already")
+        known = site_names(read_datalist(self.config.data.datalist))
+        if site not in known:
+            raise ConfigError(f"site {site} is not in {self.config.data.datalist}; it has {list(known)}")
+        log.info("site %s joins before round %d", site, number)
+        self.roster.join(site, number=number, checkpoint_round=self._past_rounds.get(site, 0))
+
+    def remove(self, site: str, reason: str) -> None:
+        """A site leaves; its checkpoints stay. Nothing to do where it is not here.
+
+        Raises:
+            ConfigError: it is the last one.
+        """
+        if site not in self.roster.members:
+            return
+        if len(self.roster.members) == 1:
+            raise ConfigError(f"site {site} is the last one: stop the run instead")
+        self._past_rounds[site] = self.roster.members[site].checkpoint_round
+        self.roster.drop(site, reason)
+
+
+def check_schedule(config: Config, sites: Sequence[str]) -> None:
+    """Refuses a schedule that this run cannot follow.
+
+    Raises:
+        ConfigError: it names unknown sites, or leaves nobody at the start.
+    """
+    schedule = config.federation.schedule
+    unknown = sorted(set(schedule) - set(sites))
+    if unknown:
+        raise ConfigError(f"federation.schedule names {unknown}, not sites of this run; it has {list(sites)}")
+    if schedule and all(site in schedule and schedule[site].joins > 1 for site in sites):
+        raise ConfigError("federation.schedule: at least one site must take part from round 1")

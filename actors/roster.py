@@ -1,0 +1,353 @@
+"""Who takes part in a run and what each one is doing: calls, their timeouts, failures, restarts, departures.
+
+The driver asks; the roster keeps the books. A site that is being restarted is *absent*: nobody waits for it, and
+it takes part again as soon as it has loaded its last checkpoint. A site whose call is still open is *busy*.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+from actors.failure_policy import Decision, History, decide, start_error
+from actors.listener import Listener
+from actors.local_pool import Outcome, SitePool
+from actors.pace import CallKind, Pace
+from gcml_ray.config import SERVER, Config
+from gcml_ray.errors import SiteError
+from gcml_ray.records import AdoptReport, EvaluationReport, SiteFailure, SiteInfo, TrainReport, by_site
+
+log = logging.getLogger(__name__)
+
+POLL_S = 0.5
+START_ATTEMPTS = 5  # the first call after a restart may still go to the process that is ending
+REGISTER = "register"
+BESIDE = ("start", "push", REGISTER)  # calls that do not keep a site from its work, or come before it
+
+
+@dataclass
+class Member:
+    """What the driver knows of one site, or of the server."""
+
+    info: SiteInfo
+    history: History = field(default_factory=History)
+    checkpoint_round: int = 0
+
+
+@dataclass(frozen=True)
+class _Call:
+    """A call that was not answered yet."""
+
+    number: int
+    kind: CallKind
+    began: float
+    deadline: float
+    timeout_s: float
+
+
+@dataclass
+class _Absence:
+    """A site that is being started; ``number`` is the round in which that began."""
+
+    number: int
+    deadline: float
+    attempts: int = 1
+
+
+class Roster:
+    """The sites of a run.
+
+    Args:
+        config: the federation's configuration.
+        pool: where the sites live.
+        listener: shows what happens.
+
+    Attributes:
+        members: the sites that take part, absent and busy ones included.
+        server: the server, for methods that have one.
+        dropped: sites that were given up, with the reason.
+        failures: what went wrong since :meth:`take_failures` was called.
+    """
+
+    def __init__(self, config: Config, pool: SitePool, listener: Listener) -> None:
+        self.config = config
+        self.pool = pool
+        self.listener = listener
+        self.members: dict[str, Member] = {}
+        self.server: Member | None = None
+        self.dropped: dict[str, str] = {}
+        self.failures: list[SiteFailure] = []
+        self.pace = Pace(config.federation.timeout_factor, config.federation.late_factor)
+        self._absent: dict[str, _Absence] = {}
+        self._returned: list[str] = []
+        self._calls: dict[tuple[str, str], _Call] = {}
+        self._strays: list[Outcome] = []
+
+    # --- who is here -------------------------------------------------------------------------
+
+    @property
+    def present(self) -> list[str]:
+        """The sites that can be asked to train now, by name."""
+        return [name for name in sorted(self.members) if name not in self._absent and not self.is_busy(name)]
+
+    @property
+    def absent(self) -> frozenset[str]:
+        """The sites, or the server, that are being started."""
+        return frozenset(self._absent)
+
+    def is_busy(self, name: str) -> bool:
+        """Whether a site still works on an earlier call."""
+        return any(site == name and stage not in BESIDE for site, stage in self._calls)
+
+    def has_open_push(self, name: str) -> bool:
+        """Whether a site's last push is still on its way."""
+        return (name, "push") in self._calls
+
+    def member(self, name: str) -> Member:
+        """A site, or the server."""
+        if name == SERVER:
+            assert self.server is not None
+            return self.server
+        return self.members[name]
+
+    def is_known(self, name: str) -> bool:
+        """Whether a site, or the server, has not been given up."""
+        return name in self.members or (name == SERVER and self.server is not None)
+
+    def take_failures(self) -> tuple[SiteFailure, ...]:
+        """What went wrong since the last call."""
+        failures, self.failures = tuple(self.failures), []
+        return failures
+
+    def take_returned(self) -> list[str]:
+        """The sites that came back, or joined, since the last call."""
+        returned, self._returned = self._returned, []
+        return [name for name in returned if name in self.members]
+
+    # --- start -------------------------------------------------------------------------------
+
+    def start(self, names: Sequence[str], rounds: Mapping[str, int]) -> None:
+        """Launches all at once; they load their data while the caller goes on.
+
+        Args:
+            names: sites, and the server where there is one.
+            rounds: the checkpoint that each one goes on from, 0 for none.
+        """
+        self.pool.launch(names)
+        for name in names:
+            self.pool.start(name, resume_round=rounds.get(name, 0))
+            self._open(name, "start", 0, self.config.federation.start_timeout_s)
+
+    def wait_for_start(self, names: Sequence[str]) -> None:
+        """Waits until the last one is ready.
+
+        Raises:
+            SiteError: one of them cannot start; the message has each one's own words.
+        """
+        outcomes = self.gather(names, "start")
+        failures = [outcome.failure for outcome in outcomes if outcome.failure]
+        if failures:
+            raise start_error(failures)
+        for outcome in outcomes:
+            self._enrol(outcome.result)
+        self.introduce()
+        self.gather(names, REGISTER)
+
+    def _enrol(self, info: SiteInfo) -> None:
+        """A site is ready."""
+        known = self.server if info.site == SERVER else self.members.get(info.site)
+        member = Member(info, known.history if known else History(), checkpoint_round=info.restored_round)
+        if info.site == SERVER:
+            self.server = member
+        else:
+            self.members[info.site] = member
+
+    def introduce(self) -> None:
+        """Tells everyone who takes part, and with which public key each one signs."""
+        infos = [member.info for member in self.members.values()]
+        infos += [self.server.info] if self.server else []
+        names = [info.site for info in infos if info.site not in self._absent]
+        self.pool.introduce(names, {info.site: info.public_key for info in infos})
+        for name in names:
+            self._open(name, REGISTER, 0, self.config.federation.push_timeout_s)
+
+    # --- calls -------------------------------------------------------------------------------
+
+    def submit(self, name: str, stage: str, *arguments: Any, number: int, kind: CallKind, limit_s: float) -> None:
+        """One call to one site; its outcome comes from :meth:`poll` or :meth:`gather`."""
+        self.pool.submit(name, stage, *arguments, round_number=number)
+        self._open(name, stage, number, self.pace.timeout_s(name, kind, limit_s=limit_s), kind=kind)
+
+    def _open(self, name: str, stage: str, number: int, timeout_s: float, *, kind: CallKind | None = None) -> None:
+        """Notes a call and when it will have taken too long. Sites of one process wait for each other."""
+        now = time.monotonic()
+        turns = 1 if self.pool.is_parallel else max(1, len(self._calls) + 1)
+        self._calls[name, stage] = _Call(number, kind or CallKind(stage), now, now + timeout_s * turns, timeout_s)
+
+    def poll(self, wait_s: float = POLL_S) -> list[Outcome]:
+        """Outcomes that are there, and failures in place of those that will not come.
+
+        What belongs to restarts and to introductions is dealt with here.
+        """
+        outcomes = [outcome for outcome in self.pool.wait(wait_s) if self._close(outcome)]
+        now = time.monotonic()
+        for (name, stage), call in list(self._calls.items()):
+            if now >= call.deadline:
+                del self._calls[name, stage]
+                message = f"no answer within {call.timeout_s:.3g} s"
+                failure = SiteFailure(name, call.number, stage, "late", message)
+                outcomes.append(Outcome(name, stage, failure=failure))
+        self.listener.on_status(self.pool.statuses())
+        return [outcome for outcome in outcomes if not self._is_housekeeping(outcome)]
+
+    def _close(self, outcome: Outcome) -> bool:
+        """Notes that a call was answered; False for an answer that nobody waits for any more."""
+        call = self._calls.pop((outcome.site, outcome.method), None)
+        if call is None:
+            return False
+        if outcome.failure is None and self.pool.is_parallel:
+            self.pace.note(outcome.site, call.kind, time.monotonic() - call.began)
+        return True
+
+    def _is_housekeeping(self, outcome: Outcome) -> bool:
+        """Deals with outcomes that are none of the driver's business."""
+        if outcome.method == "start" and outcome.site in self._absent:
+            self._came_back(outcome)
+            return True
+        return outcome.method == REGISTER and outcome.failure is not None and self.is_known(outcome.site)
+
+    def gather(self, names: Sequence[str], stage: str, *, patience_s: float | None = None) -> list[Outcome]:
+        """One outcome of each of these sites, by name; those that are late after ``patience_s`` are left out.
+
+        Outcomes of other calls are kept for :meth:`take_strays`.
+        """
+        waiting = {name for name in names if (name, stage) in self._calls}
+        outcomes: list[Outcome] = []
+        until = None if patience_s is None else time.monotonic() + patience_s
+        while waiting and (until is None or time.monotonic() < until):
+            for outcome in self.poll():
+                if outcome.site in waiting and outcome.method == stage:
+                    waiting.discard(outcome.site)
+                    outcomes.append(outcome)
+                    self.announce(outcome)
+                else:
+                    self._strays.append(outcome)
+            waiting = {name for name in waiting if (name, stage) in self._calls}
+        return sorted(outcomes, key=lambda outcome: outcome.site)
+
+    def take_strays(self) -> list[Outcome]:
+        """What came after nobody waited for it any more."""
+        strays, self._strays = self._strays, []
+        return sorted(strays, key=lambda outcome: outcome.site)
+
+    def announce(self, outcome: Outcome) -> None:
+        """Shows a result as soon as it is there."""
+        if isinstance(outcome.result, SiteInfo) and outcome.site != SERVER:
+            self.listener.on_site_ready(outcome.result)
+        elif isinstance(outcome.result, EvaluationReport):
+            for report in by_site(outcome.result):
+                self.listener.on_evaluated(report)
+
+    # --- failures ----------------------------------------------------------------------------
+
+    def succeeded(self, name: str, report: TrainReport | AdoptReport, *, has_checkpoint: bool) -> None:
+        """A site, or the server, has done its round; earlier failures are forgiven."""
+        member = self.member(name)
+        member.history = replace(member.history, failures_in_a_row=0)
+        if has_checkpoint:
+            member.checkpoint_round = report.round_number
+
+    def handle(self, failure: SiteFailure) -> None:
+        """Records a failure and does what the policy says."""
+        self.failures.append(failure)
+        if not self.is_known(failure.site):
+            return
+        member = self.member(failure.site)
+        decision = decide(failure, member.history)
+        log.warning(
+            "site %s failed in round %d, %s (%s): %s -> %s",
+            failure.site,
+            failure.round_number,
+            failure.stage,
+            failure.kind,
+            failure.message,
+            decision.value,
+        )
+        self.listener.on_failure(failure, decision)
+        member.history = replace(member.history, failures_in_a_row=member.history.failures_in_a_row + 1)
+        if decision is Decision.RESTART:
+            member.history = replace(member.history, restarts=member.history.restarts + 1)
+            self._restart(failure.site, failure.round_number)
+        elif decision is Decision.DROP:
+            self.drop(failure.site, f"{failure.stage}, {failure.kind}: {failure.message}")
+
+    def _restart(self, name: str, number: int) -> None:
+        """New process for a site, restored from its newest checkpoint; nobody waits for it.
+
+        The round is the newest that the site has told of: a file of a later one may be left from before a resume.
+        """
+        self.pool.restart(name)
+        self.pace.forget(name)
+        self._calls = {key: call for key, call in self._calls.items() if key[0] != name}
+        self._begin(name, _Absence(number, time.monotonic() + self.config.federation.rejoin_timeout_s))
+
+    def _begin(self, name: str, absence: _Absence) -> None:
+        """Asks an absent site to start."""
+        self._absent[name] = absence
+        at = self.member(name).checkpoint_round if self.is_known(name) else 0
+        self.pool.start(name, resume_round=at)
+        self._open(name, "start", absence.number, max(0.0, absence.deadline - time.monotonic()))
+
+    def _came_back(self, outcome: Outcome) -> None:
+        """An absent site has started, or has failed to."""
+        absence = self._absent.pop(outcome.site)
+        if outcome.failure is None:
+            self._enrol(outcome.result)
+            self._returned.append(outcome.site)
+            self.announce(outcome)
+            self.introduce()
+            return
+        if outcome.failure.kind == "unreachable" and absence.attempts < START_ATTEMPTS:
+            self._begin(outcome.site, replace(absence, attempts=absence.attempts + 1))
+            return
+        failure = replace(outcome.failure, round_number=absence.number)
+        self.failures.append(failure)
+        self.listener.on_failure(failure, Decision.DROP)
+        self.drop(outcome.site, f"did not come back: {failure.message}")
+
+    def wait_for_absent(self, wait_s: float, *, is_enough: Callable[[], bool]) -> None:
+        """Waits for absent sites for a while, or until it is enough; what else arrives is kept."""
+        until = time.monotonic() + wait_s
+        while self._absent and not is_enough():
+            self._strays.extend(self.poll(min(POLL_S, max(0.0, until - time.monotonic()))))
+            if time.monotonic() >= until:
+                break
+
+    def wait_for_strays(self) -> None:
+        """Waits a moment for whatever comes, and keeps it."""
+        self._strays.extend(self.poll())
+
+    # --- leaving and joining -----------------------------------------------------------------
+
+    def drop(self, name: str, reason: str) -> None:
+        """Goes on without a site; without its server a federation cannot go on."""
+        if name == SERVER:
+            raise SiteError(SERVER, 0, "round", f"the server is lost ({reason}): resume the run where it stopped")
+        log.warning("site %s is dropped: %s", name, reason)
+        self.pool.remove(name)
+        self.members.pop(name, None)
+        self._absent.pop(name, None)
+        self._calls = {key: call for key, call in self._calls.items() if key[0] != name}
+        self.dropped[name] = reason
+
+    def join(self, name: str, *, number: int, checkpoint_round: int) -> None:
+        """A site takes part from now on, as soon as it has loaded its data."""
+        self.dropped.pop(name, None)
+        self.pool.add(name)
+        deadline = time.monotonic() + self.config.federation.start_timeout_s
+        self._absent[name] = _Absence(number, deadline)
+        self.pool.start(name, resume_round=checkpoint_round)
+        self._open(name, "start", number, self.config.federation.start_timeout_s)

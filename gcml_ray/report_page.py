@@ -1,0 +1,56 @@
+"""One self-contained HTML page about a run or a comparison: ``gcml report``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from gcml_ray.comparison import COLUMNS
+from gcml_ray.errors import DataError
+from gcml_ray.report_page_parts import Page, render
+from gcml_ray.report_page_records import read_run
+from gcml_ray.report_page_run import run_page
+from gcml_ray.run_folder import replace_file
+
+PAGE_FILE = "report.html"
+
+
+def write_report(folder: Path, out: Path | None = None, *, with_images: bool = True, with_regions: bool = True) -> Path:
+    """Writes the page about a run, or about a comparison (a folder of runs, or of finished cells).
+
+    Args:
+        folder: ``output.folder`` of a run; ``output`` or ``results`` of a comparison.
+        out: the page; ``report.html`` in ``folder`` where left out.
+        with_images: whether pictures of patients go into the page.
+        with_regions: whether an example of the regions of mutual learning is computed (takes both sites' models).
+
+    Returns:
+        The page's path.
+
+    Raises:
+        DataError: the folder is neither, or the page cannot be written.
+        CheckpointError: a file of a run cannot be read.
+        ConfigError: a run's configuration cannot be read.
+    """
+    page = _page(folder, with_images=with_images, with_regions=with_regions)
+    target = out or folder / PAGE_FILE
+    try:
+        replace_file(target, render(page))
+    except OSError as error:
+        raise DataError(f"{target} cannot be written ({error.strerror}); give another file with --out") from error
+    return target
+
+
+def _page(folder: Path, *, with_images: bool, with_regions: bool) -> Page:
+    from gcml_ray.report_page_comparison import comparison_page, read_cells, read_runs  # noqa: PLC0415
+
+    if (folder / "config.yaml").is_file():
+        return run_page(read_run(folder), with_images=with_images, with_regions=with_regions)
+    runs = read_runs(folder)
+    cells = read_cells(folder)
+    if runs or cells:
+        return comparison_page(folder, runs, cells, with_images=with_images, with_regions=with_regions)
+    problem = "holds neither" if folder.is_dir() else "is not a folder that holds either"
+    raise DataError(
+        f"{folder} {problem} a run (config.yaml), nor folders of runs, nor a comparison's finished cells (CSV files with "
+        f"the columns {', '.join(COLUMNS[:4])}...). Give output.folder of a run, or output or results of a comparison"
+    )

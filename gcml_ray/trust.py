@@ -1,0 +1,39 @@
+"""What the receivers' judgements make of the next graphs: a peer whose pushes are refused is drawn less often.
+
+A pure function of the rounds' records, so a resumed run trusts as one that never stopped. Only what a receiver
+has measured counts: a push that was refused unopened may bear a name that is not its sender's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from gcml_ray.records import Edge, RoundRecord
+
+REFUSED = 0.5  # the chance of this sender at this receiver is halved
+REFUSED_ELSEWHERE = 0.9  # and a little lower at all others
+ACCEPTED = 1.25  # three good pushes make up for a bad one
+ACCEPTED_ELSEWHERE = 1.05
+FLOOR = 1 / 32  # never nothing: a mistaken refusal can only heal where pushes still come
+
+
+def distrust_weights(rounds: Sequence[RoundRecord]) -> dict[Edge, float]:
+    """The relative chance of each edge, ``FLOOR`` to 1; edges that are not named have 1.
+
+    Args:
+        rounds: all rounds so far, in their order.
+    """
+    weights: dict[Edge, float] = {}
+    sites = sorted({site for record in rounds for site in record.plan.sites})
+    for record in rounds:
+        for report in record.trained:
+            for judgement in report.judged:
+                here, elsewhere = (
+                    (ACCEPTED, ACCEPTED_ELSEWHERE) if judgement.accepted else (REFUSED, REFUSED_ELSEWHERE)
+                )
+                for receiver in sites:
+                    if receiver != judgement.sender:
+                        edge = Edge(judgement.sender, receiver)
+                        factor = here if receiver == report.site else elsewhere
+                        weights[edge] = min(1.0, max(FLOOR, weights.get(edge, 1.0) * factor))
+    return {edge: weight for edge, weight in weights.items() if weight < 1}

@@ -1,0 +1,129 @@
+"""Rounds without a barrier, with fake trainers in one process."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from pydantic import ValidationError
+
+from actors.mailbox import Mailbox
+from gcml_ray.config import Config
+from gcml_ray.records import RoundRecord
+from gcml_ray.run_folder import RunFolder
+from gcml_ray.wire import Expectation, PushHeader, TensorSpec, checksum
+from tests.fake_runs import RecordingListener, run_locally
+from tests.fakes import Fault, calls_of, fake_config
+
+
+def async_config(tmp_path: Path, **federation: Any) -> Config:
+    return fake_config(tmp_path, federation={"mode": "async"} | federation)
+
+
+def reported(records: tuple[RoundRecord, ...]) -> Counter[tuple[str, int]]:
+    return Counter((report.site, report.round_number) for record in records for report in record.trained)
+
+
+def test_every_site_does_all_its_rounds_once(tmp_path: Path) -> None:
+    run = run_locally(async_config(tmp_path))
+    assert (run.summary.status, run.failures()) == ("finished", [])
+    assert reported(run.folder.rounds()) == Counter((site, number) for site in "ABC" for number in range(1, 5))
+
+
+def test_pushes_follow_the_graph_of_the_senders_round(tmp_path: Path) -> None:
+    """A ring: A to B, B to C, C to A, while the receiver still has a round to use them in."""
+    run = run_locally(async_config(tmp_path))
+    pushes = [push for record in run.folder.rounds() for push in record.pushes]
+    assert {(push.sender, push.receiver) for push in pushes} == {("A", "B"), ("B", "C"), ("C", "A")}
+    assert all(push.accepted for push in pushes)
+
+
+def test_nobody_pushes_in_warmup_and_cooldown(tmp_path: Path) -> None:
+    run = run_locally(async_config(tmp_path, rounds=6, warmup_rounds=2, cooldown_rounds=2))
+    used = [report.round_number for record in run.folder.rounds() for report in record.trained if report.peers]
+    assert used
+    assert set(used) <= {3, 4}
+
+
+def test_no_site_is_ever_more_than_a_round_ahead_of_the_records(tmp_path: Path) -> None:
+    run = run_locally(async_config(tmp_path, rounds=6))
+    for record in run.folder.rounds():
+        assert len({report.site for report in record.trained}) == len(record.trained)
+
+
+def test_site_that_raises_does_its_round_again(tmp_path: Path) -> None:
+    """The fault is there in both attempts at round 2: three in a row would drop B."""
+    run = run_locally(async_config(tmp_path), Fault("B", 2, "train", "raise"))
+    assert run.summary.dropped == {"B": "train, raised: broken train of B in round 2"}
+    assert calls_of(run.folder, "B", "train") == [1, 2, 2, 2]
+    assert run.trained("A") == run.trained("C") == [1, 2, 3, 4]
+
+
+def test_stop_finishes_the_rounds_in_flight_and_resume_does_the_rest(tmp_path: Path) -> None:
+    config = async_config(tmp_path, rounds=6)
+    stopped = run_locally(config, listener=RecordingListener(stop_after=2))
+    assert stopped.summary.status == "stopped"
+    before = reported(stopped.folder.rounds())
+    state = stopped.folder.read_state()
+    assert state.site_rounds == {site: max(n for s, n in before if s == site) for site in "ABC"}
+    resumed = run_locally(config, resume=True)
+    assert resumed.summary.status == "finished"
+    assert reported(resumed.folder.rounds()) == Counter((s, n) for s in "ABC" for n in range(1, 7))
+
+
+def test_crash_of_the_driver_loses_at_most_what_is_not_in_a_record(tmp_path: Path) -> None:
+    def crash(record: Any) -> None:
+        if record.plan.round_number == 3:
+            raise MemoryError("killed")
+
+    config = async_config(tmp_path, rounds=6)
+    with pytest.raises(MemoryError, match="killed"):
+        run_locally(config, listener=RecordingListener(on_end=crash))
+    resumed = run_locally(config, resume=True)
+    assert reported(RunFolder(tmp_path / "run").rounds()) == Counter((s, n) for s in "ABC" for n in range(1, 7))
+    assert resumed.summary.status == "finished"
+
+
+def test_time_limit_ends_the_run_with_what_there_is_and_tests_it(tmp_path: Path) -> None:
+    slow = [Fault(site, number, "train", "slow", seconds=0.1) for site in "ABC" for number in range(1, 51)]
+    run = run_locally(async_config(tmp_path, rounds=50, time_limit_s=1.0), *slow)
+    assert run.summary.status == "finished"
+    assert 1 < max(run.trained("A")) < 50
+    assert len(run.summary.evaluations) == 3
+
+
+@pytest.mark.parametrize("method", [{"name": "fedavg"}, {"name": "dpsgd", "topology": {"name": "ring"}}])
+def test_methods_that_need_a_barrier_are_refused(tmp_path: Path, method: dict[str, Any]) -> None:
+    with pytest.raises(ValidationError, match=f"mode async cannot run method {method['name']}"):
+        fake_config(tmp_path, method=method, federation={"mode": "async"})
+
+
+# --- the mailbox without a barrier -------------------------------------------------------------
+
+LAYOUT = (TensorSpec("weights", (2,), "float32", 0),)
+WEIGHTS = np.zeros(2, dtype=np.float32)
+
+
+def deliver(mailbox: Mailbox, sender: str, number: int) -> str:
+    header = PushHeader("run", number, sender, 1, "tiny", "ct", LAYOUT, 2, "float32", checksum(WEIGHTS))
+    expected = Expectation("run", frozenset("ABC"), "tiny", "ct", LAYOUT, 2, 0, 9)
+    return mailbox.deliver(header, WEIGHTS, expect=lambda _: expected)
+
+
+def test_without_a_barrier_the_push_that_waited_longest_makes_room() -> None:
+    mailbox = Mailbox(2, keeps_newest=True)
+    assert [deliver(mailbox, "A", 1), deliver(mailbox, "B", 1), deliver(mailbox, "A", 2)] == ["", "", ""]
+    assert deliver(mailbox, "C", 1) == ""
+    assert [(header.sender, header.round_number) for header, _ in mailbox.take()] == [("A", 2), ("C", 1)]
+
+
+def test_push_that_was_used_cannot_be_sent_again() -> None:
+    mailbox = Mailbox(2, keeps_newest=True)
+    assert deliver(mailbox, "A", 3) == ""
+    mailbox.take()
+    assert deliver(mailbox, "A", 3).startswith("duplicate: round 3 of A has been here")
+    assert deliver(mailbox, "A", 2).startswith("duplicate")
+    assert deliver(mailbox, "A", 4) == ""

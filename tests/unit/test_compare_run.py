@@ -1,0 +1,279 @@
+"""A comparison with fake trainers: which cells run, which fail, how it is stopped, and what is tracked."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+from mlflow import MlflowClient
+
+from actors.cluster import Node, num_that_fit
+from actors.compare import Ending, Task, Views, _Attempt, _side_by_side, run_comparison
+from gcml_ray.comparison_config import ComparisonConfig, cell_config
+from gcml_ray.comparison_output import finished_cells
+from gcml_ray.config import Config, ResourcesConfig
+from gcml_ray.config_file import save_config
+from gcml_ray.errors import ConfigError
+from gcml_ray.run_folder import RunFolder
+from tests.fake_runs import RecordingListener
+from tests.fakes import FakeTrainers, Fault, calls_of, fake_config
+
+METHODS: dict[str, dict[str, Any]] = {
+    "local": {"method": {"name": "local"}},
+    "gossip_avg": {"method": {"name": "gossip_avg", "topology": {"name": "ring"}}},
+    "gcml": {},
+}
+
+
+@dataclass
+class Watch:
+    """Keeps which cells were shown; ``on_cell`` is told of each listener before its cell runs."""
+
+    on_cell: Callable[[str, RecordingListener], object] = lambda title, listener: None
+    stop: threading.Event = field(default_factory=threading.Event)
+    is_aborted: threading.Event = field(default_factory=threading.Event)
+    titles: list[str] = field(default_factory=list)
+    lines: list[str] = field(default_factory=list)
+
+    @contextmanager
+    def open_views(self, at_once: int) -> Iterator[Views]:
+        del at_once
+        yield Views(cell=self.cell, abort=self.is_aborted.set)
+
+    @contextmanager
+    def cell(self, title: str) -> Iterator[tuple[RecordingListener, threading.Event]]:
+        self.titles.append(title)
+        listener = RecordingListener(stop=self.stop)
+        self.on_cell(title, listener)
+        yield listener, self.stop
+
+
+def make_comparison(folder: Path, *, seeds: tuple[int, ...] = (0,), **sections: Any) -> ComparisonConfig:
+    save_config(fake_config(folder, **sections), folder / "base.yaml")
+    return ComparisonConfig(
+        name="fakes",
+        base=str(folder / "base.yaml"),
+        seeds=seeds,
+        methods=METHODS,
+        output=str(folder / "runs"),
+        results=str(folder / "results"),
+    )
+
+
+def run(comparison: ComparisonConfig, watch: Watch | None = None, *faults: Fault, **options: Any) -> Ending:
+    watch = watch or Watch()
+    make_trainer = options.pop("make_trainer", FakeTrainers(faults))
+    return run_comparison(
+        comparison, [], open_views=watch.open_views, say=watch.lines.append, make_trainer=make_trainer, **options
+    )
+
+
+def break_gossip(config: Config, site: str, folder: Path, **options: Any) -> Any:
+    """Trainers of the method gossip_avg cannot start."""
+    faults = (Fault(site, 0, "start", "raise"),) if config.method.name == "gossip_avg" else ()
+    return FakeTrainers(faults)(config, site, folder, **options)
+
+
+def run_folder(comparison: ComparisonConfig, cell: str) -> RunFolder:
+    return RunFolder(Path(comparison.output) / cell)
+
+
+# --- cells -------------------------------------------------------------------------------------
+
+
+def test_every_cell_runs_once_and_the_tables_hold_all_methods(tmp_path: Path) -> None:
+    comparison = make_comparison(tmp_path, seeds=(0, 1))
+    watch = Watch()
+    ending = run(comparison, watch)
+    assert watch.titles[0] == "fakes 1/6: local, seed 0"
+    assert len(finished_cells(comparison)) == len(watch.titles) == 6
+    assert sorted(row.method for row in ending.tables.rows) == ["gcml", "gossip_avg", "local"]
+    assert not ending.is_stopped
+    assert not ending.failures
+    assert (tmp_path / "runs" / "table.md").is_file()
+
+
+def test_finished_cells_are_not_run_again(tmp_path: Path) -> None:
+    comparison = make_comparison(tmp_path)
+    run(comparison)
+    again = Watch()
+    ending = run(comparison, again)
+    assert again.titles == []
+    assert len(ending.tables.rows) == 3
+
+
+def test_failing_cell_stops_no_other_and_is_listed_with_its_reason(tmp_path: Path) -> None:
+    comparison = make_comparison(tmp_path)
+    watch = Watch()
+    ending = run(comparison, watch, make_trainer=break_gossip)
+    assert [cell.method for cell in finished_cells(comparison)] == ["local", "gcml"]
+    assert list(ending.failures) == ["gossip_avg, seed 0"]
+    assert "broken start of A" in ending.failures["gossip_avg, seed 0"]
+    assert any(line.startswith("gossip_avg, seed 0 failed") for line in watch.lines)
+    assert not ending.is_stopped
+
+
+def test_failed_cell_is_tried_again_by_the_next_run(tmp_path: Path) -> None:
+    comparison = make_comparison(tmp_path)
+    run(comparison, make_trainer=break_gossip)
+    watch = Watch()
+    assert not run(comparison, watch).failures
+    assert watch.titles == ["fakes 1/1: gossip_avg, seed 0"]
+
+
+def test_fault_of_ours_leaves_its_traceback_in_the_cells_log(tmp_path: Path) -> None:
+    def explode(title: str, listener: RecordingListener) -> None:
+        if "gossip" in title:
+            listener.on_end = lambda record: 1 / 0
+
+    comparison = make_comparison(tmp_path)
+    ending = run(comparison, Watch(on_cell=explode))
+    assert ending.failures["gossip_avg, seed 0"].startswith("ZeroDivisionError: division by zero (traceback in ")
+    assert "ZeroDivisionError" in run_folder(comparison, "gossip_avg_seed0").log_file.read_text()
+    assert len(finished_cells(comparison)) == 2
+
+
+def test_stopped_comparison_begins_no_other_cell_and_goes_on_where_it_was(tmp_path: Path) -> None:
+    def stop_in_round_2(title: str, listener: RecordingListener) -> None:
+        listener.stop_after = 2 if "gossip" in title else 0
+
+    comparison = make_comparison(tmp_path)
+    watch = Watch(on_cell=stop_in_round_2)
+    assert run(comparison, watch).is_stopped
+    assert len(watch.titles) == 2
+    assert not run(comparison).is_stopped
+    assert calls_of(run_folder(comparison, "gossip_avg_seed0"), "A", "train") == [1, 2, 3, 4]
+
+
+def test_unfinished_cell_of_another_configuration_is_not_gone_on_with(tmp_path: Path) -> None:
+    def stop_in_round_2(title: str, listener: RecordingListener) -> None:
+        listener.stop_after = 2
+
+    run(make_comparison(tmp_path), Watch(on_cell=stop_in_round_2))
+    changed = make_comparison(tmp_path, optimiser={"learning_rate": 0.5})
+    ending = run(changed)
+    assert "local_seed0 holds an unfinished cell of another configuration" in ending.failures["local, seed 0"]
+    assert len(finished_cells(changed)) == 2
+
+
+def test_finished_cell_of_another_configuration_is_refused(tmp_path: Path) -> None:
+    run(make_comparison(tmp_path))
+    with pytest.raises(ConfigError, match=r"local_seed0\.csv was made with another configuration"):
+        run(make_comparison(tmp_path, optimiser={"learning_rate": 0.5}))
+
+
+# --- several at a time -------------------------------------------------------------------------
+
+
+def test_several_at_a_time_need_processes(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"--at-once 2 needs .* resources\.pool is local"):
+        run(make_comparison(tmp_path), at_once=2)
+
+
+def tasks_of(comparison: ComparisonConfig) -> list[Task]:
+    return [
+        Task(method, seed, cell_config(comparison, method, seed, []))
+        for seed in comparison.seeds
+        for method in comparison.methods
+    ]
+
+
+def test_cells_side_by_side_end_as_they_do_one_by_one(tmp_path: Path) -> None:
+    """Fake sites need no process of their own: this is about threads, logs and endings alone."""
+    comparison = make_comparison(tmp_path, seeds=(0, 1))
+    todo = tasks_of(comparison)
+    attempt = _Attempt(comparison, Views(Watch().cell, lambda: None), break_gossip)
+    endings = {task.title: ending for task, ending in _side_by_side(todo, attempt, 3)}
+    assert len(endings) == 6
+    assert [title for title, ending in endings.items() if ending] == sorted(
+        [title for title, ending in endings.items() if ending], key=list(endings).index
+    )
+    assert {title.partition(",")[0] for title, ending in endings.items() if ending} == {"gossip_avg"}
+    assert len(finished_cells(comparison)) == 4
+
+
+def test_logs_of_cells_side_by_side_are_not_mixed(tmp_path: Path) -> None:
+    """Both cells have begun before either goes on, so each log is open while the other cell speaks."""
+    both = threading.Barrier(2, timeout=20)
+
+    def speak(title: str, listener: RecordingListener) -> None:
+        def on_end(record: Any) -> None:
+            if record.plan.round_number == 1:
+                both.wait()
+                logging.getLogger("actors.driver").info("here is %s", title)
+                both.wait()
+
+        listener.on_end = on_end
+
+    comparison = make_comparison(tmp_path)
+    todo = [task for task in tasks_of(comparison) if task.method != "local"]
+    attempt = _Attempt(comparison, Views(Watch(on_cell=speak).cell, lambda: None), FakeTrainers())
+    assert [ending for _, ending in _side_by_side(todo, attempt, 2)] == ["", ""]
+    for task in todo:
+        lines = [line for line in task.folder.log_file.read_text().splitlines() if "here is" in line]
+        assert len(lines) == 1
+        assert lines[0].endswith(task.title)
+
+
+def test_interrupt_aborts_the_cells_that_run(tmp_path: Path) -> None:
+    comparison = make_comparison(tmp_path)
+    watch = Watch()
+    attempt = _Attempt(comparison, Views(watch.cell, watch.is_aborted.set), FakeTrainers())
+    endings = _side_by_side(tasks_of(comparison), attempt, 2)
+    next(endings)
+    with pytest.raises(KeyboardInterrupt):
+        endings.throw(KeyboardInterrupt)  # type: ignore[attr-defined]  # it is a generator
+    assert watch.is_aborted.is_set()
+
+
+def resources(**changes: Any) -> ResourcesConfig:
+    return ResourcesConfig.model_validate({"cpus_per_site": 2.0} | changes)
+
+
+def node(cpus: float, gpus: float = 0, site: str = "") -> Node:
+    return Node("n", cpus, gpus, {"site": site})
+
+
+@pytest.mark.parametrize(
+    ("asked", "available", "expected"),
+    [
+        (resources(), [node(16)], 2),  # 3 sites x 2 CPUs = 6 of 16
+        (resources(), [node(5), node(5)], 1),  # room for 2 + 2 sites
+        (resources(), [node(4)], 0),
+        (resources(gpus_per_site=0.5), [node(64, gpus=2)], 1),  # room for 4 sites
+        (resources(placement="label"), [node(9, site="A"), node(4, site="B"), node(6, site="C")], 2),  # 4, 2, 3
+        (resources(placement="label"), [node(9, site="A"), node(4, site="B")], 0),
+    ],
+)
+def test_cluster_holds_whole_federations(asked: ResourcesConfig, available: list[Node], expected: int) -> None:
+    assert num_that_fit(asked, ["A", "B", "C"], available) == expected
+
+
+# --- tracking ----------------------------------------------------------------------------------
+
+
+def test_all_cells_stand_below_one_run_with_the_table(tmp_path: Path) -> None:
+    comparison = make_comparison(tmp_path, tracking={"enabled": True})
+    ending = run(comparison, make_trainer=break_gossip)
+    client = MlflowClient(f"sqlite:///{tmp_path / 'runs' / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name("fakes")
+    assert experiment is not None
+    by_role: dict[str, list[Any]] = {}
+    for each in client.search_runs([experiment.experiment_id]):
+        by_role.setdefault(each.data.tags["gcml.role"], []).append(each)
+    (parent,) = by_role["comparison"]
+    assert parent.info.status == "FAILED"
+    assert {each.data.tags["mlflow.parentRunId"] for each in by_role["federation"]} == {parent.info.run_id}
+    assert parent.data.metrics["gcml/test/dice"] == pytest.approx(ending.tables.rows[0].dice)
+    assert {"table.md", "dice_by_site.png"} <= {file.path for file in client.list_artifacts(parent.info.run_id)}
+
+    run(comparison)  # the cell that failed
+    assert client.get_run(parent.info.run_id).info.status == "FINISHED"
+    assert len(client.search_runs([experiment.experiment_id], "tags.`gcml.role` = 'comparison'")) == 1
+    assert "gossip_avg/test/dice" in client.get_run(parent.info.run_id).data.metrics
