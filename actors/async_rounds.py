@@ -130,6 +130,7 @@ class AsyncRounds:
                 self._window.pushes += outcome.result.receipts
                 self.driver.note_refusals(outcome.result.receipts)
             elif outcome.method == "train" and outcome.site in self.roster.members:
+                self.roster.announce(outcome)
                 self._trained(outcome.result)
 
     def _trained(self, report: TrainReport) -> None:
@@ -140,7 +141,6 @@ class AsyncRounds:
         self._done[report.site] = report.round_number
         has_checkpoint = self.driver.order(report.round_number).checkpoint
         self.roster.succeeded(report.site, report, has_checkpoint=has_checkpoint)
-        self.driver.listener.on_site_trained(report)
         if len(self._window.trained) == len(self.roster.members):
             self._close_window()
 

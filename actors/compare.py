@@ -21,7 +21,7 @@ from actors.listener import Listener
 from actors.site import TrainerFactory
 from gcml_ray.comparison import read_cell, write_cell
 from gcml_ray.comparison_config import ComparisonConfig, cell_config
-from gcml_ray.comparison_output import Tables, cell_file, make_cell, write_tables
+from gcml_ray.comparison_output import Tables, cell_file, draw_plots, make_cell, write_tables
 from gcml_ray.config import Config
 from gcml_ray.config_file import load_config
 from gcml_ray.errors import ConfigError, GcmlError
@@ -105,7 +105,7 @@ def run_comparison(
     todo = [task for task in tasks if not _is_finished(comparison, task)]
     say(f"{comparison.name}: {len(tasks)} cells, {len(tasks) - len(todo)} finished")
     if not todo:
-        return Ending(False, _tables(comparison, unit))
+        return Ending(False, _conclude(comparison, unit)[0])
     tracker = ComparisonTracker(comparison, todo[0].config)
     endings: dict[str, str] = {}
     status: Literal["finished", "stopped", "failed"] = "stopped"
@@ -122,22 +122,24 @@ def run_comparison(
                     endings[task.title] = ending
                     tracker.on_cell(task.folder)
                     if not ending:
-                        _tables(comparison, unit)
+                        write_tables(comparison, unit=unit)
+                        say(f"{task.title} finished ({len(endings)} of {len(todo)} cells)")
                     elif ending != STOPPED:
                         say(f"{task.title} failed: {ending.splitlines()[0]}")
         failures = {title: ending for title, ending in endings.items() if ending not in ("", STOPPED)}
         is_stopped = STOPPED in endings.values()
         status = "stopped" if is_stopped else "failed" if failures else "finished"
     finally:
-        tables = _tables(comparison, unit)
-        tracker.finish(tables.rows, tables.files, status)
+        tables, plots = _conclude(comparison, unit)
+        tracker.finish(tables.rows, (*tables.files, *plots), status)
     return Ending(is_stopped, tables, failures)
 
 
-def _tables(comparison: ComparisonConfig, unit: str) -> Tables:
-    """What is known so far."""
+def _conclude(comparison: ComparisonConfig, unit: str) -> tuple[Tables, tuple[Path, ...]]:
+    """Tables and plots of all that is finished."""
+    tables = write_tables(comparison, unit=unit)
     with PLOTTING:
-        return write_tables(comparison, unit=unit)
+        return tables, draw_plots(comparison, tables.rows)
 
 
 def _is_finished(comparison: ComparisonConfig, task: Task) -> bool:

@@ -17,6 +17,7 @@ from typing import Protocol
 
 from actors.async_rounds import AsyncRounds
 from actors.attendance import Attendance
+from actors.cross_site import score_across_sites
 from actors.failure_policy import Decision
 from actors.listener import Listener
 from actors.local_pool import SitePool
@@ -259,4 +260,6 @@ class Driver:
                     reports.extend(by_site(outcome.result))
                     self.folder.write_cases(outcome.result.scores)
         self.tracker.log_scores(reports)
+        if self.config.evaluation.cross_site:
+            score_across_sites(self, tuple(report for report in reports if report.model == PERSONALISED))
         return tuple(reports)

@@ -141,6 +141,11 @@ class FaultyTrainer:
         report: EvaluationReport = self.trainer.evaluate(split=split, model=model)
         return report
 
+    @property
+    def visits(self) -> Any:
+        """Models that travel to be scored: those of the trainer."""
+        return self.trainer.visits
+
     # --- breaking down -----------------------------------------------------------------------
 
     def _current(self, number: int) -> list[Fault]:

@@ -219,20 +219,24 @@ class Roster:
             return True
         return outcome.method == REGISTER and outcome.failure is not None and self.is_known(outcome.site)
 
-    def gather(self, names: Sequence[str], stage: str, *, patience_s: float | None = None) -> list[Outcome]:
+    def gather(
+        self, names: Sequence[str], stage: str, *, patience_s: float | None = None, announces: bool = True
+    ) -> list[Outcome]:
         """One outcome of each of these sites, by name; those that are late after ``patience_s`` are left out.
 
-        Outcomes of other calls are kept for :meth:`take_strays`.
+        Outcomes of other calls are kept for :meth:`take_strays`. ``announces``: show each result as it comes.
         """
         waiting = {name for name in names if (name, stage) in self._calls}
         outcomes: list[Outcome] = []
         until = None if patience_s is None else time.monotonic() + patience_s
         while waiting and (until is None or time.monotonic() < until):
-            for outcome in self.poll():
+            left_s = POLL_S if until is None else max(0.0, until - time.monotonic())
+            for outcome in self.poll(min(POLL_S, left_s)):
                 if outcome.site in waiting and outcome.method == stage:
                     waiting.discard(outcome.site)
                     outcomes.append(outcome)
-                    self.announce(outcome)
+                    if announces:
+                        self.announce(outcome)
                 else:
                     self._strays.append(outcome)
             waiting = {name for name in waiting if (name, stage) in self._calls}
@@ -247,6 +251,8 @@ class Roster:
         """Shows a result as soon as it is there."""
         if isinstance(outcome.result, SiteInfo) and outcome.site != SERVER:
             self.listener.on_site_ready(outcome.result)
+        elif isinstance(outcome.result, TrainReport) and outcome.site != SERVER:
+            self.listener.on_site_trained(outcome.result)
         elif isinstance(outcome.result, EvaluationReport):
             for report in by_site(outcome.result):
                 self.listener.on_evaluated(report)

@@ -19,6 +19,7 @@ import numpy as np
 from actors.faulty_trainer import with_chaos
 from actors.mailbox import Mailbox
 from gcml_ray.config import SERVER, Config
+from gcml_ray.config_wire import WireConfig
 from gcml_ray.errors import SiteError
 from gcml_ray.inbox import Inbox
 from gcml_ray.outbox import Outbox
@@ -78,8 +79,30 @@ class Trainer(Protocol):
         """Scores a model."""
         ...
 
+    @property
+    def visits(self) -> Visits | None:
+        """Models that travel to be scored; None for a server, which has no cases."""
+        ...
+
+
+class Visits(Protocol):
+    """What a site needs of ``gcml_ray.visits.Visits``."""
+
+    def export(self, run_id: str) -> tuple[PushHeader, Buffer]:
+        """The personalised model."""
+        ...
+
+    def expectation(self, run_id: str, sender: str, *, peers: frozenset[str]) -> Expectation:
+        """What a visitor must look like."""
+        ...
+
+    def score(self, header: PushHeader, buffer: Buffer) -> EvaluationReport:
+        """Scores a visitor."""
+        ...
+
 
 TrainerFactory = Callable[..., Trainer]
+VISIT = "/visit"  # ends the run id of models that travel to be scored, so that no other push is taken for one
 
 
 class NotStartedError(Exception):
@@ -122,7 +145,10 @@ class Site:
         self.is_async = config.federation.mode == "async"
         self.inbox = Inbox(name, wire=config.wire, is_signed=config.signs_pushes)
         self.outbox = Outbox(config.wire, key=None)
+        self.guest_outbox = Outbox(WireConfig(), key=None)  # whole and exact: it is this model that is scored
         self.mailbox = Mailbox(config.method.max_incoming, inbox=self.inbox, keeps_newest=self.is_async)
+        self.guest_inbox = Inbox(name, is_signed=config.signs_pushes)
+        self.guests = Mailbox(1, inbox=self.guest_inbox, keeps_newest=True)
         self.stopping = threading.Event()
         self.training = threading.Lock()
         self.current = SiteStatus(name, 0, "created", 0, 0)
@@ -144,6 +170,7 @@ class Site:
         self.current = SiteStatus(self.name, info.restored_round, "ready", 0, 0)
         key = SigningKey() if self.config.signs_pushes else None
         self.outbox = Outbox(self.config.wire, key=key)
+        self.guest_outbox = Outbox(WireConfig(), key=key)
         return replace(info, public_key=key.public_key) if key else info
 
     def register(self, transport: Transport, keys: Mapping[str, str]) -> None:
@@ -155,6 +182,7 @@ class Site:
         """
         try:
             self.inbox.register(keys)
+            self.guest_inbox.register(keys)
         except ValueError as error:
             raise SiteError(self.name, 0, "register", str(error)) from error
         self.transport = transport
@@ -179,18 +207,32 @@ class Site:
 
     def _push(self, round_number: int, receivers: Sequence[str]) -> PushReport:
         """Exports and sends."""
-        trainer, transport = self._started()
-        header, buffer = trainer.export(self.run_id, round_number)
+        trainer, _ = self._started()
+        return self._send(self.outbox, *trainer.export(self.run_id, round_number), round_number, receivers)
+
+    def visit(self, hosts: Sequence[str]) -> PushReport:
+        """Sends this site's personalised model to other sites, to be scored there and forgotten."""
+        trainer, _ = self._started()
+        with self.training:
+            assert trainer.visits is not None
+            header, buffer = trainer.visits.export(self.run_id + VISIT)
+            return self._send(self.guest_outbox, header, buffer, header.round_number, hosts)
+
+    def _send(
+        self, outbox: Outbox, header: PushHeader, buffer: Buffer, round_number: int, receivers: Sequence[str]
+    ) -> PushReport:
+        """Sends one model, actor to actor."""
+        _, transport = self._started()
         deadline = time.monotonic() + self.config.federation.push_timeout_s
         try:
-            parcels = self.outbox.parcels(header, buffer, receivers)
+            parcels = outbox.parcels(header, buffer, receivers)
         except OverflowError as error:
             raise SiteError(self.name, round_number, "push", str(error)) from error
         receipts: list[PushReceipt] = []
         for parcel in parcels:
             timeout_s = max(0.0, deadline - time.monotonic())
             receipts += transport.send(parcel.header, parcel.payload, parcel.receivers, timeout_s=timeout_s)
-        self.outbox.acknowledge(receipts)
+        outbox.acknowledge(receipts)
         return PushReport(self.name, round_number, tuple(receipts))
 
     def receive(self, header: PushHeader, buffer: Any) -> PushReceipt:
@@ -199,9 +241,7 @@ class Site:
         if (trainer := self.trainer) is None:
             reason = "not ready: the receiver is starting"
         else:
-            reason = self.mailbox.deliver(
-                header, buffer, expect=lambda sender: trainer.expectation(self.run_id, sender, peers=self.peers)
-            )
+            reason = self._take(trainer, header, buffer)
         is_header = not malformed(header)
         return PushReceipt(
             round_number=header.round_number if is_header else 0,
@@ -211,6 +251,18 @@ class Site:
             reason=reason,
             size_bytes=buffer.nbytes if isinstance(buffer, np.ndarray) else 0,
             seconds=time.perf_counter() - began,
+        )
+
+    def _take(self, trainer: Trainer, header: PushHeader, buffer: Any) -> str:
+        """Puts a push, or a model that is to be scored here, into its mailbox, or says why not."""
+        visit_id = self.run_id + VISIT
+        visits = trainer.visits if self.config.evaluation.cross_site else None
+        if visits is not None and getattr(header, "run_id", None) == visit_id:
+            return self.guests.deliver(
+                header, buffer, expect=lambda sender: visits.expectation(visit_id, sender, peers=self.peers)
+            )
+        return self.mailbox.deliver(
+            header, buffer, expect=lambda sender: trainer.expectation(self.run_id, sender, peers=self.peers)
         )
 
     def train(self, order: TrainOrder) -> TrainReport:
@@ -238,6 +290,19 @@ class Site:
         with self.training:
             try:
                 return trainer.evaluate(split=split, model=model)
+            finally:
+                self.current = SiteStatus(self.name, self.current.round_number, "ready", 0, 0)
+
+    def score_visitor(self, owner: str) -> EvaluationReport:
+        """Scores the model that another site has sent, on this site's test cases, and forgets it."""
+        trainer, _ = self._started()
+        with self.training:
+            try:
+                guests = {header.sender: (header, buffer) for header, buffer in self.guests.take()}
+                if owner not in guests:
+                    raise SiteError(self.name, 0, "visit", f"the model of {owner} is not here")
+                assert trainer.visits is not None
+                return trainer.visits.score(*guests[owner])
             finally:
                 self.current = SiteStatus(self.name, self.current.round_number, "ready", 0, 0)
 

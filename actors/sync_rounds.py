@@ -201,7 +201,8 @@ class SyncRounds:
             self.roster.submit(
                 name, stage, order, number=order.round_number, kind=kind, limit_s=federation.round_timeout_s
             )
-        outcomes = self.roster.gather(names, stage, patience_s=self._patience_s(kinds, order))
+        patience_s = self._patience_s(kinds, order)
+        outcomes = self.roster.gather(names, stage, patience_s=patience_s, announces=not self._has_adoption(order))
         work.late += [name for name in names if self.roster.is_busy(name)]
         return [outcome.result for outcome in outcomes if self._took(outcome)]
 
@@ -224,8 +225,6 @@ class SyncRounds:
         ends_round = outcome.method == "adopt" or outcome.site == SERVER or not self._has_adoption(order)
         if ends_round or order.checkpoint:
             self.roster.succeeded(outcome.site, outcome.result, has_checkpoint=order.checkpoint)
-        if isinstance(outcome.result, TrainReport) and ends_round and outcome.site != SERVER:
-            self.driver.listener.on_site_trained(outcome.result)
         return True
 
     def _has_adoption(self, order: TrainOrder) -> bool:
@@ -236,6 +235,7 @@ class SyncRounds:
         """What late sites have reported since they were waited for."""
         for outcome in self.roster.take_strays():
             if outcome.method in ("train", "adopt") and self._took(outcome) and isinstance(outcome.result, TrainReport):
+                self.roster.announce(outcome)
                 work.trained.append(outcome.result)
 
 

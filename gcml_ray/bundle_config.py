@@ -124,13 +124,15 @@ def _datalist(data: DataConfig) -> Json:
     layouts = [[f"_{name}" for name in data.channels], [f"_{index:04d}" for index in range(len(data.channels))], [""]]
     return {
         "layouts": layouts,
-        "layout": "$next((each for each in @layouts if glob.glob(os.path.join(@dataset_dir, '*' + each[0] + '.nii*'))), "
-        "[''])",
+        "layout": "$next((each for each in @layouts "
+        "if glob.glob(os.path.join(@dataset_dir, '*' + each[0] + '.nii*'))), [''])",
         "cases": "$[{'image': [name[:len(name) - len(@layout[0] + end)] + part + end for part in @layout]} "
-        "for end in ('.nii.gz', '.nii') for name in sorted(glob.glob(os.path.join(@dataset_dir, '*' + @layout[0] + end)))]",
+        "for end in ('.nii.gz', '.nii') "
+        "for name in sorted(glob.glob(os.path.join(@dataset_dir, '*' + @layout[0] + end)))]",
         # The case's name without its channel, as the name of the label file.
-        "case_name": "$lambda meta, saver: {'subject': functools.reduce(lambda name, end: name.removesuffix(@layout[0] + "
-        "end) + end * name.endswith(@layout[0] + end), ('.nii.gz', '.nii'), "
+        "case_name": "$lambda meta, saver: {'subject': functools.reduce("
+        "lambda name, end: name.removesuffix(@layout[0] + end) + end * name.endswith(@layout[0] + end), "
+        "('.nii.gz', '.nii'), "
         "os.path.basename(str(meta['filename_or_obj'])))}",
     }
 
@@ -184,7 +186,8 @@ def _decision(data: DataConfig) -> list[Json]:
             "output_ext": ".nii.gz",
             "output_dtype": f"$np.{label_type(data).__name__}",
             "separate_folder": False,
-            "resample": False,
+            "resample": True,  # to where the labels lie already; False fails on swapped axes (MONAI 1.6.1)
+            "mode": "nearest",
             "output_name_formatter": "@case_name",
         }
     )
@@ -210,7 +213,7 @@ def _labels(data: DataConfig, *, threshold: float) -> Json:
 
 def _with_meta(expression: str) -> str:
     """The expression's value with the affine and file name of ``x``."""
-    return f"monai.utils.convert_to_dst_type({expression}, x, dtype=torch.int32)[0]"
+    return f"monai.utils.convert_to_dst_type({expression}, x)[0]"
 
 
 def _plain(value: Any) -> Any:

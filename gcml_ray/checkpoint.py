@@ -39,8 +39,9 @@ KEPT_ROUNDS = 2
 class SiteState:
     """What a site knows beside its tensors. Model files are named relative to the checkpoint's folder.
 
-    ``suspicion`` and ``few_dice`` are what its judge remembers: suspicion against each sender, and the exchanged
-    model's Dice on the judge's cases when it was last validated, None where that is not known.
+    ``suspicion``, ``last_push`` and ``few_dice`` are what its judge remembers: of each sender the suspicion against it
+    and the checksum of its last push; and the exchanged model's Dice on the judge's cases when it was last validated,
+    None where that is not known.
     """
 
     site: str
@@ -51,6 +52,7 @@ class SiteState:
     best_file: str = ""
     before_gossip_file: str = ""
     suspicion: dict[str, int] = field(default_factory=dict)
+    last_push: dict[str, str] = field(default_factory=dict)
     few_dice: float | None = None
 
 

@@ -38,11 +38,12 @@ def export(
     write = _exporter(format_)
     for name in sites:
         source, folder = open_source(run, name), out / name if several else out
+        registry = _registry(source, tracking_uri) if register else ""
         with fresh_folder(folder, force=force) as draft:
             line = write(source, draft)
         console.print(f"{source.card.provenance.site} -> {folder}: {line}", highlight=False, markup=False)
         if register:
-            console.print(_registered(source, folder, tracking_uri), highlight=False, markup=False)
+            console.print(_registered(source, folder, registry), highlight=False, markup=False)
 
 
 def _exporter(name: Format) -> Exporter:
@@ -61,7 +62,14 @@ def _exporter(name: Format) -> Exporter:
     return simple[name]
 
 
-def _registered(source: Source, folder: Path, uri: str | None) -> str:
+def _registry(source: Source, uri: str | None) -> str:
+    """Where to register; asked before anything is written."""
+    from gcml_ray.export_pyfunc import registry_uri  # noqa: PLC0415 - mlflow only where needed
+
+    return registry_uri(source, uri)
+
+
+def _registered(source: Source, folder: Path, uri: str) -> str:
     from gcml_ray.export_pyfunc import register_pyfunc  # noqa: PLC0415 - mlflow only where needed
 
     return f"registered {register_pyfunc(source, folder, uri=uri)}"

@@ -28,6 +28,7 @@ def report(
         if (error.name or "").partition(".")[0] not in ("plotly", "jinja2"):
             raise
         raise ConfigError(f"gcml report needs {error.name}: pip install 'gcml-ray[report]'") from error
-    page = write_report(folder, out, with_images=images, with_regions=regions)
     console = Console(soft_wrap=True)
+    with console.status("reading the records, drawing"):
+        page = write_report(folder, out, with_images=images, with_regions=regions)
     console.print(f"report  {page}  ({page.stat().st_size / 1e6:.1f} MB, one file)", highlight=False, markup=False)

@@ -16,7 +16,7 @@ from gcml_ray.run_folder import RunFolder, replace_file
 
 @dataclass(frozen=True)
 class Tables:
-    """What is known so far: the rows of the table, best first, the verdicts in words, and the files they are in."""
+    """What is known so far: the rows of the table, best first, and the verdicts in words."""
 
     rows: tuple[MethodRow, ...]
     verdicts: tuple[str, ...]
@@ -60,7 +60,7 @@ def make_cell(
 
 
 def write_tables(comparison: ComparisonConfig, *, unit: str) -> Tables:
-    """Table, verdicts and plots of what is finished so far, into ``output``."""
+    """Table and verdicts of what is finished so far, into ``output``."""
     folder = Path(comparison.output)
     cells = finished_cells(comparison)
     rows = summarise(cells)
@@ -74,27 +74,35 @@ def write_tables(comparison: ComparisonConfig, *, unit: str) -> Tables:
     }
     for name, text in texts.items():
         replace_file(folder / name, text)
-    return Tables(rows, verdicts, (*(folder / name for name in texts), *_plot(comparison, rows)))
+    return Tables(rows, verdicts, tuple(folder / name for name in texts))
 
 
-def _plot(comparison: ComparisonConfig, rows: tuple[MethodRow, ...]) -> tuple[Path, ...]:
-    """All plots that there is something for."""
-    from gcml_ray import report_comparison, report_teaching  # noqa: PLC0415 - matplotlib only when something is drawn
+def draw_plots(comparison: ComparisonConfig, rows: tuple[MethodRow, ...]) -> tuple[Path, ...]:
+    """All plots that there is something for, into ``output``."""
+    if not rows:
+        return ()
+    from gcml_ray import report_comparison, report_cross_site, report_teaching  # noqa: PLC0415 - matplotlib, slow
 
     folder = Path(comparison.output)
-    runs = _runs(comparison)
+    folders = _folders(comparison)
+    rounds = {method: [one.rounds() for one in own] for method, own in folders.items()}
+    runs = {method: seeds for method, seeds in rounds.items() if any(seeds)}
+    cross_site = {method: [one.cross_site() for one in own] for method, own in folders.items()}
     report_comparison.plot_dice_against_bytes(rows, folder / "dice_against_bytes.png")
     report_comparison.plot_site_dice(rows, folder / "dice_by_site.png")
     report_comparison.plot_dice_by_round(runs, folder / "dice_by_round.png")
     report_teaching.plot_gains_by_method(runs, folder / "who_taught_whom.png")
+    report_cross_site.plot_cross_site_by_method(cross_site, folder / "cross_site.png")
     return tuple(sorted(folder.glob("*.png")))
 
 
-def _runs(comparison: ComparisonConfig) -> dict[str, list[tuple[RoundRecord, ...]]]:
-    """The rounds of each method's seeds, as far as their run folders are here."""
-    folders = {
-        method: [RunFolder(Path(comparison.output) / cell_name(method, seed)) for seed in comparison.seeds]
+def _folders(comparison: ComparisonConfig) -> dict[str, list[RunFolder]]:
+    """The run folders of each method's finished seeds, as far as they are here."""
+    return {
+        method: [
+            RunFolder(Path(comparison.output) / cell_name(method, seed))
+            for seed in comparison.seeds
+            if cell_file(comparison, method, seed).exists()
+        ]
         for method in comparison.methods
     }
-    rounds = {method: [one.rounds() for one in own if one.rounds_file.exists()] for method, own in folders.items()}
-    return {method: seeds for method, seeds in rounds.items() if seeds}

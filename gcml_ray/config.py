@@ -349,13 +349,15 @@ class ResourcesConfig(Section):
 class EvaluationConfig(Section):
     """Sliding-window inference and metrics. The tolerance's unit is mm, or voxels where spacing is unreal.
 
-    ``window_size`` defaults to the patch size; a larger one is faster where memory allows.
+    ``window_size`` defaults to the patch size; a larger one is faster where memory allows. ``cross_site``: after the
+    test every site's personalised model travels to every other site and is scored there.
     """
 
     window_size: Sizes | None = None
     window_overlap: Annotated[float, Field(ge=0, lt=1)] = 0.25
     window_batch: Count = 4
     surface_tolerance: Positive = 1.0
+    cross_site: bool = False
 
 
 class TrackingConfig(Section):
@@ -429,6 +431,7 @@ class Config(Section):
                 "tracking": True,
                 "output": True,
                 "wire": {"sign"},
+                "evaluation": {"cross_site"},
                 "chaos": True,  # it changes the result, but a resume must be able to go on without it
                 "data": {"datalist"},
                 "federation": clocks,
@@ -464,6 +467,13 @@ class Config(Section):
             )
         if problem := privacy_problem(self.privacy, self.method, amp=self.resources.amp):
             raise ValueError(problem)
+        if self.evaluation.cross_site and isinstance(self.method, PooledMethod):
+            raise ValueError("evaluation.cross_site would be ignored: method pooled has one model for all sites")
+        if self.evaluation.cross_site and self.privacy.mode == "update_noise":
+            raise ValueError(
+                "evaluation.cross_site sends personalised models as they are, but privacy.mode update_noise promises "
+                "that no weights leave a site without noise"
+            )
         window = self.evaluation.window_size
         if window is not None and len(window) != self.data.spatial_dims:
             raise ValueError(

@@ -18,8 +18,8 @@ class DefenceConfig(Section):
 
     weights: bool = True
     validation: bool = True
-    cases: Count = 4
+    cases: Count = 2
     max_norm_ratio: Annotated[float, Field(gt=1)] = 3.0
     min_cosine: Annotated[float, Field(ge=-1, lt=1)] = 0.1
     min_own_dice: Fraction = 0.2
-    min_dice_share: Fraction = 0.25
+    min_dice_share: Fraction = 0.15

@@ -158,7 +158,7 @@ class RunConsole:
         if report.num_steps == 0 and report.privacy_epsilon is not None:
             row.stage = "epsilon limit"
             if not row.has_stopped:
-                self.say(f"  ! {report.site} trains no more: privacy.epsilon_limit (spent {report.privacy_epsilon:.2f})")
+                self.say(f"  ! {report.site} trains no more: epsilon {report.privacy_epsilon:.2f} is at its limit")
             row.has_stopped = True
         row.epsilon = report.privacy_epsilon
         row.loss = report.losses.get("segmentation")

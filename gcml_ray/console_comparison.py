@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from types import TracebackType
 from typing import Any
@@ -52,10 +52,9 @@ class CellsConsole:
     @contextmanager
     def row(self, title: str) -> Iterator[CellRow]:
         """A listener for one cell, whose row is in the table for the length of the block."""
-        row = CellRow(title, self.is_aborted)
+        row = CellRow(title, say=self.say, is_aborted=self.is_aborted)
         with self._lock:
             self._rows.append(row)
-        self.say(f"{title}: begins")
         try:
             yield row
         finally:
@@ -88,22 +87,25 @@ class CellRow:
 
     Args:
         title: the cell.
+        say: shows one line.
         is_aborted: once set, the driver is interrupted as by Ctrl-C: that signal reaches the main thread alone.
     """
 
-    def __init__(self, title: str, is_aborted: threading.Event) -> None:
+    def __init__(self, title: str, *, say: Callable[[str], None], is_aborted: threading.Event) -> None:
         self.title = title
         self.now = "starting"
         self.num_sites = 0
         self.dice = ""
         self.left = ""
         self.clock = Clock()
+        self._say = say
         self._is_aborted = is_aborted
 
     def on_start(self, config: Config, sites: Sequence[str]) -> None:
         """All sites begin to load."""
         self.config = config
         self.num_sites = len(sites)
+        self._say(f"{self.title} begins")
         log.info("%s: %d sites, %d rounds", self.title, len(sites), config.federation.rounds)
 
     def on_site_ready(self, info: SiteInfo) -> None:

@@ -24,9 +24,7 @@ from gcml_ray.config import DataConfig
 from gcml_ray.export import Source, export_safetensors
 from gcml_ray.model_card import Provenance, write_json
 
-SCHEMA = (
-    "https://github.com/Project-MONAI/MONAI-extra-test-data/releases/download/0.8.1/meta_schema_20240725.json"
-)
+SCHEMA = "https://github.com/Project-MONAI/MONAI-extra-test-data/releases/download/0.8.1/meta_schema_20240725.json"
 FORMAT_VERSION = "1.0.0"
 
 
@@ -196,10 +194,12 @@ From this folder (`dataset_dir` holds `<case>_{first}.nii.gz` and so on, or one 
 
 ```
 python -m monai.bundle run --config_file configs/inference.json --dataset_dir IMAGES --output_dir LABELS
-python -m monai.bundle verify_net_in_out network_def --meta_file configs/metadata.json --config_file configs/inference.json
+python -m monai.bundle verify_net_in_out network_def --meta_file configs/metadata.json \\
+  --config_file configs/inference.json
 ```
 
-A configuration of MONAI can run any code: use only a bundle from somebody you trust. `gcml predict --run` takes this folder too.
+A configuration of MONAI can run any code: use only a bundle from somebody you trust.
+`gcml predict --run` takes this folder too.
 
 ## Needs
 

@@ -11,7 +11,9 @@ from __future__ import annotations
 import base64
 import binascii
 import json
+import os
 import tempfile
+import warnings
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,8 +21,9 @@ from typing import TYPE_CHECKING, Any
 import pandas as pd
 from mlflow.exceptions import MlflowException
 from mlflow.models import ModelSignature
-from mlflow.pyfunc import PythonModel, PythonModelContext, save_model
-from mlflow.types.schema import Array, ColSpec, DataType, ParamSchema, ParamSpec, Schema
+from mlflow.pyfunc import save_model
+from mlflow.pyfunc.model import PythonModel, PythonModelContext
+from mlflow.types.schema import Array, ColSpec, DataType, ParamSchema, ParamSpec, Schema, TensorSpec
 
 from gcml_ray.data.datalist import Case
 from gcml_ray.errors import ConfigError, DataError
@@ -44,7 +47,7 @@ MAGIC = {b"\x1f\x8b": ".nii.gz", b"\x89P": ".png", b"\xff\xd8": ".jpg", b"II": "
 PATHS, CONTENTS = "paths", "contents"
 
 
-class SiteModel(PythonModel):  # type: ignore[misc]  # mlflow gives its base class no types
+class SiteModel(PythonModel):
     """What MLflow calls: a table of images in, a table of label files out."""
 
     def load_context(self, context: PythonModelContext) -> None:
@@ -119,8 +122,10 @@ def _label_file(path: Path) -> dict[str, str]:
 
 def signature() -> ModelSignature:
     """Columns and parameters of :meth:`SiteModel.predict`."""
-    files = [ColSpec(Array(DataType.string), name, required=False) for name in (PATHS, CONTENTS)]
-    labels = [ColSpec(DataType.long, "case")]
+    files: list[ColSpec | TensorSpec] = [
+        ColSpec(Array(DataType.string), name, required=False) for name in (PATHS, CONTENTS)
+    ]
+    labels: list[ColSpec | TensorSpec] = [ColSpec(DataType.long, "case")]
     labels += [ColSpec(DataType.string, name) for name in ("name", "ending", "content")]
     switches = [ParamSpec(name, DataType.boolean, default=False) for name in ("flips", "largest_component")]
     return ModelSignature(inputs=Schema(files), outputs=Schema(labels), params=ParamSchema(switches))
@@ -128,44 +133,55 @@ def signature() -> ModelSignature:
 
 def export_pyfunc(source: Source, folder: Path) -> str:
     """Writes an MLflow model folder. Returns a line that says how to serve it."""
+    os.environ.setdefault("MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR", "false")
     with tempfile.TemporaryDirectory() as scratch:
         model, code = Path(scratch) / "model", Path(scratch) / "site_model.py"
         model.mkdir()
         export_safetensors(source, model)
         code.write_text(CODE, encoding="utf-8")
         folder.rmdir()  # MLflow makes it itself
-        save_model(
-            folder,
-            python_model=str(code),
-            artifacts={"model": str(model)},
-            signature=signature(),
-            pip_requirements=[f"{package}=={version(package)}" for package in ("mlflow", "gcml-ray")],
-            metadata={"provenance": json.dumps(provenance_facts(source.card.provenance))},
-        )
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # it would like an example of an input: a whole image
+            save_model(
+                folder,
+                python_model=str(code),
+                artifacts={"model": str(model)},
+                signature=signature(),
+                pip_requirements=[f"{package}=={version(package)}" for package in ("mlflow", "gcml-ray")],
+                metadata={"provenance": json.dumps(provenance_facts(source.card.provenance))},
+            )
     return "pyfunc: mlflow models serve --env-manager local --model-uri THIS FOLDER"
 
 
 # --- the model registry ------------------------------------------------------------------------
 
 
-def register_pyfunc(source: Source, folder: Path, *, uri: str | None) -> str:
+def registry_uri(source: Source, uri: str | None) -> str:
+    """MLflow's server or database: ``uri``, or the one that tracked the run.
+
+    Raises:
+        ConfigError: ``uri`` is None and the run was not tracked.
+    """
+    if uri is None and not source.config.tracking.enabled:
+        raise ConfigError("--register: this run was not tracked (tracking.enabled: false); give --tracking-uri")
+    return uri or tracking_uri(source.config, source.run.path)
+
+
+def register_pyfunc(source: Source, folder: Path, *, uri: str) -> str:
     """Uploads an exported pyfunc to the site's MLflow run and registers it as ``<experiment>-<site>``.
 
     Args:
         source: the model.
         folder: where :func:`export_pyfunc` wrote it.
-        uri: MLflow's server or database; None takes the one that tracked the run.
+        uri: see :func:`registry_uri`. Where it does not know the site's run, a new one is made.
 
     Returns:
         ``models:/NAME/VERSION``.
 
     Raises:
-        ConfigError: the run was not tracked and ``uri`` is None, or MLflow refuses.
+        ConfigError: MLflow refuses.
     """
     config, origin = source.config, source.card.provenance
-    if uri is None and not config.tracking.enabled:
-        raise ConfigError("--register: this run was not tracked (tracking.enabled: false); give --tracking-uri")
-    uri = uri or tracking_uri(config, source.run.path)
     name = f"{config.tracking.experiment}-{origin.site}"
     try:
         client = connect_to(uri)

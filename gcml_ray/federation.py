@@ -241,14 +241,21 @@ def _as_config(config: Config | str | Path | Mapping[str, Any], overrides: Seque
 
 def _differences(one: Config, other: Config) -> list[str]:
     """Where two configurations would give different results, as ``section.key`` with both values."""
-    left, right = (each.model_dump(mode="json", by_alias=True) for each in (one, other))
-    sections = [name for name in left if name not in ("name", "resources", "tracking", "output")]
+    left, right = (_flat(each.model_dump(mode="json", by_alias=True)) for each in (one, other))
     return [
-        f"{section}.{key} ({left[section].get(key)!r} there, {right[section].get(key)!r} here)"
-        for section in sections
-        for key in {**left[section], **right[section]}
-        if left[section].get(key) != right[section].get(key)
+        f"{key} ({left.get(key)!r} there, {right.get(key)!r} here)"
+        for key in {**left, **right}
+        if left.get(key) != right.get(key)
+        and key.split(".")[0] not in ("name", "resources", "tracking", "output", "chaos")
     ]
+
+
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Nested values by dotted key."""
+    flat: dict[str, Any] = {}
+    for key, value in values.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
+    return flat
 
 
 def _site_score(site: str, model: str, scores: Sequence[CaseScore]) -> SiteScore:

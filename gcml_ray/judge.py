@@ -1,10 +1,11 @@
 """Judging an incoming model at its receiver, before it may touch the local one.
 
 A push may be well formed and still do harm: random weights, turned signs, a model of wrong labels. The receiver
-compares it with its own model: norm, direction (where all sites started from the same weights), and Dice on a few
-of its own validation cases. The rules are lenient, since models of very different hospitals are what mutual
-learning is for: as long as the own model has learnt little nothing is refused for its Dice, and then only what is
-far worse. A sender that was refused before has to do better. Our own; no paper.
+compares it with what that sender sent before (the same again is a replay, or of no use) and with its own model: norm,
+direction (where all sites started from the same weights), and Dice on a few of its own validation cases. The rules are
+lenient, since models of very different hospitals are what mutual learning is for: as long as the own model has
+learnt little nothing is refused for its Dice, and then only what is far worse. A sender that was refused before has
+to do better. Our own; no paper.
 
 Legend: S values of a push, P values of parameters.
 """
@@ -26,6 +27,7 @@ from gcml_ray.methods.rounds import IncomingModel
 from gcml_ray.records import Judgement
 from gcml_ray.site_files import SiteFiles
 from gcml_ray.site_learner import exchanged_network
+from gcml_ray.wire import checksum
 
 MAX_SUSPICION = 4
 SHARE_PER_SUSPICION = 0.25  # each refusal raises the Dice that is asked for by a quarter, up to twice as much
@@ -35,10 +37,12 @@ SHARE_PER_SUSPICION = 0.25  # each refusal raises the Dice that is asked for by 
 class Facts:
     """What the receiver has measured; None where a fact was not measured or means nothing.
 
-    ``norm_ratio``: |incoming| / |own|; ``cosine``: of the angle between both; ``dice`` and ``own_dice``: mean Dice of
-    the incoming and the own model on the same validation cases.
+    ``is_replay``: the sender's last push to this receiver was the same to the last bit. ``norm_ratio``: |incoming| /
+    |own|; ``cosine``: of the angle between both; ``dice`` and ``own_dice``: mean Dice of the incoming and the own model
+    on the same validation cases.
     """
 
+    is_replay: bool = False
     norm_ratio: float | None = None
     cosine: float | None = None
     dice: float | None = None
@@ -56,6 +60,8 @@ def objection(facts: Facts, defence: DefenceConfig, *, suspicion: int) -> str:
         defence: the thresholds.
         suspicion: how often its sender was refused, less how often it was accepted since; 0 to ``MAX_SUSPICION``.
     """
+    if facts.is_replay:
+        return "replay: exactly these weights came from this sender before"
     ratio, limit = facts.norm_ratio, defence.max_norm_ratio
     if ratio is not None and not 1 / limit <= ratio <= limit:
         return f"norm: {ratio:.3g} times that of the own weights, allowed is {1 / limit:.2g} to {limit:g}"
@@ -122,6 +128,11 @@ class Judge:
         self.files = files
         self.evaluator = evaluator
 
+    @property
+    def is_active(self) -> bool:
+        """Whether anything is checked at all."""
+        return self.config.defence.weights or self.config.defence.validation
+
     def screen(
         self, arrived: Sequence[IncomingModel], own: Learner, exchange: Exchange
     ) -> tuple[list[IncomingModel], tuple[Judgement, ...]]:
@@ -132,20 +143,22 @@ class Judge:
             own: the receiver's exchanged model.
             exchange: opens a push in a second learner.
         """
-        defence = self.config.defence
-        if not arrived or not (defence.weights or defence.validation):
-            return list(arrived), ()
         judged = tuple(self._judge(message, own, exchange) for message in arrived)
-        suspicion = suspicion_after(self.files.state.suspicion, judged)
-        self.files.state = replace(self.files.state, suspicion=suspicion)
+        state = self.files.state
+        last_push = state.last_push | {message.sender: checksum(message.weights.numpy()) for message in arrived}
+        suspicion = suspicion_after(state.suspicion, judged)
+        self.files.state = replace(state, suspicion=suspicion, last_push=last_push)
         return [message for message, one in zip(arrived, judged, strict=True) if one.accepted], judged
 
     def _judge(self, message: IncomingModel, own: Learner, exchange: Exchange) -> Judgement:
         """Measures one push, the cheapest first, no further than to the first objection."""
-        defence, facts, reason = self.config.defence, Facts(), ""
-        suspicion = self.files.state.suspicion.get(message.sender, 0)
+        defence, state = self.config.defence, self.files.state
+        suspicion = state.suspicion.get(message.sender, 0)
+        is_replay = defence.weights and state.last_push.get(message.sender) == checksum(message.weights.numpy())
+        facts = Facts(is_replay=is_replay)
+        reason = objection(facts, defence, suspicion=suspicion)
         networks = {exchanged_network(self.config, site).model_dump_json() for site in (self.site, message.sender)}
-        if defence.weights and len(networks) == 1:
+        if defence.weights and not reason and len(networks) == 1:
             size = min(own.model.num_parameters, own.model.num_sent)  # statistics of layers may differ by any factor
             incoming = message.weights[:size].to(own.model.flat.device)
             facts = compare_weights(own.model.flat[:size], incoming, common_init=self.config.federation.common_init)
@@ -162,7 +175,9 @@ class Judge:
 
     def note_own(self) -> None:
         """Remembers the own Dice from the validation that has just been, until the next one."""
-        if not has_two_models(self.config.method):  # there it is the other model that is validated
+        if self.config.defence.validation and not has_two_models(
+            self.config.method
+        ):  # there the other one is validated
             few_dice = self.evaluator.mean_of_first(self.config.defence.cases)
             self.files.state = replace(self.files.state, few_dice=few_dice)
 

@@ -23,6 +23,19 @@ from gcml_ray.run_folder import RunFolder
 
 CARD_FILE = "model.json"
 WEIGHTS_FILE = "model.safetensors"
+# What decides a prediction, or tells how the model was trained; all others are about machines.
+SECTIONS = (
+    "name",
+    "data",
+    "network",
+    "site_networks",
+    "loss",
+    "optimiser",
+    "method",
+    "federation",
+    "privacy",
+    "evaluation",
+)
 PACKAGES = ("gcml-ray", "torch", "monai", "numpy")
 
 
@@ -108,11 +121,11 @@ def is_model_folder(folder: str | Path) -> bool:
 
 def write_card(path: Path, card: ModelCard) -> None:
     """Writes ``model.json``; its configuration names no path, server or cluster."""
-    sections = card.config.model_dump(mode="json", by_alias=True, exclude={"tracking"})
-    sections["data"]["datalist"] = sections["output"]["folder"] = ""
-    sections["resources"] = {"amp": card.config.resources.amp}
+    sections = card.config.model_dump(mode="json", by_alias=True, include=set(SECTIONS))
+    sections["data"]["datalist"] = ""
     for network in (sections["network"], *sections["site_networks"].values()):
-        network.pop("start_from", None)
+        network["start_from"] = None
+    sections |= {"resources": {"amp": card.config.resources.amp}, "output": {"folder": ""}}
     write_json(path, {"format": 1, "provenance": asdict(card.provenance), "config": sections})
 
 

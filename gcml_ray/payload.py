@@ -65,8 +65,7 @@ def encode(vector: Buffer, encoding: str, *, num_exact: int) -> Payload:
         if not all_finite(decode(payload, encoding, num_values=vector.size, num_exact=num_exact)):
             largest = float(np.abs(head).max(initial=0))
             raise OverflowError(
-                f"the largest weight is {largest:g}, which {encoding} cannot hold: use wire.encoding bfloat16, int8 or "
-                "float32"
+                f"the largest weight is {largest:g}, which {encoding} cannot hold: set wire.encoding to another one"
             )
     return payload
 

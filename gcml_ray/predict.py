@@ -258,10 +258,11 @@ def load_model(
         return _load_exported(Path(run_folder), site, target, ensemble=ensemble)
     folder = RunFolder.open(run_folder)
     config = load_config(folder.config_file)
-    if site is None and config.method.name != POOLED:
+    if config.method.name == POOLED:
+        site = POOLED
+    if site is None:
         found = ", ".join(_sites_with_model(folder)) or "none"
         raise ConfigError(f"site: {folder.path} is the folder of a run; say whose model. Sites with one: {found}")
-    site = POOLED if config.method.name == POOLED else site
     sites = [site]
     if ensemble:
         sites += [other for other in _sites_with_model(folder) if other != site]

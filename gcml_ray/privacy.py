@@ -133,7 +133,7 @@ class PrivateTraining:
         self.max_grad_norm = privacy.max_grad_norm
         self.delta = privacy.delta
         self.sample_rate = sample_rate(config.data, num_train=data.num_cases("train"))
-        self.ledger = Ledger(folder / LEDGER_FILE, identity=config.identity)
+        self.ledger = Ledger(folder / LEDGER_FILE, identity=config.identity, sample_rate=self.sample_rate)
         self.generator = torch.Generator(device)
         self._noise_seeds: Iterator[int] = iter(())
 

@@ -13,6 +13,7 @@ import math
 import os
 import warnings
 from pathlib import Path
+from typing import Any
 
 from gcml_ray.errors import CheckpointError, ConfigError
 
@@ -45,13 +46,22 @@ def epsilon_of(noise_multiplier: float, *, sample_rate: float, num_steps: int, d
         return 0.0
     if noise_multiplier == 0:
         return math.inf
-    from opacus.accountants import RDPAccountant  # noqa: PLC0415 - an extra, and heavy
-
-    accountant = RDPAccountant()
+    accountant = _new_accountant()
     accountant.history = [(noise_multiplier, sample_rate, num_steps)]
     with warnings.catch_warnings():  # the best order is the first or last it tries: the bound holds all the same
         warnings.simplefilter("ignore")
         return float(accountant.get_epsilon(delta))
+
+
+def _new_accountant() -> Any:
+    """Opacus' accountant. Importing Opacus sets up the root logger: it is left as it was."""
+    root = logging.getLogger()
+    handlers, level = list(root.handlers), root.level
+    from opacus.accountants import RDPAccountant  # noqa: PLC0415 - an extra, and heavy
+
+    root.handlers[:] = handlers
+    root.setLevel(level)
+    return RDPAccountant()
 
 
 class Ledger:
@@ -60,14 +70,16 @@ class Ledger:
     Args:
         path: the file, read where it is there.
         identity: of the configuration; a file of another one is left from another run and does not count.
+        sample_rate: of the mechanisms; it must stay what it was.
 
     Raises:
-        CheckpointError: the file cannot be read.
+        CheckpointError: the file cannot be read, or counts mechanisms of another rate.
     """
 
-    def __init__(self, path: Path, *, identity: str) -> None:
+    def __init__(self, path: Path, *, identity: str, sample_rate: float) -> None:
         self._path = path
         self._identity = identity
+        self._sample_rate = sample_rate
         self.num_spent = self._read()
 
     def spend(self, number: int) -> None:
@@ -76,7 +88,8 @@ class Ledger:
         self._path.parent.mkdir(parents=True, exist_ok=True)
         temporary = self._path.with_suffix(".tmp")
         with temporary.open("w", encoding="utf-8") as file:
-            json.dump({"identity": self._identity, "num_spent": self.num_spent}, file)
+            counted = {"identity": self._identity, "sample_rate": self._sample_rate, "num_spent": self.num_spent}
+            json.dump(counted, file)
             file.flush()
             os.fsync(file.fileno())
         temporary.replace(self._path)
@@ -86,7 +99,7 @@ class Ledger:
             return 0
         try:
             values = json.loads(self._path.read_text(encoding="utf-8"))
-            identity, number = str(values["identity"]), int(values["num_spent"])
+            identity, number, rate = str(values["identity"]), int(values["num_spent"]), float(values["sample_rate"])
         except (OSError, ValueError, KeyError, TypeError) as error:
             raise CheckpointError(
                 f"{self._path} cannot be read ({error!r}): it counts the privacy that this site has spent. Restore it, "
@@ -95,4 +108,9 @@ class Ledger:
         if identity != self._identity:
             log.warning("%s counts another configuration's steps (%s): starting from 0", self._path, identity)
             return 0
+        if rate != self._sample_rate:
+            raise CheckpointError(
+                f"{self._path} counts {number} steps that drew each case at rate {rate:g}, now it would be "
+                f"{self._sample_rate:g}: this site's training cases have changed. Start anew in another output.folder"
+            )
         return number

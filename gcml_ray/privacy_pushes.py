@@ -2,7 +2,7 @@
 
 The Gaussian mechanism over a whole site's update (McMahan et al. 2018, arXiv 1710.06963, without its sampling of
 sites). The update is the difference to what all others know already: the server's weights that this site took over
-last, else its own last push, else the initial weights, which follow from the seed. The site's own model is not touched.
+last, else its own last push, else the initial weights, which all sites know. The site's own model is not touched.
 
 Legend: S values of a push.
 """
@@ -50,7 +50,7 @@ class PushNoise:
         require_opacus()
         self.config = config
         self.site = site
-        self.ledger = Ledger(folder / LEDGER_FILE, identity=config.identity)
+        self.ledger = Ledger(folder / LEDGER_FILE, identity=config.identity, sample_rate=1.0)
         self._path = folder / KNOWN_FILE
         self._pushed_round = 0
         self.known = self._read(initial.to("cpu", copy=True))

@@ -23,6 +23,7 @@ from gcml_ray.report_axes import (
     span_rounds,
     tidy,
 )
+from gcml_ray.report_cross_site import plot_cross_site
 from gcml_ray.report_gossip import plot_gossip_graph
 from gcml_ray.report_teaching import plot_who_taught_whom
 from gcml_ray.run_folder import RunFolder
@@ -47,6 +48,7 @@ def write_plots(folder: RunFolder) -> tuple[Path, ...]:
         "gossip_graph.png": plot_gossip_graph,
         "who_taught_whom.png": plot_who_taught_whom,
         "test_dice.png": plot_test_dice,
+        "cross_site.png": plot_cross_site,
     }
     written, missing = [], []
     folder.plots.mkdir(parents=True, exist_ok=True)

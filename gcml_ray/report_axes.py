@@ -6,7 +6,7 @@ Figures are drawn by Agg through matplotlib's objects: no display, and no state 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -34,9 +34,17 @@ def finished_rounds(folder: RunFolder) -> tuple[RoundRecord, ...]:
 
 
 def site_names(rounds: Sequence[RoundRecord]) -> tuple[str, ...]:
-    """Every site that was ever planned, in one order for all plots: by name, ``site2`` before ``site10``."""
-    sites = {site for record in rounds for site in record.plan.sites}
-    return tuple(sorted(sites, key=lambda site: [(part.zfill(9), part) for part in re.split(r"(\d+)", site)]))
+    """Every site that was ever planned, in one order for all plots."""
+    return in_order({site for record in rounds for site in record.plan.sites})
+
+
+def in_order(names: Iterable[str]) -> tuple[str, ...]:
+    """By name, ``site2`` before ``site10``."""
+
+    def key(name: str) -> list[str]:
+        return [part.zfill(9) if part.isdecimal() else part for part in re.split(r"(\d+)", name)]
+
+    return tuple(sorted(names, key=key))
 
 
 def site_looks(sites: Sequence[str]) -> dict[str, tuple[str, str]]:

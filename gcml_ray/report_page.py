@@ -51,6 +51,7 @@ def _page(folder: Path, *, with_images: bool, with_regions: bool) -> Page:
         return comparison_page(folder, runs, cells, with_images=with_images, with_regions=with_regions)
     problem = "holds neither" if folder.is_dir() else "is not a folder that holds either"
     raise DataError(
-        f"{folder} {problem} a run (config.yaml), nor folders of runs, nor a comparison's finished cells (CSV files with "
-        f"the columns {', '.join(COLUMNS[:4])}...). Give output.folder of a run, or output or results of a comparison"
+        f"{folder} {problem} a run (config.yaml), nor folders of runs, nor a comparison's finished cells (CSV files "
+        f"with the columns {', '.join(COLUMNS[:4])}...). Give output.folder of a run, or output "
+        "or results of a comparison"
     )

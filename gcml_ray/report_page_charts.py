@@ -17,15 +17,20 @@ from gcml_ray.summary import number
 
 PHASES = {"warmup": "warm-up", "exchange": "exchange", "cooldown": "cool-down"}
 STAGES = {
-    "train": "training", "merge": "merging models", "adopt": "taking the server's model", "validate": "validation",
+    "train": "training",
+    "judge": "checking what came in",
+    "merge": "merging models",
+    "adopt": "taking the server's model",
+    "validate": "validation",
     "checkpoint": "saving",
-}  # fmt: skip
+}
 WAITING = "waiting, sending, starting"
 REGIONS = {
     "omega": "Omega: anyone sees a structure",
     "pull": "R+ (pull): the peer is right",
     "push": "R\u2212 (push): the peer is wrong",
 }
+REGION_LOOKS = {"omega": (6, "dot"), "pull": (0, "solid"), "push": (1, "dash")}
 MANY_POINTS = 40  # from here on a line needs no marker at every point
 
 
@@ -118,7 +123,7 @@ def distribution_chart(rows: dict[str, dict[str, dict[str, float]]], *, styles: 
             marker={"symbol": each.symbol + "-open", "size": 7, "color": each.colour, "opacity": 0.9},
             text=[chart_text(case) for _, case, _ in places], hovertemplate="%{text}: %{x:.3f}", hoveron="points",
         )  # fmt: skip
-    figure.update_layout(boxmode="group", legend_traceorder="normal", boxgap=0.25)
+    figure.update_layout(boxmode="group", boxgap=0.25)
     figure.update_xaxes(showgrid=True, range=[-0.02, 1.02])
     figure.update_yaxes(autorange="reversed", showgrid=False, type="category")
     words = "; ".join(
@@ -142,11 +147,12 @@ def region_shares(run: RunRecords) -> Chart | None:
     if not by_region:
         return None
     figure = new_figure(height=380, x_title="round", y_title="% of the image patch")
-    for index, (region, values) in enumerate(by_region.items()):
-        each = look((6, 0, 1)[index])
+    for region, values in by_region.items():
+        index, dash = REGION_LOOKS[region]
+        each = look(index)
         figure.add_scatter(
             x=list(values), y=list(values.values()), name=REGIONS[region], mode="lines+markers",
-            line={"color": each.colour, "dash": ("dot", "solid", "dash")[index], "width": 2},
+            line={"color": each.colour, "dash": dash, "width": 2},
             marker={"symbol": each.symbol, "size": 6}, hovertemplate="round %{x}: %{y:.2f} %",
         )  # fmt: skip
     figure.update_yaxes(rangemode="tozero")
@@ -201,7 +207,7 @@ def stage_chart(by_row: Mapping[str, Mapping[str, float]], *, title: str) -> Cha
             name=stage, orientation="h", hovertemplate=f"%{{x:.1f}} {unit}",
             marker=hatched(each.colour, each.hatch),
         )  # fmt: skip
-    figure.update_layout(barmode="stack", legend_traceorder="normal", bargap=0.35)
+    figure.update_layout(barmode="stack", bargap=0.35)
     figure.update_xaxes(showgrid=True)
     figure.update_yaxes(autorange="reversed", showgrid=False, type="category")
     words = "; ".join(

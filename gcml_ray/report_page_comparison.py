@@ -8,11 +8,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from gcml_ray.comparison import COLUMNS, Cell, MethodRow, Score, read_cell, site_verdicts, summarise
+from gcml_ray.comparison import COLUMNS, Cell, MethodRow, read_cell, site_verdicts, summarise
 from gcml_ray.comparison_config import cell_name
+from gcml_ray.comparison_output import make_cell
 from gcml_ray.comparison_table import cells as table_cells
 from gcml_ray.comparison_table import headings, label
-from gcml_ray.records import Edge
+from gcml_ray.records import Edge, EvaluationReport
 from gcml_ray.report_page_charts import stage_chart, stage_seconds
 from gcml_ray.report_page_comparison_charts import (
     cases_by_method,
@@ -22,9 +23,9 @@ from gcml_ray.report_page_comparison_charts import (
     mean_dice_by_round,
 )
 from gcml_ray.report_page_exchange import gossip_section, regions_section
-from gcml_ray.report_page_gossip import gain_map, pushing_names
+from gcml_ray.report_page_gossip import gain_map
 from gcml_ray.report_page_parts import Block, Figures, Folded, Page, Pictures, Section, Table, Words, count, points
-from gcml_ray.report_page_records import RunRecords, natural_order, read_run
+from gcml_ray.report_page_records import RunRecords, read_run
 from gcml_ray.report_page_run import (
     FAILURES,
     PATIENTS,
@@ -71,20 +72,9 @@ def read_cells(folder: Path) -> tuple[Cell, ...]:
 
 
 def cell_of(named: NamedRun) -> Cell:
-    """A tested run as a cell of the table. A mutual step counts twice: it trains two models."""
-    rounds = named.run.rounds
-    reports = [report for record in rounds for report in record.trained]
-    return Cell(
-        method=named.method,
-        seed=named.seed,
-        identity=named.run.config.identity,
-        sent_bytes=sum(push.size_bytes for record in rounds for push in record.pushes if push.accepted),
-        seconds=sum(record.seconds for record in rounds),
-        num_steps=sum(r.num_steps * (2 if "incoming_segmentation" in r.losses else 1) for r in reports),
-        scores=tuple(
-            Score(s.site, s.case, s.model, s.class_name, s.dice, s.hd95, s.surface_dice) for s in named.run.scores
-        ),
-    )
+    """A tested run as a cell of the table."""
+    tested = EvaluationReport("", "test", "", 0, named.run.scores, 0.0)
+    return make_cell(named.method, named.seed, named.run.config, [tested], named.run.rounds)
 
 
 def comparison_page(
@@ -228,8 +218,8 @@ def _sites(cells: Sequence[Cell], *, alone: str, focus: str) -> tuple[Section, .
 
 def _cases(cells: Sequence[Cell], rows: Sequence[MethodRow]) -> Section:
     lead = (
-        "Each mark is one patient's case, averaged over repetitions. The line in a box is the median, the dashed one the "
-        "mean."
+        "Each mark is one patient's case, averaged over repetitions. The line in a box is the median, the dashed one "
+        "the mean."
     )
     return Section("cases", "Case by case", lead, (cases_by_method(cells, rows),))
 
@@ -279,8 +269,7 @@ def _teaching(own: Sequence[NamedRun]) -> Section:
         f"How the receiver's validation Dice changed over the rounds in which it trained with this sender's push, over "
         f"{count(len(own), 'run')} of {own[0].method}. A hint, not a proof: the receiver's own training is in it too."
     )
-    names = tuple(dict.fromkeys(name for each in own for name in pushing_names(each.run)))
-    return Section("teaching", title, lead, (gain_map(natural_order(names), gains),))
+    return Section("teaching", title, lead, (gain_map(gains),))
 
 
 def _time(runs: Sequence[NamedRun]) -> Section:

@@ -8,7 +8,7 @@ from gcml_ray.averages import mean
 from gcml_ray.config import POOLED, has_server
 from gcml_ray.errors import GcmlError
 from gcml_ray.report_page_charts import region_shares
-from gcml_ray.report_page_gossip import gain_map, gossip_graph, push_map, pushing_names, traffic_by_round
+from gcml_ray.report_page_gossip import MAX_FRAMES, gain_map, gossip_graph, push_map, traffic_by_round
 from gcml_ray.report_page_parts import Block, Picture, Pictures, Section, Words, count, picture_uri, points
 from gcml_ray.report_page_records import RunRecords
 from gcml_ray.teaching import gains_by_edge
@@ -24,6 +24,12 @@ def gossip_section(run: RunRecords) -> Section:
     if not any(record.pushes for record in run.rounds):
         return Section("gossip", title, "", (Words((_why_no_push(run),)),))
     blocks: list[Block] = [gossip_graph(run), push_map(run), traffic_by_round(run.rounds)]
+    if sum(bool(record.pushes) for record in run.rounds) > MAX_FRAMES:
+        blocks.insert(1, Words((f"The slider holds the first {MAX_FRAMES} rounds with pushes.",)))
+    behind = [rounds for record in run.rounds for report in record.trained for rounds in report.staleness]
+    if behind:
+        words = f"Models that sites learned from were {mean(behind):.1f} rounds old on average, at most {max(behind)}."
+        blocks.insert(0, Words((words,)))
     if has_server(run.config.method):
         lead = lead.replace("to another", "to the server, or the server sending their mean back")
     return Section("gossip", title, lead, tuple(blocks))
@@ -60,7 +66,7 @@ def teaching_section(run: RunRecords) -> Section:
             f"Smallest: {last.receiver} with pushes from {last.sender}, {points(mean(gains[last]))} points "
             f"({count(len(gains[last]), 'time')})."
         )
-    return Section("teaching", title, lead, (Words(tuple(lines)), gain_map(pushing_names(run), gains)))
+    return Section("teaching", title, lead, (Words(tuple(lines)), gain_map(gains)))
 
 
 def regions_section(run: RunRecords, *, with_picture: bool) -> Section:

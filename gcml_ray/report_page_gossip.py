@@ -27,6 +27,7 @@ from gcml_ray.report_page_records import RunRecords, natural_order
 ARROW, REFUSED = "#7F7F7F", COLOURS[1]
 GAIN, LOSS = "0,114,178", "213,94,0"
 MAX_FRAMES = 400  # rounds on the slider; beyond, a page would grow by megabytes
+MANY_EDGES = 30  # from here on arrows are thin
 FEW_NAMES = 8  # up to here a cell of a map has room for two lines
 
 
@@ -41,13 +42,13 @@ def gossip_graph(run: RunRecords) -> Chart:
     names = pushing_names(run)
     angles = [math.pi / 2 - 2 * math.pi * index / len(names) for index in range(len(names))]
     places = {name: (math.cos(angle), math.sin(angle)) for name, angle in zip(names, angles, strict=True)}
-    figure = new_figure(height=480)
+    figure = new_figure(height=480 if len(names) <= FEW_NAMES else 640)
     for name, each in looks(names).items():
         x, y = places[name]
         figure.add_scatter(
             x=[x], y=[y], mode="markers+text", text=[f"<b>{chart_text(name)}</b>"], name=chart_text(name),
             textposition=_label_side(x, y), cliponaxis=False, hoverinfo="skip",
-            marker={"size": 24, "color": each.colour, "symbol": each.symbol},
+            marker={"size": _node_size(names), "color": each.colour, "symbol": each.symbol},
         )  # fmt: skip
     with_pushes = [record for record in run.rounds if record.pushes]
     everything = [push for record in with_pushes for push in record.pushes]
@@ -67,9 +68,14 @@ def gossip_graph(run: RunRecords) -> Chart:
     return Chart("Pushes, all rounds together or one by one", words, figure)
 
 
+def _node_size(names: Sequence[str]) -> int:
+    """Pixels."""
+    return 24 if len(names) <= FEW_NAMES else 14
+
+
 def _label_side(x: float, y: float) -> str:
     """Where a name stands clear of the arrows: outside the circle."""
-    if abs(x) < 0.5:
+    if abs(x) < 0.3:
         return "top center" if y > 0 else "bottom center"
     return "middle right" if x > 0 else "middle left"
 
@@ -81,6 +87,8 @@ def _arrows(pushes: Sequence[PushReceipt], places: Mapping[str, tuple[float, flo
         by_edge.setdefault(Edge(push.sender, push.receiver), []).append(push)
     traffic = {edge: sum(push.size_bytes for push in own if push.accepted) for edge, own in by_edge.items()}
     widest = max(traffic.values(), default=0) or 1
+    standoff = 0.75 * _node_size(list(places))
+    extra_width = 3 if len(by_edge) <= MANY_EDGES else 1
     arrows: list[dict[str, Any]] = []
     for edge, own in by_edge.items():
         (x0, y0), (x1, y1) = _beside(places[edge.sender], places[edge.receiver])
@@ -88,8 +96,8 @@ def _arrows(pushes: Sequence[PushReceipt], places: Mapping[str, tuple[float, flo
         arrows.append({
             "x": round(x1, 3), "y": round(y1, 3), "ax": round(x0, 3), "ay": round(y0, 3), "xref": "x", "yref": "y",
             "axref": "x", "ayref": "y", "showarrow": True, "arrowhead": 2, "text": "",
-            "arrowwidth": round(1 + 3 * traffic[edge] / widest, 1), "arrowsize": 0.9,
-            "arrowcolor": REFUSED if is_refused else ARROW, "standoff": 18, "startstandoff": 18,
+            "arrowwidth": round(1 + extra_width * traffic[edge] / widest, 1), "arrowsize": 0.9,
+            "arrowcolor": REFUSED if is_refused else ARROW, "standoff": standoff, "startstandoff": standoff,
         })  # fmt: skip
         if not all(push.accepted for push in own):
             arrows.append({
@@ -144,8 +152,9 @@ def push_map(run: RunRecords) -> Chart:
     return Chart("Pushes taken, and their size, by pair", f"Map of sender by receiver: {text}.", figure)
 
 
-def gain_map(names: Sequence[str], gains: Mapping[Edge, Sequence[float]]) -> Chart:
+def gain_map(gains: Mapping[Edge, Sequence[float]]) -> Chart:
     """Sender by receiver: mean change of the receiver's validation Dice, in points, and how often it was seen."""
+    names = natural_order({name for edge in gains for name in (edge.sender, edge.receiver)})
     means = {edge: 100 * mean(values) for edge, values in gains.items()}
 
     def words(edge: Edge) -> tuple[str, str]:

@@ -177,7 +177,7 @@ def new_figure(*, height: int, x_title: str = "", y_title: str = "") -> go.Figur
     figure.update_layout(
         height=height,
         margin={"l": 8, "r": 12, "t": 16, "b": 8},
-        legend={"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom"},
+        legend={"orientation": "h", "x": 0, "y": 1.02, "yanchor": "bottom", "traceorder": "normal"},
         paper_bgcolor="rgba(0,0,0,0)",
         plot_bgcolor="rgba(0,0,0,0)",
         hoverlabel={"align": "left"},
@@ -213,6 +213,8 @@ def points(value: float) -> str:
 def megabytes(size_bytes: float) -> str:
     """A size to read."""
     size = size_bytes / 1e6
+    if 0 < size < 1:
+        return f"{1e3 * size:.3g} kB"
     if size >= 10_000:
         return f"{size / 1e3:,.1f} GB"
     return f"{size:,.0f} MB" if size >= 100 else f"{size:.3g} MB"

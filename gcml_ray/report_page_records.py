@@ -14,9 +14,9 @@ from gcml_ray.records import BEFORE_GOSSIP, PERSONALISED, CaseScore, RoundRecord
 from gcml_ray.run_folder import RunFolder, RunState
 
 MODELS = {  # as a table or legend names them
-    PERSONALISED: "personalised model",
-    BEFORE_GOSSIP: "the site's own model before gossip",
-    "shared": "the server's shared model",
+    PERSONALISED: "personalised",
+    BEFORE_GOSSIP: "before gossip",
+    "shared": "server's model",
 }
 
 

@@ -80,7 +80,8 @@ def dice_section(run: RunRecords) -> Section:
     lead = (
         "Dice says how well a model's outline overlaps the expert's: 0 is no overlap, 1 a perfect one. While training, "
         "each site scores its model on its own validation cases; a star marks its best round, whose model it keeps. "
-        "The final test uses other cases, which decided nothing."
+        "The final test uses other cases, which decided nothing. 'Before gossip' is the site's own model at the end "
+        "of the warm-up, before it had received anything."
     )
     chart = dice_by_round(run)
     blocks: list[Block] = []
@@ -117,7 +118,8 @@ def _test_table(run: RunRecords) -> Table:
     ]
     overall = {model: mean(values.values()) for model, values in means.items()}
     change = overall.get(PERSONALISED, math.nan) - overall.get(BEFORE_GOSSIP, math.nan)
-    rows.append(("mean of sites", "", *(number(overall[model]) for model in run.models), points(change), "", ""))
+    if len(rows) > 1:
+        rows.append(("mean of sites", "", *(number(overall[model]) for model in run.models), points(change), "", ""))
     names = [f"Dice, {MODELS[model]}" for model in run.models]
     headings = ("site", "test cases", *names, "change (points)", f"HD95 ({unit})", "surface Dice")
     if BEFORE_GOSSIP not in run.models:  # a column of dashes says nothing
@@ -193,6 +195,8 @@ def time_section(run: RunRecords) -> Section:
         "Sites wait for each other at the end of each round: a site that waits long could do more, the one that never "
         "waits sets the pace."
     )
+    if run.config.federation.mode == "async":
+        lead = "Sites do not wait for each other here: what is left of a site's time is sending and starting."
     charts = [chart for chart in (time_by_stage(run), round_seconds(run)) if chart is not None]
     return Section("time", "Time by stage", lead, tuple(charts) or (Words(("No round is finished yet.",)),))
 
@@ -221,8 +225,18 @@ def failures_section(run: RunRecords) -> Section:
         refusals = tuple((str(p.round_number), p.sender, p.receiver, p.reason) for p in refused)
         caption = f"{count(len(refused), 'push', 'pushes')} refused by the receiver"
         blocks += _long_table(caption, ("round", "sender", "receiver", "reason"), refusals)
+    rejected = tuple(
+        (str(report.round_number), each.sender, report.site, each.reason)
+        for record in run.rounds
+        for report in record.trained
+        for each in report.judged
+        if not each.accepted
+    )
+    if rejected:
+        caption = f"{count(len(rejected), 'model')} that arrived, but did not pass the receiver's own check"
+        blocks += _long_table(caption, ("round", "sender", "receiver", "reason"), rejected)
     if not blocks:
-        blocks.append(Words(("No site failed, none was dropped, no push was refused.",)))
+        blocks.append(Words(("No site failed, none was dropped, no model was refused.",)))
     return Section("failures", "Failures", "", tuple(blocks))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from gcml_ray.averages import mean
@@ -41,7 +42,7 @@ def summary_section(run: RunRecords) -> Section:
     if not is_finished:
         hint = f"This run is not finished. Continue it with: gcml run --resume {run.folder.path}"
         blocks.append(Words((hint,), is_warning=True))
-    lines = (*_quality(run), *_exchange(run), *_trouble(run))
+    lines = (*_quality(run), *_exchange(run), *_privacy(run), *_trouble(run))
     blocks.append(Words(lines, is_list=True))
     return Section("summary", "Summary", "", tuple(blocks))
 
@@ -83,7 +84,7 @@ def _progress(run: RunRecords) -> str:
     total = run.config.federation.rounds
     if not run.rounds:
         return f"No round of {total} has ended yet."
-    status = STATUS[run.state.status] if run.state else "How far it is cannot be read"
+    status = STATUS[run.state.status] if run.state else "Whether the run goes on is not known"
     return f"{status}: {len(run.rounds)} of {total} rounds are done ({describe_phases(run.rounds)})."
 
 
@@ -133,18 +134,38 @@ def _exchange(run: RunRecords) -> list[str]:
     return ["No model was sent."] if has_peers(run.config.method) else []
 
 
+def _privacy(run: RunRecords) -> list[str]:
+    """What was spent of the privacy budget, in words."""
+    spent = {
+        report.site: report.privacy_epsilon
+        for record in run.rounds
+        for report in record.trained
+        if report.privacy_epsilon is not None
+    }
+    if not spent:
+        return []
+    most = max(spent, key=lambda site: spent[site])
+    if math.isinf(spent[most]):
+        return [f"Training was set to be private, but without noise: {most} has no privacy guarantee."]
+    delta = f" at delta {run.config.privacy.delta:g}" if run.config.privacy.delta else ""
+    words = f"Differential privacy: at most epsilon {number(spent[most])}{delta} was spent ({most})"
+    return [f"{words}; a smaller epsilon protects patients better."]
+
+
 def _trouble(run: RunRecords) -> list[str]:
     """Failures in words."""
     failures = sum(len(record.failures) for record in run.rounds)
     refused = sum(not push.accepted for record in run.rounds for push in record.pushes)
+    reports = [report for record in run.rounds for report in record.trained]
+    refused += sum(not each.accepted for report in reports for each in report.judged)
     dropped = run.state.dropped if run.state else {}
     if not (failures or refused or dropped):
-        return ["No site failed and no push was refused."]
+        return ["No site failed and no model was refused."]
     parts = []
     if failures:
         parts.append(f"{count(failures, 'call')} to sites failed")
     if refused:
-        parts.append(f"{count(refused, 'push was', 'pushes were')} refused")
+        parts.append(f"{count(refused, 'model was', 'models were')} refused by a receiver")
     if dropped:
         parts.append(f"{listed(sorted(dropped))} had to be dropped")
     return [f"{'; '.join(parts)}: see Failures."]

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -77,18 +77,28 @@ def draw_regions(run_folder: Path, config: Config, rounds: Sequence[RoundRecord]
     site, peer = _pair(RunFolder(run_folder), rounds)
     sample = _example_case(config, site)
     labels = [_prediction(run_folder, name, config, sample.image) for name in (site, peer)]
+    channel = _clearest_channel(sample)
+    if channel is not None:
+        sample = replace(sample, image=sample.image[channel : channel + 1])
     compared = _slice(_compare(sample, *labels, sigmoid=config.data.is_sigmoid))
-    num_pull, num_push = int(compared.pull.sum()), int(compared.push.sum())
-    share = num_pull / max(1, num_pull + num_push)
-    structure = f" ({config.data.foreground_names[0]})" if config.data.is_sigmoid else ""
-    title = (
-        f"Validation case {sample.case} of {site}{structure}: where {peer}'s model is right, {site}'s is pulled towards "
-        f"it ({100 * share:.0f} % of Omega in this slice); where it is wrong, {site}'s is pushed away."
-    )
-    if not (isinstance(config.method, GcmlMethod) and config.method.dcml.variant in ("contrast", "contrast_hinge")):
-        title += " Drawn for contrastive learning; the method of this run weighs these regions in its own way."
+    shown = "" if channel is None else f" Image: {config.data.channels[channel]}."
+    title = _title(compared, config, sample.case, site=site, peer=peer) + shown
     words = f"Four pictures of one slice: the expert's outline, {site}'s, {peer}'s, and the two regions. {title}"
     return RegionsExample(title, words, _draw(compared, site, peer))
+
+
+def _title(compared: _Compared, config: Config, case: str, *, site: str, peer: str) -> str:
+    """What the picture shows, with the share of R+ in its slice."""
+    num_pull, num_push = int(compared.pull.sum()), int(compared.push.sum())
+    share = 100 * num_pull / max(1, num_pull + num_push)
+    structure = f" ({config.data.foreground_names[0]})" if config.data.is_sigmoid else ""
+    title = (
+        f"Validation case {case} of {site}{structure}: where {peer}'s model is right, {site}'s is pulled towards it "
+        f"({share:.0f} % of Omega in this slice); where it is wrong, {site}'s is pushed away."
+    )
+    if isinstance(config.method, GcmlMethod) and config.method.dcml.variant in ("contrast", "contrast_hinge"):
+        return title
+    return f"{title} The method of this run weighs these regions in its own way."
 
 
 # --- what is shown -----------------------------------------------------------------------------
@@ -143,6 +153,18 @@ def _prediction(run_folder: Path, site: str, config: Config, image: Tensor) -> T
     return predict_labels(logits, sigmoid=config.data.is_sigmoid)
 
 
+def _clearest_channel(sample: Sample) -> int | None:
+    """The channel in which the expert's structure differs most from the rest; None for a picture, shown as it is."""
+    if sample.image.ndim == 3:
+        return None
+    inside = sample.label[0] > 0
+    if not bool(inside.any()) or bool(inside.all()):
+        return 0
+    spread = sample.image.flatten(1).std(dim=1).clamp_min(1e-6)
+    difference = sample.image[:, inside].mean(dim=1) - sample.image[:, ~inside].mean(dim=1)
+    return int((difference.abs() / spread).argmax())
+
+
 def _compare(sample: Sample, learner: Tensor, peer: Tensor, *, sigmoid: bool) -> _Compared:
     """Omega split into R+ and R-; of nested regions the first."""
     truth, own, other = (part[0].long() for part in (sample.label, learner, peer))
@@ -168,8 +190,8 @@ def _slice(volume: _Compared) -> _Compared:
         index = int(both.argmax() if both.any() else areas.sum(axis=0).argmax())
         parts = [_axial(part, index) for part in parts]
     rows, columns = _crop(parts[4][0] | parts[5][0])
-    parts = [part[:, rows, columns] for part in parts]
-    return _Compared(*parts[:4], pull=parts[4][0], push=parts[5][0])
+    image, truths, learner, peer, pull, push = [part[:, rows, columns] for part in parts]
+    return _Compared(image, truths, learner, peer, pull[0], push[0])
 
 
 # --- drawing -----------------------------------------------------------------------------------
@@ -215,5 +237,6 @@ def _fill(axes: Axes, mask: Mask, colour: str, hatch: str) -> None:
     axes.imshow(shown, cmap=ListedColormap([to_rgba(colour, 0.55)]), interpolation="nearest")
     padded = np.pad(mask.astype(float), 1)
     rows, columns = (np.arange(-1, size + 1) for size in mask.shape)
-    axes.contourf(columns, rows, padded, levels=[0.5, 1.5], colors="none", hatches=[hatch])
+    hatched = axes.contourf(columns, rows, padded, levels=[0.5, 1.5], colors="none", hatches=[hatch])
+    hatched.set(edgecolor="white", linewidth=1.0)
     axes.set(xlim=(-0.5, mask.shape[1] - 0.5), ylim=(mask.shape[0] - 0.5, -0.5))

@@ -5,6 +5,7 @@
 ``rounds.jsonl``       one :class:`~gcml_ray.records.RoundRecord` a line; the truth about the run
 ``transfers.csv``      one push a row, derived from the rounds
 ``cases.csv``          one row a case, class and model
+``cross_site.csv``     the same for personalised models at all sites; ``model`` is the site it is of
 ``state.json``         how far the run is and which sites are alive
 ``tracking.json``      the ids of its MLflow runs
 ``checkpoints/SITE/``  what a site needs to resume, and its models
@@ -78,6 +79,7 @@ class RunFolder:
         self.rounds_file = path / "rounds.jsonl"
         self.transfers_file = path / "transfers.csv"
         self.cases_file = path / "cases.csv"
+        self.cross_site_file = path / "cross_site.csv"
         self.state_file = path / "state.json"
         self.tracking_file = path / "tracking.json"
         self.log_file = path / "log.txt"
@@ -208,16 +210,19 @@ class RunFolder:
         Raises:
             CheckpointError: a row cannot be read.
         """
-        if not self.cases_file.exists():
-            return ()
-        with self.cases_file.open(encoding="utf-8", newline="") as file:
-            rows = list(csv.DictReader(file))
-        try:
-            return tuple(_case_score(row) for row in rows)
-        except (KeyError, TypeError, ValueError) as error:
-            raise CheckpointError(
-                f"{self.cases_file} cannot be read ({error!r}); its columns must be {', '.join(CASE_COLUMNS)}"
-            ) from error
+        return _read_scores(self.cases_file)
+
+    def write_cross_site(self, scores: Iterable[CaseScore]) -> None:
+        """Replaces the scores of models at all sites; ``model`` is the name of the site whose model it is."""
+        replace_file(self.cross_site_file, _csv_text([CASE_COLUMNS, *map(_case_row, scores)]))
+
+    def cross_site(self) -> tuple[CaseScore, ...]:
+        """The scores of :meth:`write_cross_site`; none where ``evaluation.cross_site`` was off.
+
+        Raises:
+            CheckpointError: a row cannot be read.
+        """
+        return _read_scores(self.cross_site_file)
 
 
 # --- rows and files ----------------------------------------------------------------------------
@@ -239,6 +244,19 @@ def _append(path: Path, text: str) -> None:
         file.write(text)
         file.flush()
         os.fsync(file.fileno())
+
+
+def _read_scores(path: Path) -> tuple[CaseScore, ...]:
+    if not path.exists():
+        return ()
+    with path.open(encoding="utf-8", newline="") as file:
+        rows = list(csv.DictReader(file))
+    try:
+        return tuple(_case_score(row) for row in rows)
+    except (KeyError, TypeError, ValueError) as error:
+        raise CheckpointError(
+            f"{path} cannot be read ({error!r}); its columns must be {', '.join(CASE_COLUMNS)}"
+        ) from error
 
 
 def _csv_text(rows: Iterable[Iterable[object]]) -> str:

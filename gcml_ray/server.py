@@ -59,6 +59,7 @@ class ServerTrainer:
         on_progress: Callable[[str, int, int], None],
     ) -> None:
         del use_gpu
+        self.visits = None  # a server has no cases to score models on
         self.config = config
         self.site = site
         self.checkpoints = folder / "checkpoints" / site

@@ -93,14 +93,14 @@ def digest(payload: Payload) -> str:
     """
     raw = np.ascontiguousarray(payload).view(np.uint8)
     leaves = range(0, raw.size, LEAF_BYTES)
-    num_threads = max(1, min(MAX_THREADS, len(leaves) // 4, len(os.sched_getaffinity(0))))
+    num_threads = max(1, min(MAX_THREADS, len(leaves) // 4, os.cpu_count() or 1))
     parts = [
         leaves[index * len(leaves) // num_threads : (index + 1) * len(leaves) // num_threads]
         for index in range(num_threads)
     ]
 
     def of_part(starts: range) -> bytes:
-        return b"".join(hashlib.sha256(raw[start : start + LEAF_BYTES]).digest() for start in starts)
+        return b"".join(hashlib.sha256(raw[start : start + LEAF_BYTES].data).digest() for start in starts)
 
     if num_threads == 1:
         hashes = of_part(leaves)

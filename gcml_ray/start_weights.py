@@ -82,8 +82,8 @@ def _read(path: Path) -> tuple[dict[str, Tensor], str | None]:
     except (SafetensorError, OSError, EOFError, RuntimeError, pickle.UnpicklingError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise ConfigError(
-            f"network.start_from: {path} cannot be read ({type(error).__name__}: {reason}); give .safetensors, or a .pt "
-            "file with a state dictionary and nothing else"
+            f"network.start_from: {path} cannot be read ({type(error).__name__}: {reason}); give .safetensors, or a "
+            ".pt file with a state dictionary and nothing else"
         ) from error
     return _state_dict(content, path), None
 

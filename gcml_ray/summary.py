@@ -119,6 +119,7 @@ def where_things_are(config: Config) -> str:
         f"overlays     {folder / 'overlays'}",
         f"models       {folder / 'checkpoints'}",
         f"every case   {folder / 'cases.csv'}",
+        f"one page     gcml report {folder}",
     ]
     if config.tracking.enabled:
         lines.append(f"MLflow       mlflow ui --backend-store-uri {tracking_uri(config, folder)}")

@@ -85,9 +85,9 @@ class ParentRun:
         from mlflow.entities import Param  # noqa: PLC0415 - slow, and only where tracking is on
 
         self.experiment_id = find_experiment(client, self._config.tracking.experiment, uri)
-        if self._file.exists() and (known := json.loads(self._file.read_text(encoding="utf-8")))["uri"] == uri:
-            if self._reopen(client, known["run_id"]):
-                return
+        known = json.loads(self._file.read_text(encoding="utf-8")) if self._file.exists() else {}
+        if known.get("uri") == uri and self._reopen(client, known["run_id"]):
+            return
         folder = str(self._file.parent.resolve())
         tags = {"gcml.role": self._role, "gcml.folder": folder, "mlflow.source.name": "gcml"}
         self.run_id = client.create_run(self.experiment_id, tags=tags, run_name=self._name).info.run_id

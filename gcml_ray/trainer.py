@@ -33,10 +33,20 @@ from gcml_ray.methods import METHODS
 from gcml_ray.methods.rounds import IncomingModel, RoundContext, RoundResult, take_plainly
 from gcml_ray.privacy import private_training
 from gcml_ray.privacy_pushes import push_noise
-from gcml_ray.records import PERSONALISED, AdoptReport, EvaluationReport, SiteInfo, Split, TrainOrder, TrainReport
+from gcml_ray.records import (
+    PERSONALISED,
+    AdoptReport,
+    EvaluationReport,
+    Judgement,
+    SiteInfo,
+    Split,
+    TrainOrder,
+    TrainReport,
+)
 from gcml_ray.seeding import derive_seed
 from gcml_ray.site_files import SiteFiles
 from gcml_ray.site_learner import build_learner, exchanged_network
+from gcml_ray.visits import Visits
 from gcml_ray.wire import Buffer, Expectation, PushHeader
 
 # Pushed weights are read-only on purpose; torch warns about that once a process.
@@ -123,6 +133,9 @@ class SiteTrainer:
         self.personal = self._build_personal()
         self.exchange = Exchange(self.config, self.site, self.local, num_train=self.data.num_cases("train"))
         self.exchange.noise = push_noise(self.config, self.site, self.local.model, self.files.folder)
+        self.visits = Visits(
+            self.config, self.site, self.files, self.evaluator, self.exchange, on_progress=self.on_progress
+        )
 
     def _build_personal(self) -> Learner | None:
         """The second model, for methods with two: Ditto's starts as the shared one, ProxyFL's from its own weights."""
@@ -187,9 +200,12 @@ class SiteTrainer:
         self._mend()
         arrived = self.exchange.incoming(pushes, own_round=self.state.round_number)
         judging: dict[str, float] = {}
-        with _timed(judging, "judge"):
-            self.on_progress("judge", 0, 1)
-            incoming, judged = self.judge.screen(arrived, self.local, self.exchange)
+        incoming: Sequence[IncomingModel] = arrived
+        judged: tuple[Judgement, ...] = ()
+        if arrived and self.judge.is_active:
+            with _timed(judging, "judge"):
+                self.on_progress("judge", 0, 1)
+                incoming, judged = self.judge.screen(arrived, self.local, self.exchange)
         seconds: dict[str, float] = {}
         self.is_spoilt = True  # until the round is whole
         with _timed(seconds, "train"):

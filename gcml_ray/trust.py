@@ -28,9 +28,7 @@ def distrust_weights(rounds: Sequence[RoundRecord]) -> dict[Edge, float]:
     for record in rounds:
         for report in record.trained:
             for judgement in report.judged:
-                here, elsewhere = (
-                    (ACCEPTED, ACCEPTED_ELSEWHERE) if judgement.accepted else (REFUSED, REFUSED_ELSEWHERE)
-                )
+                here, elsewhere = (ACCEPTED, ACCEPTED_ELSEWHERE) if judgement.accepted else (REFUSED, REFUSED_ELSEWHERE)
                 for receiver in sites:
                     if receiver != judgement.sender:
                         edge = Edge(judgement.sender, receiver)

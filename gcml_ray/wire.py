@@ -21,6 +21,7 @@ Payload = npt.NDArray[Any]  # what travels: a Buffer as it is, or the bytes of a
 BLOCK_WORDS = 8192  # 64 KiB of 8-byte words: small enough to stay in cache, large enough to be fast
 WIRE_DTYPE = "float32"
 PLAIN = frozenset({WIRE_DTYPE})
+MAX_NUMBER, MAX_TEXT = 2**63, 1000  # of a header's fields: they go into messages and logs
 
 
 @dataclass(frozen=True)
@@ -131,9 +132,13 @@ def malformed(header: Any) -> str:
         allowed = _FIELD_TYPES[field.name]
         if type(value) is not allowed:  # exactly: True is no round number, a subclass may do anything
             return f"header: {field.name} must be {_WORDS[allowed]}, got {type(value).__name__}"
+        if isinstance(value, int) and abs(value) > MAX_NUMBER:
+            return f"header: {field.name} is beyond {MAX_NUMBER}"
+        if isinstance(value, str) and not (len(value) <= MAX_TEXT and value.isprintable()):
+            return f"header: {field.name} must be at most {MAX_TEXT} printable characters"
     if not all(map(_is_spec, header.layout)):
         return "header: layout must hold a TensorSpec for each tensor"
-    if not all(type(name) is str for name in header.receivers):
+    if not all(type(name) is str and len(name) <= MAX_TEXT for name in header.receivers):
         return "header: receivers must be names"
     return "" if math.isfinite(header.exported_at) else "header: exported_at must be finite"
 

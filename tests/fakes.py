@@ -29,7 +29,7 @@ from gcml_ray.run_folder import RunFolder
 from gcml_ray.seeding import numpy_generator
 from gcml_ray.wire import Buffer, Expectation, PushHeader, TensorSpec, checksum
 
-Stage = Literal["start", "export", "train", "adopt", "evaluate"]
+Stage = Literal["start", "export", "train", "adopt", "evaluate", "visit", "score_visitor"]
 Progress = Callable[[str, int, int], None]
 
 
@@ -216,6 +216,34 @@ class FakeTrainer:
             for case, dice in (("x", 0.8), ("y", 0.6))
         )
         return EvaluationReport(self.site, split, model, self.round_number, scores, 0.1)
+
+    @property
+    def visits(self) -> FakeVisits:
+        """Models that travel to be scored."""
+        return FakeVisits(self)
+
+
+@dataclass(frozen=True)
+class FakeVisits:
+    """A visitor's Dice is its first weight, so that a test can tell whose it was."""
+
+    host: FakeTrainer
+
+    def export(self, run_id: str) -> tuple[PushHeader, Buffer]:
+        """The weights as they are."""
+        self.host.note("visit", self.host.round_number)
+        return self.host._header(run_id, self.host.round_number, self.host.weights), self.host.weights
+
+    def expectation(self, run_id: str, sender: str, *, peers: frozenset[str]) -> Expectation:
+        """As for a push, of the last round."""
+        expected = self.host.expectation(run_id, sender, peers=peers)
+        return replace(expected, oldest_round=self.host.config.federation.rounds)
+
+    def score(self, header: PushHeader, buffer: Buffer) -> EvaluationReport:
+        """One case."""
+        self.host.note("score_visitor", self.host.round_number)
+        score = CaseScore(self.host.site, "x", "test", header.sender, "lesion", float(buffer[0]), 2.0, 0.9)
+        return EvaluationReport(self.host.site, "test", header.sender, header.round_number, (score,), 0.1)
 
 
 class FlakyTrainer(FakeTrainer):

@@ -5,11 +5,11 @@ Communications 14, 2023, arXiv 2111.11343. Private loss (1 - alpha) L_seg + alph
 beta; after each round the proxy is handed on along a one-peer exponential graph, and replaces the receiver's.
 The divergence is that of deep mutual learning: KL(peer || learner), mean over all voxels, peer without gradient.
 
-Our reading: the differential privacy of the paper's proxies is left out, so that methods differ in what they
-exchange alone. A proxy keeps its site's optimiser moments when its weights are replaced. Private models start
-from weights of their own, other than the proxy's, and may have a network of their own (``site_networks``).
-Warm-up: both take plain steps. Cool-down: the private model takes plain steps, the proxy stays. A site holds two
-networks with gradients and moments.
+Our reading: the differential privacy of the paper's proxies is no part of the method, but an option of all
+(``gcml_ray/privacy.py``), for both models. A proxy keeps its site's optimiser moments when its weights are
+replaced. Private models start from weights of their own, other than the proxy's, and may have a network of their
+own (``site_networks``). Warm-up: both take plain steps. Cool-down: the private model takes plain steps, the proxy
+stays. A site holds two networks with gradients and moments.
 """
 
 from __future__ import annotations

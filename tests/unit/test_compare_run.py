@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import logging
 import threading
 from collections.abc import Callable, Iterator
@@ -12,6 +13,7 @@ from typing import Any
 
 import pytest
 from mlflow import MlflowClient
+from rich.console import Console
 
 from actors.cluster import Node, num_that_fit
 from actors.compare import Ending, Task, Views, _Attempt, _side_by_side, run_comparison
@@ -19,10 +21,21 @@ from gcml_ray.comparison_config import ComparisonConfig, cell_config
 from gcml_ray.comparison_output import finished_cells
 from gcml_ray.config import Config, ResourcesConfig
 from gcml_ray.config_file import save_config
+from gcml_ray.console_comparison import CellsConsole
 from gcml_ray.errors import ConfigError
 from gcml_ray.run_folder import RunFolder
 from tests.fake_runs import RecordingListener
 from tests.fakes import FakeTrainers, Fault, calls_of, fake_config
+from tests.made_up_run import made_up_config, made_up_round
+
+
+@pytest.fixture(autouse=True)
+def no_plots(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Plots take seconds and have tests of their own."""
+    monkeypatch.setattr("gcml_ray.report.write_plots", lambda _: ())
+    monkeypatch.setattr("actors.compare.draw_plots", lambda *_: ())
+    monkeypatch.setattr("gcml_ray.comparison.NUM_RESAMPLES", 100)
+
 
 METHODS: dict[str, dict[str, Any]] = {
     "local": {"method": {"name": "local"}},
@@ -35,7 +48,7 @@ METHODS: dict[str, dict[str, Any]] = {
 class Watch:
     """Keeps which cells were shown; ``on_cell`` is told of each listener before its cell runs."""
 
-    on_cell: Callable[[str, RecordingListener], object] = lambda title, listener: None
+    on_cell: Callable[[str, RecordingListener], object] = lambda *_: None
     stop: threading.Event = field(default_factory=threading.Event)
     is_aborted: threading.Event = field(default_factory=threading.Event)
     titles: list[str] = field(default_factory=list)
@@ -130,7 +143,7 @@ def test_failed_cell_is_tried_again_by_the_next_run(tmp_path: Path) -> None:
 def test_fault_of_ours_leaves_its_traceback_in_the_cells_log(tmp_path: Path) -> None:
     def explode(title: str, listener: RecordingListener) -> None:
         if "gossip" in title:
-            listener.on_end = lambda record: 1 / 0
+            listener.on_end = lambda _: 1 / 0
 
     comparison = make_comparison(tmp_path)
     ending = run(comparison, Watch(on_cell=explode))
@@ -152,7 +165,7 @@ def test_stopped_comparison_begins_no_other_cell_and_goes_on_where_it_was(tmp_pa
 
 
 def test_unfinished_cell_of_another_configuration_is_not_gone_on_with(tmp_path: Path) -> None:
-    def stop_in_round_2(title: str, listener: RecordingListener) -> None:
+    def stop_in_round_2(_: str, listener: RecordingListener) -> None:
         listener.stop_after = 2
 
     run(make_comparison(tmp_path), Watch(on_cell=stop_in_round_2))
@@ -191,9 +204,6 @@ def test_cells_side_by_side_end_as_they_do_one_by_one(tmp_path: Path) -> None:
     attempt = _Attempt(comparison, Views(Watch().cell, lambda: None), break_gossip)
     endings = {task.title: ending for task, ending in _side_by_side(todo, attempt, 3)}
     assert len(endings) == 6
-    assert [title for title, ending in endings.items() if ending] == sorted(
-        [title for title, ending in endings.items() if ending], key=list(endings).index
-    )
     assert {title.partition(",")[0] for title, ending in endings.items() if ending} == {"gossip_avg"}
     assert len(finished_cells(comparison)) == 4
 
@@ -271,9 +281,33 @@ def test_all_cells_stand_below_one_run_with_the_table(tmp_path: Path) -> None:
     assert parent.info.status == "FAILED"
     assert {each.data.tags["mlflow.parentRunId"] for each in by_role["federation"]} == {parent.info.run_id}
     assert parent.data.metrics["gcml/test/dice"] == pytest.approx(ending.tables.rows[0].dice)
-    assert {"table.md", "dice_by_site.png"} <= {file.path for file in client.list_artifacts(parent.info.run_id)}
+    assert {"table.md", "table.csv"} <= {file.path for file in client.list_artifacts(parent.info.run_id)}
 
     run(comparison)  # the cell that failed
     assert client.get_run(parent.info.run_id).info.status == "FINISHED"
     assert len(client.search_runs([experiment.experiment_id], "tags.`gcml.role` = 'comparison'")) == 1
     assert "gossip_avg/test/dice" in client.get_run(parent.info.run_id).data.metrics
+
+
+# --- the console of several cells --------------------------------------------------------------
+
+
+def test_cells_are_rows_while_they_run_and_abort_reaches_their_driver() -> None:
+    config = made_up_config(Path("run"))
+    console = Console(width=100, file=io.StringIO(), record=True)
+    cells = CellsConsole(console, title="both")
+    with cells.row("gcml, seed 0") as first, cells.row("local, seed 0"):
+        first.on_start(config, ("A", "B"))
+        record = made_up_round(5, ("A", "B"))
+        first.on_round_begin(record.plan)
+        first.on_round_end(record)
+        first.on_status(())
+        console.print(cells._table())
+        cells.abort()
+        with pytest.raises(KeyboardInterrupt):
+            first.on_status(())
+    assert cells._rows == []
+    text = console.export_text()
+    assert "gcml, seed 0 begins" in text
+    assert "round 5/30 exchange" in text
+    assert "local, seed 0" in text

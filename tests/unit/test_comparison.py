@@ -21,7 +21,9 @@ from gcml_ray.comparison import (
 )
 from gcml_ray.comparison_config import cell_config, load_comparison
 from gcml_ray.comparison_table import csv_text, latex, markdown, method_table, site_table
+from gcml_ray.config_file import load_config
 from gcml_ray.errors import ConfigError, DataError
+from tune.search_file import load_search
 
 SITES = {"A": 6, "B": 10}
 
@@ -198,9 +200,27 @@ def test_verdict_over_a_method_that_is_not_compared_is_refused(tmp_path: Path) -
         load_comparison(tmp_path / "c.yaml")
 
 
-@pytest.mark.parametrize(
-    "path", sorted((Path(__file__).parents[2] / "configs").glob("compare_*.yaml")), ids=lambda p: p.stem
-)
+CONFIGS = Path(__file__).parents[2] / "configs"
+COMPARISONS = sorted([*CONFIGS.glob("compare_*.yaml"), *CONFIGS.glob("ablate_*.yaml")])
+OTHERS = sorted(set(CONFIGS.glob("*.yaml")) - set(COMPARISONS))
+
+
+@pytest.mark.parametrize("path", COMPARISONS, ids=lambda path: path.stem)
 def test_every_cell_of_a_shipped_comparison_is_a_valid_configuration(path: Path) -> None:
     comparison = load_comparison(path)
     assert [cell_config(comparison, method, 0, []).name for method in comparison.methods] == list(comparison.methods)
+
+
+@pytest.mark.parametrize("path", COMPARISONS, ids=lambda path: path.stem)
+def test_no_two_lines_of_a_shipped_comparison_are_the_same_federation(path: Path) -> None:
+    comparison = load_comparison(path)
+    identities = {method: cell_config(comparison, method, 0, []).identity for method in comparison.methods}
+    assert len(set(identities.values())) == len(identities), identities
+
+
+@pytest.mark.parametrize("path", OTHERS, ids=lambda path: path.stem)
+def test_every_other_shipped_configuration_loads(path: Path) -> None:
+    if path.stem.startswith("tune_"):
+        assert load_search(path, (), ()).config.name
+    else:
+        assert load_config(path).name == path.stem

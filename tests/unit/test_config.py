@@ -263,7 +263,7 @@ def test_all_problems_are_listed_at_once_in_one_line_each(tmp_path: Path) -> Non
         "  data.spacing_is_real: received 'yes'; must be a valid boolean",
         "  data.patch_size[1]: received 'big'; must be a valid integer",
         "  method.topology.name: received 'pushk'; "
-        "allowed: 'bernoulli' or 'exponential' or 'matching' or 'push_k' or 'ring'",
+        "allowed: 'bernoulli' or 'exponential' or 'matching' or 'push_k' or 'ring' or 'usefulness'",
         "  federation.rounds: received 2.5; must be a valid integer",
     ]
 

@@ -102,3 +102,10 @@ def test_files_named_in_tables_exist(page: Path) -> None:
 def has_content(path: Path) -> bool:
     """Whether a file exists, or a folder that is not empty."""
     return any(path.iterdir()) if path.is_dir() else path.exists()
+
+
+def test_every_page_is_in_the_site() -> None:
+    """``make docs`` makes ``index.md``, ``pages.md``, ``changelog.md`` and ``notebook.md`` from other files."""
+    nav = re.findall(r"^ +- (\S+\.md)$", (ROOT / "mkdocs.yml").read_text(encoding="utf-8"), re.MULTILINE)
+    pages = {page.relative_to(ROOT / "docs").as_posix() for page in (ROOT / "docs").rglob("*.md")} - {"README.md"}
+    assert sorted(nav) == sorted(pages | {"index.md", "pages.md", "changelog.md", "notebook.md"})

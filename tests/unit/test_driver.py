@@ -261,7 +261,7 @@ def test_late_site_that_does_not_come_back_is_dropped_and_said_so(tmp_path: Path
     run = run_deaf(tmp_path, is_lost)
     assert run.failures() == [("B", 2, "late", "restart"), ("B", 2, "late", "drop")]
     assert run.summary.dropped == {"B": "did not come back: no answer within 0.1 s"}
-    assert [failure.stage for failure in run.folder.rounds()[1].failures] == ["train", "start"]
+    assert [failure.stage for failure, _ in run.listener.failures] == ["train", "start"]
     assert run.trained("C") == [1, 2, 3, 4]
 
 

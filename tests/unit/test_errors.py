@@ -3,10 +3,10 @@ import pickle
 import pytest
 
 from gcml_ray import errors
-from gcml_ray.errors import CheckpointError, ClusterError, ConfigError, DataError, GcmlError, SiteError
+from gcml_ray.errors import CheckpointError, ClusterError, ConfigError, DataError, ExportError, GcmlError, SiteError
 
 
-@pytest.mark.parametrize("kind", [ConfigError, DataError, CheckpointError, ClusterError])
+@pytest.mark.parametrize("kind", [ConfigError, DataError, CheckpointError, ExportError, ClusterError])
 def test_an_error_survives_pickling(kind: type[GcmlError]) -> None:
     copy = pickle.loads(pickle.dumps(kind("what happened")))  # noqa: S301 - our own bytes
     assert type(copy) is kind
@@ -22,5 +22,5 @@ def test_a_site_error_survives_pickling_with_its_parts() -> None:
 
 def test_every_error_is_a_gcml_error_so_that_the_command_line_can_catch_it() -> None:
     kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, Exception)]
-    assert len(kinds) == 6
+    assert len(kinds) == 7
     assert all(issubclass(kind, GcmlError) for kind in kinds)

@@ -241,7 +241,9 @@ def test_resume_under_another_configuration_is_refused_and_names_the_key(tmp_pat
     config = fake_config(tmp_path)
     Federation(config).run([])
     other = Federation(config, overrides=["federation.rounds=9", "method.dcml.beta=0.7"])
-    with pytest.raises(ConfigError, match=r"method\.dcml .*federation\.rounds \(4 there, 9 here\).*Federation\.open"):
+    with pytest.raises(
+        ConfigError, match=r"dcml\.beta \(.*, 0\.7 here\), federation\.rounds \(4 there, 9 here\).*\.open"
+    ):
         other.run([], resume=True)
 
 

@@ -1,0 +1,68 @@
+"""Every site's personalised model scored at every other site, after the test: the cross-site matrix.
+
+One site after the other sends its model to all others, actor to actor as any push; these score it on their own test
+cases at the same time. Through the driver go names and scores alone. A site that fails is left out of what follows.
+"""
+
+from __future__ import annotations
+
+import logging
+from typing import TYPE_CHECKING
+
+from actors.failure_policy import Decision
+from actors.local_pool import Outcome
+from actors.pace import CallKind
+from gcml_ray.records import CaseScore, EvaluationReport
+
+if TYPE_CHECKING:
+    from actors.driver import Driver
+
+log = logging.getLogger(__name__)
+
+
+def score_across_sites(driver: Driver, own: tuple[EvaluationReport, ...]) -> None:
+    """Fills ``cross_site.csv`` of the run folder.
+
+    Args:
+        driver: has just tested.
+        own: what each site's personalised model scored at home.
+    """
+    rows = [_row(score, owner=report.site) for report in own for score in report.scores]
+    driver.folder.write_cross_site(rows)
+    for owner in driver.roster.present:
+        for report in _visit(driver, owner):
+            rows += [_row(score, owner=owner) for score in report.scores]
+        driver.folder.write_cross_site(rows)
+
+
+def _row(score: CaseScore, *, owner: str) -> CaseScore:
+    """A score under the name of the site whose model it is."""
+    return CaseScore(
+        score.site, score.case, score.split, owner, score.class_name, score.dice, score.hd95, score.surface_dice
+    )
+
+
+def _visit(driver: Driver, owner: str) -> list[EvaluationReport]:
+    """What one site's model scores at the others."""
+    others = tuple(name for name in driver.roster.present if name != owner)
+    federation = driver.config.federation
+    sent = _ask(driver, (owner,), "visit", others, limit_s=federation.push_timeout_s)
+    receipts = [receipt for outcome in sent for receipt in outcome.result.receipts]
+    driver.note_refusals(receipts)
+    hosts = tuple(receipt.receiver for receipt in receipts if receipt.accepted)
+    return [
+        outcome.result for outcome in _ask(driver, hosts, "score_visitor", owner, limit_s=federation.round_timeout_s)
+    ]
+
+
+def _ask(driver: Driver, names: tuple[str, ...], stage: str, argument: object, *, limit_s: float) -> list[Outcome]:
+    """The outcomes of one call to each of these sites; failures are said and left out."""
+    number = driver.config.federation.rounds
+    for name in names:
+        driver.roster.submit(name, stage, argument, number=number, kind=CallKind(stage), limit_s=limit_s)
+    outcomes = driver.roster.gather(names, stage, announces=False)
+    for outcome in outcomes:
+        if outcome.failure:
+            log.warning("cross-site: %s of %s failed: %s", stage, outcome.site, outcome.failure.message)
+            driver.listener.on_failure(outcome.failure, Decision.SKIP)
+    return [outcome for outcome in outcomes if not outcome.failure]

@@ -1,0 +1,185 @@
+"""A cluster with token and TLS, made by the commands that docs/security.md gives; who gets in and who does not."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import socket
+import stat
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import ray.util
+
+from gcml_ray.config_file import save_config
+from gcml_ray.run_folder import RunFolder
+from tests.fakes import fake_config
+
+PAGE = Path(__file__).parents[2] / "docs" / "security.md"
+RAY = [sys.executable, "-m", "ray.scripts.scripts"]
+START_TIMEOUT_S = 180.0
+JOIN_TIMEOUT_S = 120.0
+CLIENT = """
+import sys, ray
+ray.init(sys.argv[1], logging_level="ERROR", log_to_driver=False)
+print("joined")
+"""
+FEDERATION = """
+import sys, threading
+from actors.federation import run_federation
+from actors.listener import NullListener
+from gcml_ray.config_file import load_config
+from tests.fakes import FakeTrainers
+
+if __name__ == "__main__":
+    config = load_config(sys.argv[1])
+    print(run_federation(
+        config, listener=NullListener(), stop=threading.Event(), make_trainer=FakeTrainers(num_values=100_000)
+    ).status)
+"""
+
+
+@dataclass(frozen=True)
+class Head:
+    """A running head node, and what one must have to join it."""
+
+    address: str
+    environment: dict[str, str]
+
+
+def documented_commands() -> str:
+    """The shell commands of the page that make certificates."""
+    return "\n".join(re.findall(r"```bash\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL))
+
+
+def free_port() -> int:
+    """Below 10000: Ray keeps the ports above for its workers."""
+    for port in range(6400, 9900, 7):
+        with socket.socket() as attempt:
+            if attempt.connect_ex(("127.0.0.1", port)):
+                return port
+    raise RuntimeError("no free port")
+
+
+@pytest.fixture(scope="module")
+def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
+    """One head node with token and TLS. Ended by its own process: ``ray stop`` would end those of others too."""
+    if shutil.which("openssl") is None:
+        pytest.skip("openssl makes the certificates")
+    folder = tmp_path_factory.mktemp("tls")
+    node = ray.util.get_node_ip_address()
+    subprocess.run(
+        ["bash", "-ec", documented_commands()],  # noqa: S607
+        cwd=folder,
+        env=os.environ | {"NODE": node},
+        check=True,
+        capture_output=True,
+        timeout=60,
+    )
+    environment = os.environ | {
+        "RAY_USE_TLS": "1",
+        "RAY_TLS_SERVER_CERT": str(folder / "node.crt"),
+        "RAY_TLS_SERVER_KEY": str(folder / "node.key"),
+        "RAY_TLS_CA_CERT": str(folder / "ca.crt"),
+        "RAY_AUTH_MODE": "token",
+        "RAY_AUTH_TOKEN": "5" * 64,
+        "PYTHONPATH": str(PAGE.parents[1]),
+    }
+    port = free_port()
+    private = Path(os.environ["RAY_TMPDIR"]) / "tls"
+    arguments = f"start --head --block --port={port} --node-ip-address={node} --temp-dir={private}"
+    arguments += " --ray-client-server-port=9999 --include-dashboard=false --num-cpus=2 --object-store-memory=100000000"
+    output = folder / "start.txt"
+    with output.open("w") as file:
+        process = subprocess.Popen([*RAY, *arguments.split()], env=environment, stdout=file, stderr=file)
+    try:
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while "Ray runtime started" not in output.read_text():
+            assert process.poll() is None, output.read_text()
+            assert time.monotonic() < deadline, output.read_text()
+            time.sleep(0.5)
+        yield Head(f"{node}:{port}", environment)
+    finally:
+        process.terminate()
+        process.wait(timeout=30)
+
+
+def join(head: Head, *, timeout_s: float = JOIN_TIMEOUT_S, **changes: str | None) -> str:
+    """What a client says that tries to join; empty where it was still trying when its time was over."""
+    environment = {key: value for key, value in (head.environment | changes).items() if value is not None}
+    try:
+        ended = subprocess.run(
+            [sys.executable, "-c", CLIENT, head.address],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=timeout_s,
+            check=False,
+        )
+    except subprocess.TimeoutExpired as error:
+        return (error.stdout or b"").decode()
+    return ended.stdout + ended.stderr
+
+
+def test_client_with_certificate_and_token_gets_in(head: Head) -> None:
+    assert join(head).endswith("joined\n")
+
+
+def test_client_without_tls_does_not_get_in(head: Head) -> None:
+    """It would try for more than a minute; with TLS joining takes seconds."""
+    assert "joined" not in join(head, timeout_s=20, RAY_USE_TLS=None)
+
+
+def test_client_with_another_token_is_refused(head: Head) -> None:
+    said = join(head, RAY_AUTH_TOKEN="6" * 64)
+    assert "joined" not in said
+    assert "Failed to connect to Ray cluster" in said
+
+
+def test_client_without_a_token_is_refused(head: Head, tmp_path: Path) -> None:
+    said = join(head, RAY_AUTH_TOKEN=None, HOME=str(tmp_path))
+    assert "joined" not in said
+    assert "no authentication token was found" in said
+
+
+def test_federation_with_signed_and_encoded_pushes_runs_over_tls(head: Head, tmp_path: Path) -> None:
+    """First pushes are whole, 400,000 bytes; later ones a tenth of the values: 8 + 12,500 (bitmap) + 20,000 bytes."""
+    config = fake_config(
+        tmp_path,
+        sites=("A", "B"),
+        federation={"rounds": 3},
+        resources={"pool": "ray", "address": head.address, "cpus_per_site": 0.5},
+        wire={"sign": True, "encoding": "topk", "topk_share": 0.1},
+    )
+    save_config(config, tmp_path / "config.yaml")
+    ended = subprocess.run(
+        [sys.executable, "-c", FEDERATION, str(tmp_path / "config.yaml")],
+        env=head.environment,
+        capture_output=True,
+        text=True,
+        timeout=JOIN_TIMEOUT_S,
+        check=False,
+    )
+    assert (ended.returncode, ended.stdout) == (0, "finished\n"), ended.stderr
+    pushes = [push for record in RunFolder.open(tmp_path / "run").read_rounds() for push in record.pushes]
+    assert [push.reason for push in pushes] == [""] * 6
+    assert sorted(push.size_bytes for push in pushes) == [32_508] * 4 + [400_000] * 2
+
+
+def test_documented_commands_leave_no_readable_token_and_keys(tmp_path: Path) -> None:
+    environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_AUTH")}
+    commands = f'umask 077; "{sys.executable}" -m ray.scripts.scripts get-auth-token --generate'
+    subprocess.run(
+        ["bash", "-ec", commands],  # noqa: S607
+        env=environment | {"HOME": str(tmp_path), "RAY_AUTH_MODE": "token"},
+        check=True,
+        capture_output=True,
+        timeout=60,
+    )
+    assert stat.S_IMODE((tmp_path / ".ray" / "auth_token").stat().st_mode) == 0o600

@@ -1,0 +1,229 @@
+"""Which incoming models are left out, and what a receiver remembers of their senders."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from gcml_ray.config import Config
+from gcml_ray.config_defence import DefenceConfig
+from gcml_ray.judge import Facts, compare_weights, dice_share, objection, suspicion_after
+from gcml_ray.record_json import from_json, to_json
+from gcml_ray.records import Judgement, TrainReport
+from gcml_ray.trainer import SiteTrainer
+from gcml_ray.wire import Buffer, PushHeader, checksum
+from tests.makers import make_config
+from tests.trainer_runs import OTHER_NETWORK, make_trainer, order, without_clocks
+
+DEFENCE = DefenceConfig(max_norm_ratio=3.0, min_cosine=0.1, min_own_dice=0.2, min_dice_share=0.25)
+KEEP = {"name": "gcml", "topology": {"name": "ring"}, "merge": "keep_local"}
+ON = {"weights": True, "validation": True}
+
+
+# --- the rule ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("facts", "word"),
+    [
+        (Facts(), ""),
+        (Facts(norm_ratio=1.0, cosine=0.9, dice=0.5, own_dice=0.5), ""),
+        (Facts(is_replay=True, norm_ratio=1.0), "replay"),
+        (Facts(norm_ratio=2.9), ""),
+        (Facts(norm_ratio=3.1), "norm"),
+        (Facts(norm_ratio=0.35), ""),
+        (Facts(norm_ratio=0.32), "norm"),
+        (Facts(norm_ratio=float("inf")), "norm"),
+        (Facts(norm_ratio=1.0, cosine=0.1), ""),
+        (Facts(norm_ratio=1.0, cosine=0.09), "direction"),
+        (Facts(norm_ratio=1.0, cosine=-1.0), "direction"),
+        (Facts(dice=0.0, own_dice=0.19), ""),
+        (Facts(dice=0.2, own_dice=0.8), ""),
+        (Facts(dice=0.19, own_dice=0.8), "validation"),
+        (Facts(dice=None, own_dice=0.8), ""),
+    ],
+)
+def test_objection_names_the_first_thing_that_is_wrong(facts: Facts, word: str) -> None:
+    assert objection(facts, DEFENCE, suspicion=0).partition(":")[0] == word
+
+
+def test_sender_that_was_refused_must_do_better_up_to_twice_as_much() -> None:
+    """A quarter of the own Dice at first; each refusal asks for a quarter of that more."""
+    assert [dice_share(DEFENCE, suspicion) for suspicion in range(6)] == [0.25, 0.3125, 0.375, 0.4375, 0.5, 0.5]
+    facts = Facts(dice=0.31, own_dice=0.8)
+    assert [bool(objection(facts, DEFENCE, suspicion=count)) for count in range(5)] == [False, False, False, True, True]
+
+
+def judged(sender: str, *, accepted: bool) -> Judgement:
+    return Judgement(sender, accepted, "" if accepted else "norm: ...", 1.0, 1.0, None, None)
+
+
+def test_suspicion_rises_with_each_refusal_and_falls_with_each_acceptance() -> None:
+    refused, accepted = judged("A", accepted=False), judged("A", accepted=True)
+    assert suspicion_after({}, [refused]) == {"A": 1}
+    assert suspicion_after({"A": 2, "B": 1}, [accepted]) == {"A": 1, "B": 1}
+    assert suspicion_after({"A": 1}, [accepted]) == {}
+    assert suspicion_after({"A": 4}, [refused]) == {"A": 4}
+    assert suspicion_after({}, [accepted]) == {}
+
+
+# --- measuring -----------------------------------------------------------------------------------
+
+
+def test_weights_are_compared_by_norm_and_angle() -> None:
+    """|(3, 4)| = 5, |(8, 6)| = 10; (3 x 8 + 4 x 6) / (5 x 10) = 0.96."""
+    facts = compare_weights(torch.tensor([3.0, 4.0]), torch.tensor([8.0, 6.0]), common_init=True)
+    assert facts.norm_ratio == pytest.approx(2.0)
+    assert facts.cosine == pytest.approx(0.96)
+
+
+def test_direction_means_nothing_where_sites_started_apart() -> None:
+    assert compare_weights(torch.ones(2), -torch.ones(2), common_init=False) == Facts(norm_ratio=pytest.approx(1.0))
+
+
+def test_weights_that_are_all_zero_have_no_direction() -> None:
+    assert compare_weights(torch.ones(2), torch.zeros(2), common_init=True) == Facts(norm_ratio=0.0)
+    assert compare_weights(torch.zeros(2), torch.ones(2), common_init=True).norm_ratio == float("inf")
+
+
+# --- at a receiver -------------------------------------------------------------------------------
+
+
+def push(trainer: SiteTrainer, weights: Any, *, round_number: int, sender: str = "B") -> tuple[PushHeader, Buffer]:
+    """A well-formed push of these weights."""
+    header, own = trainer.export("run", round_number)
+    buffer = np.array(weights, dtype=np.float32)
+    assert buffer.shape == own.shape
+    return replace(header, sender=sender, checksum=checksum(buffer)), buffer
+
+
+def receiver(folder: Path, **defence: Any) -> SiteTrainer:
+    """Site A after one round."""
+    trainer = make_trainer(make_config(folder, method=KEEP, defence=ON | defence))
+    trainer.train_round(order(1), [])
+    return trainer
+
+
+def one_round(trainer: SiteTrainer, weights: Any) -> TrainReport:
+    return trainer.train_round(order(2), [push(trainer, weights, round_number=2)])
+
+
+def own_weights(trainer: SiteTrainer) -> Buffer:
+    weights: Buffer = trainer.export("run", 2)[1].copy()
+    return weights
+
+
+@pytest.mark.parametrize(
+    ("change", "word"), [(lambda own: -own, "direction"), (lambda own: 100 * own, "norm"), (np.zeros_like, "norm")]
+)
+def test_harmful_weights_are_refused_and_the_site_trains_as_if_they_had_not_come(
+    tmp_path: Path, change: Any, word: str
+) -> None:
+    attacked, alone = receiver(tmp_path / "attacked"), receiver(tmp_path / "alone")
+    report = one_round(attacked, change(own_weights(attacked)))
+    expected = alone.train_round(order(2), [])
+    assert [(one.sender, one.accepted, one.reason.partition(":")[0]) for one in report.judged] == [("B", False, word)]
+    assert report.peers == ()
+    assert torch.equal(attacked.local.model.flat, alone.local.model.flat)
+    assert without_clocks(replace(report, judged=())) == without_clocks(expected)
+
+
+def test_honest_weights_are_accepted_and_learnt_from(tmp_path: Path) -> None:
+    trainer = receiver(tmp_path)
+    report = one_round(trainer, 1.01 * own_weights(trainer))
+    (judgement,) = report.judged
+    assert report.peers == ("B",)
+    assert (judgement.accepted, judgement.reason) == (True, "")
+    assert judgement.norm_ratio == pytest.approx(1.01, abs=1e-4)
+    assert judgement.cosine == pytest.approx(1.0, abs=1e-5)
+    assert report.seconds["judge"] > 0
+
+
+def test_model_that_fails_on_own_cases_is_refused_by_them_alone(tmp_path: Path) -> None:
+    """With ``min_own_dice: 0`` and a share above 1's reach, any model but the own one's equal is too bad."""
+    trainer = receiver(tmp_path, weights=False, min_own_dice=0.0, min_dice_share=1.0)
+    own_dice = trainer.evaluator.few_dice(trainer.local, 4)
+    report = one_round(trainer, np.zeros_like(own_weights(trainer)))
+    (judgement,) = report.judged
+    assert judgement.own_dice == pytest.approx(own_dice)
+    assert judgement.dice is not None
+    assert judgement.accepted == (judgement.dice >= own_dice)
+    assert (judgement.norm_ratio, judgement.cosine) == (None, None)
+
+
+def test_incoming_model_is_not_scored_before_the_own_one_has_learnt_something(tmp_path: Path) -> None:
+    trainer = receiver(tmp_path, min_own_dice=1.0)
+    (judgement,) = one_round(trainer, own_weights(trainer)).judged
+    assert judgement.own_dice is not None
+    assert judgement.dice is None
+
+
+def test_own_dice_of_the_last_validation_is_not_measured_again(tmp_path: Path) -> None:
+    trainer = receiver(tmp_path, min_own_dice=1.0)
+    scored = []
+    trainer.evaluator.few_dice = lambda *_: scored.append(1) or 0.5  # type: ignore[method-assign,func-returns-value]
+    one_round(trainer, own_weights(trainer))
+    assert scored == []
+
+
+def test_nothing_is_judged_where_the_defence_is_off(tmp_path: Path) -> None:
+    trainer = receiver(tmp_path, weights=False, validation=False)
+    report = one_round(trainer, -own_weights(trainer))
+    assert report.judged == ()
+    assert report.peers == ("B",)
+
+
+def test_weights_of_another_network_are_judged_by_their_predictions_alone(tmp_path: Path) -> None:
+    method = {"name": "gml", "topology": {"name": "ring"}}
+    config = make_config(tmp_path, site_networks={"B": OTHER_NETWORK}, method=method, defence=ON | {"min_own_dice": 0})
+    trainer, other = make_trainer(config), make_trainer(config, site="B", folder=tmp_path / "other")
+    report = trainer.train_round(order(2), [other.export("run", 2)])
+    (judgement,) = report.judged
+    assert (judgement.norm_ratio, judgement.cosine) == (None, None)
+    assert judgement.dice is not None
+
+
+def test_the_same_weights_again_are_refused_after_a_resume_too(tmp_path: Path) -> None:
+    trainer = receiver(tmp_path)
+    weights = own_weights(trainer)
+    assert one_round(trainer, weights).peers == ("B",)
+    restored = make_trainer(trainer.config, folder=Path(trainer.config.output.folder), resume_round=2)
+    for site in (trainer, restored):
+        (judgement,) = site.train_round(order(3), [push(site, weights, round_number=3)]).judged
+        assert judgement.reason.startswith("replay")
+    assert restored.train_round(order(4), [push(restored, 1.01 * weights, round_number=4)]).peers == ("B",)
+
+
+def test_suspicion_survives_a_resume(tmp_path: Path) -> None:
+    trainer = receiver(tmp_path)
+    one_round(trainer, -own_weights(trainer))
+    restored = make_trainer(trainer.config, folder=Path(trainer.config.output.folder), resume_round=2)
+    assert restored.state.suspicion == {"B": 1}
+    assert restored.state.few_dice == trainer.state.few_dice
+
+
+def test_defence_is_part_of_the_identity(tmp_path: Path) -> None:
+    on, off = make_config(tmp_path, defence=ON), make_config(tmp_path, defence={"validation": False})
+    assert on.identity != off.identity
+    assert Config.model_validate(on.model_dump(by_alias=True)).identity == on.identity
+
+
+# --- records -------------------------------------------------------------------------------------
+
+REPORT = TrainReport("A", 1, (), 1, {}, {}, "", {}, None, False, {}, 0.1, 1)
+
+
+def test_judgements_survive_json() -> None:
+    report = replace(REPORT, judged=(Judgement("B", False, "norm: 4", 4.0, None, None, 0.5),))
+    assert from_json(TrainReport, to_json(report)) == report
+
+
+def test_reports_of_older_runs_have_no_judgements() -> None:
+    old = to_json(REPORT).replace(', "judged": []', "")
+    assert "judged" not in old
+    assert from_json(TrainReport, old).judged == ()

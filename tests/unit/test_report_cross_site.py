@@ -1,0 +1,50 @@
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import pytest
+
+from gcml_ray.errors import DataError
+from gcml_ray.records import CaseScore
+from gcml_ray.report_axes import in_order
+from gcml_ray.report_cross_site import cross_site_dice, plot_cross_site, plot_cross_site_by_method
+from gcml_ray.run_folder import RunFolder
+
+
+def row(owner: str, site: str, dice: float, *, case: str = "x", class_name: str = "a") -> CaseScore:
+    return CaseScore(site, case, "test", owner, class_name, dice, math.nan, 0.5)
+
+
+MATRIX = [row("A", "A", 0.8), row("A", "B", 0.5), row("B", "A", 0.75), row("B", "B", 0.6)]
+
+
+def test_dice_is_averaged_over_cases_and_classes_then_over_seeds() -> None:
+    """Seed 0: mean of 0.2, 0.4, 0.9 = 0.5; seed 1: 0.7; mean 0.6."""
+    one = [row("A", "B", 0.2), row("A", "B", 0.4, class_name="b"), row("A", "B", 0.9, case="y")]
+    assert cross_site_dice([one, [row("A", "B", 0.7)]]) == {("A", "B"): pytest.approx(0.6)}
+
+
+def test_map_says_dice_and_how_much_better_than_the_sites_own_model(tmp_path: Path) -> None:
+    """A's model at B: 0.5 against B's own 0.6 is -10 points; B's model at A: 0.75 against 0.8 is -5."""
+    folder = RunFolder(tmp_path)
+    folder.write_cross_site(MATRIX)
+    axes = plot_cross_site(folder).axes[0]
+    assert [label.get_text() for label in axes.get_yticklabels()] == ["A", "B"]
+    assert {text.get_text() for text in axes.texts} == {"0.800", "0.600", "", "0.500", "(-10.0)", "0.750", "(-5.0)"}
+
+
+def test_run_without_visits_has_no_map(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"not scored across sites \(evaluation\.cross_site\)"):
+        plot_cross_site(RunFolder(tmp_path))
+
+
+def test_only_methods_that_were_scored_across_sites_get_a_map(tmp_path: Path) -> None:
+    path = tmp_path / "c.png"
+    assert not plot_cross_site_by_method({"local": [()]}, path)
+    assert plot_cross_site_by_method({"local": [()], "gcml": [MATRIX, ()]}, path)
+    assert path.stat().st_size > 5000
+
+
+def test_sites_stand_in_the_order_of_their_names() -> None:
+    assert in_order({"site10", "site2", "west", "east", "B"}) == ("B", "east", "site2", "site10", "west")
