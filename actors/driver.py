@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from actors.async_rounds import AsyncRounds
-from actors.attendance import Attendance
+from actors.attendance import Attendance, check_schedule
 from actors.cross_site import score_across_sites
 from actors.failure_policy import Decision
 from actors.listener import Listener
@@ -42,6 +42,7 @@ from gcml_ray.records import (
 from gcml_ray.run_folder import RunFolder, RunState
 from gcml_ray.teaching import usefulness_weights
 from gcml_ray.tracking import Tracker
+from gcml_ray.trust import distrust_weights
 
 log = logging.getLogger(__name__)
 
@@ -155,6 +156,7 @@ class Driver:
 
     def _start(self, sites: Sequence[str], resume: RunState | None) -> None:
         """Launches all sites at once and waits until the last one is ready."""
+        check_schedule(self.config, sites)
         self.roster.dropped = dict(resume.dropped) if resume else {}
         living = [site for site in self.attendance.at_start(sites) if site not in self.roster.dropped]
         if not living:
@@ -185,7 +187,9 @@ class Driver:
     def _edge_weights(self) -> Mapping[Edge, float]:
         """Relative chances of single pushes."""
         topology = getattr(self.config.method, "topology", None)
-        return usefulness_weights(self.recent, topology) if isinstance(topology, UsefulnessTopology) else {}
+        weights = usefulness_weights(self.recent, topology) if isinstance(topology, UsefulnessTopology) else {}
+        distrust = distrust_weights(self.recent)
+        return {edge: weights.get(edge, 1.0) * distrust.get(edge, 1.0) for edge in {*weights, *distrust}}
 
     def order(self, number: int) -> TrainOrder:
         """Evaluation and checkpoints by their rhythm, and always where a phase or the run ends."""

@@ -59,7 +59,6 @@ class SyncRounds:
                 return done
             self._round(number)
             done = number
-        self._wait_for_late()
         self.is_over = done == federation.rounds
         return done
 
@@ -88,6 +87,8 @@ class SyncRounds:
         work = _Work()
         self._take_strays(work)
         plan = (self._server_round if has_server else self._peer_round)(plan, driver.order(number), work)
+        if number == self.config.federation.rounds:
+            self._wait_for_late(work)
         self._round_seconds = time.perf_counter() - began
         driver.record(
             RoundRecord(
@@ -102,12 +103,12 @@ class SyncRounds:
             )
         )
 
-    def _wait_for_late(self) -> None:
-        """After the last round: what late sites still have to say."""
+    def _wait_for_late(self, work: _Work) -> None:
+        """In the last round: what late sites still have to say."""
         roster = self.roster
         while any(roster.is_busy(name) for name in roster.members):
             roster.wait_for_strays()
-        self._take_strays(_Work())
+        self._take_strays(work)
 
     # --- the two kinds of round --------------------------------------------------------------
 

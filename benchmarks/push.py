@@ -4,6 +4,7 @@ Two site actors on one node. "push": header and checksum, into the object store,
 acknowledgement; "take": the receiver's copy into its own model. Medians over repeats, in one invocation.
 
     python -m benchmarks.push --megabytes 1 5 50 200
+    python -m benchmarks.push --wire '{sign: true}'
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import ray
+import yaml
 
 from actors.cluster import connected
 from actors.pool import ObjectStoreTransport, SiteActor
@@ -74,9 +76,9 @@ def _seconds(call: Callable[[], Any]) -> float:
     return time.perf_counter() - began
 
 
-def measure(megabytes: int, *, repeats: int) -> tuple[float, float, float]:
+def measure(megabytes: int, *, repeats: int, wire: dict[str, Any]) -> tuple[float, float, float]:
     """Median seconds of push, take and memcpy."""
-    config = _config(num_values=megabytes * 1_000_000 // 4)
+    config = _config(num_values=megabytes * 1_000_000 // 4, wire=wire)
     handles = {
         site: SiteActor.options(num_cpus=0.5).remote(
             config, site, "unused", run_id="push", use_gpu=False, make_trainer=BufferTrainer
@@ -84,7 +86,9 @@ def measure(megabytes: int, *, repeats: int) -> tuple[float, float, float]:
         for site in SITES
     }
     transport = ObjectStoreTransport(handles, label_key=None)
-    ray.get([handle.start.remote(transport, SITES, 0) for handle in handles.values()], timeout=TIMEOUT_S)
+    infos = ray.get([handle.start.remote(transport, SITES, 0) for handle in handles.values()], timeout=TIMEOUT_S)
+    keys = {info.site: info.public_key for info in infos}
+    ray.get([handle.register.remote(transport, keys) for handle in handles.values()], timeout=TIMEOUT_S)
     rows = []
     for number in range(1, repeats + 3):
         push = handles["A"].push.options(concurrency_group="push")
@@ -102,7 +106,7 @@ def measure(megabytes: int, *, repeats: int) -> tuple[float, float, float]:
     return push_s, take_s, memcpy_s
 
 
-def _config(*, num_values: int) -> Config:
+def _config(*, num_values: int, wire: dict[str, Any]) -> Config:
     """A configuration whose data are never read."""
     return parse_config(
         {
@@ -118,6 +122,7 @@ def _config(*, num_values: int) -> Config:
             "optimiser": {"learning_rate": 1e-3},
             "method": {"name": "gossip_avg", "topology": {"name": "ring"}},
             "federation": {"rounds": 1, "local_steps": num_values},
+            "wire": wire,
             "output": {"folder": "unused"},
         },
         source="benchmarks/push.py",
@@ -129,10 +134,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--megabytes", type=int, nargs="+", default=[1, 5, 50, 200])
     parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--wire", type=yaml.safe_load, default={}, help="the wire section of a configuration")
     options = parser.parse_args()
     with connected(ResourcesConfig(address="local")):
         for megabytes in options.megabytes:
-            push_s, take_s, memcpy_s = measure(megabytes, repeats=options.repeats)
+            push_s, take_s, memcpy_s = measure(megabytes, repeats=options.repeats, wire=options.wire)
             print(
                 f"{megabytes:4d} MB: push {1e3 * push_s:7.1f} ms, take {1e3 * take_s:6.1f} ms, memcpy "
                 f"{1e3 * memcpy_s:6.1f} ms; buffer to model {(push_s + take_s) / memcpy_s:.1f} x one memcpy"

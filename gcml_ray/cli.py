@@ -24,6 +24,7 @@ from gcml_ray.cli_inspect import inspect
 from gcml_ray.cli_predict import evaluate, predict
 from gcml_ray.cli_prepare import prepare_app
 from gcml_ray.cli_report import report
+from gcml_ray.cli_site import site_app
 from gcml_ray.cli_tune import tune
 from gcml_ray.config import Config, LocalMethod
 from gcml_ray.config_file import load_config
@@ -191,6 +192,7 @@ def _fresh_folder(folder: Path) -> Path:
 
 
 app.add_typer(prepare_app, name="prepare")
+app.add_typer(site_app, name="site")
 # In the order in which they are needed.
 for command in (demo, inspect, doctor, run, compare, tune, predict, evaluate, report, export):
     app.command()(command)

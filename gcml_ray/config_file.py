@@ -2,8 +2,8 @@
 
 Beyond plain YAML 1.1: ``1e-3`` is a number (YAML 1.1 wants ``1.0e-3``), and a key that stands twice in
 one mapping is an error instead of silently winning. ``${VAR}`` and a leading ``~`` are expanded in
-``data.datalist``, ``output.folder``, ``tracking.uri`` and ``network.start_from``; a relative path there is relative to the
-current directory and becomes absolute on load.
+``data.datalist``, ``output.folder``, ``tracking.uri`` and ``network.start_from``; a relative path there is relative to
+the current directory and becomes absolute on load.
 """
 
 from __future__ import annotations

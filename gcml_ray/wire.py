@@ -123,7 +123,7 @@ def refusal(header: Any, buffer: Any, expected: Expectation) -> str:
     )
 
 
-def malformed(header: Any) -> str:
+def malformed(header: Any) -> str:  # noqa: PLR0911 - a list of reasons
     """Why something cannot be read as a header; after this every field has its type, whatever it says."""
     if not isinstance(header, PushHeader):
         return f"header: expected a PushHeader, got {type(header).__name__}"

@@ -58,6 +58,15 @@ def documented_commands() -> str:
     return "\n".join(re.findall(r"```bash\n(.*?)```", PAGE.read_text(encoding="utf-8"), re.DOTALL))
 
 
+def run(
+    command: list[str], environment: dict[str, str], *, folder: Path | None = None, timeout_s: float = JOIN_TIMEOUT_S
+) -> subprocess.CompletedProcess[str]:
+    """A command of ours in an environment of its own."""
+    return subprocess.run(  # noqa: S603
+        command, cwd=folder, env=environment, capture_output=True, text=True, timeout=timeout_s, check=False
+    )
+
+
 def free_port() -> int:
     """Below 10000: Ray keeps the ports above for its workers."""
     for port in range(6400, 9900, 7):
@@ -74,15 +83,8 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
         pytest.skip("openssl makes the certificates")
     folder = tmp_path_factory.mktemp("tls")
     node = ray.util.get_node_ip_address()
-    subprocess.run(
-        ["bash", "-ec", documented_commands()],  # noqa: S607
-        cwd=folder,
-        env=os.environ | {"NODE": node},
-        check=True,
-        capture_output=True,
-        timeout=60,
-    )
-    environment = os.environ | {
+    run(["bash", "-ec", documented_commands()], dict(os.environ) | {"NODE": node}, folder=folder).check_returncode()
+    environment = dict(os.environ) | {
         "RAY_USE_TLS": "1",
         "RAY_TLS_SERVER_CERT": str(folder / "node.crt"),
         "RAY_TLS_SERVER_KEY": str(folder / "node.key"),
@@ -97,7 +99,8 @@ def head(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Head]:
     arguments += " --ray-client-server-port=9999 --include-dashboard=false --num-cpus=2 --object-store-memory=100000000"
     output = folder / "start.txt"
     with output.open("w") as file:
-        process = subprocess.Popen([*RAY, *arguments.split()], env=environment, stdout=file, stderr=file)
+        command = [*RAY, *arguments.split()]
+        process = subprocess.Popen(command, env=environment, stdout=file, stderr=file)  # noqa: S603 - ours
     try:
         deadline = time.monotonic() + START_TIMEOUT_S
         while "Ray runtime started" not in output.read_text():
@@ -114,14 +117,7 @@ def join(head: Head, *, timeout_s: float = JOIN_TIMEOUT_S, **changes: str | None
     """What a client says that tries to join; empty where it was still trying when its time was over."""
     environment = {key: value for key, value in (head.environment | changes).items() if value is not None}
     try:
-        ended = subprocess.run(
-            [sys.executable, "-c", CLIENT, head.address],
-            env=environment,
-            capture_output=True,
-            text=True,
-            timeout=timeout_s,
-            check=False,
-        )
+        ended = run([sys.executable, "-c", CLIENT, head.address], environment, timeout_s=timeout_s)
     except subprocess.TimeoutExpired as error:
         return (error.stdout or b"").decode()
     return ended.stdout + ended.stderr
@@ -158,16 +154,9 @@ def test_federation_with_signed_and_encoded_pushes_runs_over_tls(head: Head, tmp
         wire={"sign": True, "encoding": "topk", "topk_share": 0.1},
     )
     save_config(config, tmp_path / "config.yaml")
-    ended = subprocess.run(
-        [sys.executable, "-c", FEDERATION, str(tmp_path / "config.yaml")],
-        env=head.environment,
-        capture_output=True,
-        text=True,
-        timeout=JOIN_TIMEOUT_S,
-        check=False,
-    )
+    ended = run([sys.executable, "-c", FEDERATION, str(tmp_path / "config.yaml")], head.environment)
     assert (ended.returncode, ended.stdout) == (0, "finished\n"), ended.stderr
-    pushes = [push for record in RunFolder.open(tmp_path / "run").read_rounds() for push in record.pushes]
+    pushes = [push for record in RunFolder.open(tmp_path / "run").rounds() for push in record.pushes]
     assert [push.reason for push in pushes] == [""] * 6
     assert sorted(push.size_bytes for push in pushes) == [32_508] * 4 + [400_000] * 2
 
@@ -175,11 +164,5 @@ def test_federation_with_signed_and_encoded_pushes_runs_over_tls(head: Head, tmp
 def test_documented_commands_leave_no_readable_token_and_keys(tmp_path: Path) -> None:
     environment = {key: value for key, value in os.environ.items() if not key.startswith("RAY_AUTH")}
     commands = f'umask 077; "{sys.executable}" -m ray.scripts.scripts get-auth-token --generate'
-    subprocess.run(
-        ["bash", "-ec", commands],  # noqa: S607
-        env=environment | {"HOME": str(tmp_path), "RAY_AUTH_MODE": "token"},
-        check=True,
-        capture_output=True,
-        timeout=60,
-    )
+    run(["bash", "-ec", commands], environment | {"HOME": str(tmp_path), "RAY_AUTH_MODE": "token"}).check_returncode()
     assert stat.S_IMODE((tmp_path / ".ray" / "auth_token").stat().st_mode) == 0o600
