@@ -43,11 +43,12 @@ class SiteRow:
 
 
 class Clock:
-    """Time left, from the mean length of past rounds of the same phase."""
+    """Time left: from the mean length of past rounds of the same phase; without a barrier from the slowest site's pace."""
 
     def __init__(self) -> None:
         self._began = time.monotonic()
         self._seconds: dict[str, list[float]] = {}
+        self._own_rounds: dict[str, int] = {}
 
     @property
     def elapsed(self) -> str:
@@ -57,12 +58,16 @@ class Clock:
     def add(self, record: RoundRecord) -> None:
         """Notes how long a round took."""
         self._seconds.setdefault(record.plan.phase, []).append(record.seconds)
+        self._own_rounds |= {report.site: report.round_number for report in record.trained}
 
     def left(self, config: Config, round_number: int) -> str:
         """An estimate of the time that the rounds after this one take; empty before the first."""
         if not self._seconds:
             return ""
         everything = [value for values in self._seconds.values() for value in values]
+        if config.federation.mode == "async":
+            slowest = min(self._own_rounds.values(), default=0)
+            return _clock(sum(everything) * (config.federation.rounds - slowest) / slowest) if slowest else ""
         fallback = sum(everything) / len(everything)
         total = 0.0
         for number in range(round_number + 1, config.federation.rounds + 1):
@@ -132,7 +137,9 @@ class RunConsole:
     def on_round_begin(self, plan: RoundPlan) -> None:
         """A round is planned."""
         what = "round" if self.config.federation.mode == "sync" else "record"
-        self.round_line = f"{what} {plan.round_number} of {self.config.federation.rounds}"
+        self.round_line = f"{what} {plan.round_number}"
+        if self.config.federation.mode == "sync":
+            self.round_line += f" of {self.config.federation.rounds}"
         for site in plan.sites:
             self.rows[site].learnt_from = ""
         for edge in plan.edges:
@@ -249,10 +256,12 @@ def round_line(config: Config, record: RoundRecord, *, left: str) -> str:
     taken = [receipt for receipt in record.pushes if receipt.accepted]
     traffic = f"{len(taken)}/{len(plan.edges)} pushes, {sum(r.size_bytes for r in taken) / MEGABYTE:.1f} MB"
     exchanged = traffic if plan.edges else "no pushes"
-    return (
-        f"round {plan.round_number}/{config.federation.rounds} {phase:8s} {record.seconds:5.1f} s  {dice}  "
-        f"{exchanged}  {who}  (left {left})"
-    )
+    number = f"round {plan.round_number}/{config.federation.rounds}"
+    if config.federation.mode == "async":
+        own = [report.round_number for report in record.trained] or [0]
+        span = f"{min(own)}" if min(own) == max(own) else f"{min(own)}-{max(own)}"
+        number = f"record {plan.round_number}: rounds {span}/{config.federation.rounds}"
+    return f"{number} {phase:8s} {record.seconds:5.1f} s  {dice}  {exchanged}  {who}  (left {left})"
 
 
 def _number(value: float | None) -> str:

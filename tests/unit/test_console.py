@@ -57,3 +57,11 @@ def test_failures_and_refusals_are_said_on_a_terminal_and_in_a_log(tmp_path, is_
     assert "! C: train died: killed -> restart" in text
     assert "! A refused B's push: stale: round 1" in text
     assert ("learns from" in text) == is_terminal
+
+
+def test_line_of_a_record_without_a_barrier_has_the_sites_own_rounds(tmp_path: Path) -> None:
+    config = fake_config(tmp_path, sites=("A", "B", "C"), federation={"mode": "async", "rounds": 9})
+    line = round_line(config, record(12), left="")
+    own = [report.round_number for report in record(12).trained]
+    span = f"{min(own)}-{max(own)}" if min(own) != max(own) else f"{own[0]}"
+    assert line.startswith(f"record 12: rounds {span}/9")
