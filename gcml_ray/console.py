@@ -43,7 +43,7 @@ class SiteRow:
 
 
 class Clock:
-    """Time left: from the mean length of past rounds of the same phase; without a barrier from the slowest site's pace."""
+    """Time left: from past rounds of the same phase; without a barrier from the pace of the slowest site."""
 
     def __init__(self) -> None:
         self._began = time.monotonic()

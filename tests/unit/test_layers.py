@@ -21,7 +21,10 @@ ONLY_IN = {
     "plotly": ("gcml_ray/report_page",),
 }
 COMPOSITION_ROOTS = ("gcml_ray/cli", "gcml_ray/federation.py")  # may import all packages, inside their functions
-TORCH_FREE = ("config", "records", "seeding", "gossip", "run_folder", "tracking", "data/datalist", "wire", "errors")
+TORCH_FREE = (
+    *("config", "records", "seeding", "gossip", "run_folder", "tracking", "data/datalist", "errors"),
+    *("wire", "payload", "signing", "outbox", "inbox"),
+)
 
 
 @dataclass(frozen=True)
