@@ -35,6 +35,7 @@ from gcml_ray.records import (
     PushReceipt,
     RoundPlan,
     RoundRecord,
+    SiteFailure,
     SiteInfo,
     TrainOrder,
     by_site,
@@ -242,6 +243,8 @@ class Driver:
         self.roster.wait_for_absent(federation.start_timeout_s, is_enough=self.stop.is_set)
         for name in sorted(self.roster.absent):
             log.warning("site %s is not evaluated: it has not come back", name)
+            failure = SiteFailure(name, federation.rounds, "evaluate", "unreachable", "it has not come back")
+            self.listener.on_failure(failure, Decision.SKIP)
         models = [PERSONALISED]
         if 0 < federation.num_warmup < federation.rounds:
             models.append(BEFORE_GOSSIP)

@@ -102,7 +102,7 @@ def test_site_whose_label_has_no_node_is_refused_before_any_site_starts(tmp_path
         run_on_ray(fake_config(tmp_path, sites=(*SITES, "C"), **LABELLED))
 
 
-def test_site_whose_node_is_lost_is_dropped_after_the_start_timeout_and_the_rest_finish(
+def test_site_whose_node_is_lost_is_dropped_after_the_rejoin_timeout_and_the_rest_finish(
     tmp_path: Path, cluster: Cluster
 ) -> None:
     """Its data are there and nowhere else, so it can only wait for the node."""
@@ -113,7 +113,7 @@ def test_site_whose_node_is_lost_is_dropped_after_the_start_timeout_and_the_rest
         if record.plan.round_number == 1:
             cluster.remove_node(lost)
 
-    config = fake_config(tmp_path, sites=(*SITES, "C"), federation={"start_timeout_s": 6.0}, **LABELLED)
+    config = fake_config(tmp_path, sites=(*SITES, "C"), federation={"rejoin_timeout_s": 6.0}, **LABELLED)
     run = run_on_ray(config, listener=RecordingListener(on_end=lose))
     assert run.summary.status == "finished"
     assert list(run.summary.dropped) == ["C"]
