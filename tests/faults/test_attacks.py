@@ -67,7 +67,9 @@ def test_lie_is_refused_and_honest_sites_end_no_worse_than_alone(four: Path, alo
     attacked = run_attack(four, num_sites=4, name=lie, liars="D", chaos=text.format(liar="D"))
     refused = [judgement.reason for judgement in attacked.judged("D") if not judgement.accepted]
     assert {reason.partition(":")[0] for reason in refused} == {word}
-    assert len(refused) >= (2 if lie in ("labels", "replay") else 8)  # those two are good models at times
+    assert len(refused) >= (2 if lie in ("labels", "replay") else 5)  # of 8 rounds: who is distrusted sends less often
+    if lie not in ("labels", "replay"):  # those two are good models at times
+        assert len(refused) == len(attacked.judged("D"))
     assert all(judgement.accepted for judgement in attacked.judged("ABC"))
     assert attacked.dice >= alone_of_four - MARGIN
 
@@ -81,10 +83,10 @@ def test_malformed_lie_never_reaches_the_judge(four: Path, alone_of_four: float,
 
 
 @pytest.mark.parametrize(
-    ("lies", "least"), [("random:G, flip:H", 10), ("scale:Gx100, labels:H", 9), ("replay:G, nan_push:H", 1)]
+    ("lies", "least"), [("random:G, flip:H", 8), ("scale:Gx100, labels:H", 7), ("replay:G, nan_push:H", 1)]
 )
 def test_two_liars_of_eight_do_no_harm(eight: Path, alone_of_eight: float, lies: str, least: int) -> None:
-    """``least``: how many of their 16 pushes are refused, but for those that a liar's friend has received."""
+    """``least``: how many of their at most 16 pushes are refused: liars also push to liars, and soon less often."""
     attacked = run_attack(eight, num_sites=8, name=lies.partition(":")[0], liars="GH", chaos=lies)
     assert sum(not judgement.accepted for judgement in attacked.judged("GH")) >= least
     assert all(judgement.accepted for judgement in attacked.judged("ABCDEF"))
