@@ -318,7 +318,11 @@ class Config(Section):
 
     @property
     def identity(self) -> str:
-        """Short hash of all that decides a run's result; where it runs, tracking and output do not."""
+        """Short hash of all that decides a run's result; where it runs, tracking and output do not.
+
+        Values at their default are left out, so a new key invalidates no older run: who changes what a default means
+        renames its key.
+        """
         clocks = {
             "start_timeout_s",
             "push_timeout_s",
@@ -331,6 +335,7 @@ class Config(Section):
         }
         science = self.model_dump(
             mode="json",
+            exclude_defaults=True,
             exclude={
                 "name": True,
                 "resources": set(ResourcesConfig.model_fields) - {"amp"},
