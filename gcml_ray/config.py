@@ -348,6 +348,7 @@ class Config(Section):
                 "federation": clocks,
             },
         )
+        science = {section: values for section, values in science.items() if values != {}}
         return hashlib.blake2b(json.dumps(science, sort_keys=True).encode(), digest_size=8).hexdigest()
 
     @field_validator("chaos")
