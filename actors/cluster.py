@@ -167,28 +167,40 @@ def check_capacity(resources: ResourcesConfig, sites: Sequence[str], available: 
         _check_labels(resources, sites, available)
         return
     room = _room(available, cpus=resources.cpus_per_site, gpus=resources.gpus_per_site)
-    if room >= len(sites):
+    num_actors = resources.num_actors(len(sites))
+    if room >= num_actors:
         return
     cpus, gpus = sum(node.cpus for node in available), sum(node.gpus for node in available)
+    unit = "site" if resources.sites_per_actor == 1 else "actor"
     raise ClusterError(
-        f"{len(sites)} sites x ({resources.cpus_per_site:g} CPU, {resources.gpus_per_site:g} GPU) do not fit: "
-        f"the cluster has {cpus:g} CPU and {gpus:g} GPU on {len(available)} node(s), room for {room} site(s). "
-        + _advice(resources, len(sites), available)
+        f"{described(resources, len(sites))} do not fit: the cluster has {cpus:g} CPU and {gpus:g} GPU on "
+        f"{len(available)} node(s), room for {room} {unit}(s). " + _advice(resources, len(sites), available)
     )
+
+
+def described(resources: ResourcesConfig, num_sites: int) -> str:
+    """What so many sites ask for, in words."""
+    each = f"({resources.cpus_per_site:g} CPU, {resources.gpus_per_site:g} GPU)"
+    if resources.sites_per_actor == 1:
+        return f"{num_sites} sites x {each}"
+    return f"{num_sites} sites in {resources.num_actors(num_sites)} actors x {each}"
 
 
 def num_that_fit(resources: ResourcesConfig, sites: Sequence[str], available: Sequence[Node]) -> int:
     """How many federations of these sites fit beside each other on the empty cluster; a server asks for nothing."""
     cpus, gpus = resources.cpus_per_site, resources.gpus_per_site
     if resources.placement != "label":
-        return _room(available, cpus=cpus, gpus=gpus) // len(sites)
+        return _room(available, cpus=cpus, gpus=gpus) // resources.num_actors(len(sites))
     own = ([node for node in available if node.labels.get(resources.label_key) == site] for site in sites)
     return min(_room(nodes_of_site, cpus=cpus, gpus=gpus) for nodes_of_site in own)
 
 
 def _advice(resources: ResourcesConfig, num_sites: int, available: Sequence[Node]) -> str:
-    """The largest shares, in hundredths, that would fit on what there is."""
+    """The largest shares, in hundredths, that would fit on what there is, and for a simulation fewer actors."""
     cpus, gpus = resources.cpus_per_site, resources.gpus_per_site
+    room = _room(available, cpus=cpus, gpus=gpus)
+    hint = f"for a simulation --set resources.sites_per_actor={-(-num_sites // room)}, " if room else ""
+    num_sites = resources.num_actors(num_sites)
     num_gpus = sum(int(node.gpus) for node in available)
     if sum(_places_by_gpu(node, gpus) for node in available) < num_sites:
         gpus = int(100 / math.ceil(num_sites / num_gpus)) / 100 if num_gpus else 0.0
@@ -198,7 +210,7 @@ def _advice(resources: ResourcesConfig, num_sites: int, available: Sequence[Node
         return "Start nodes that can hold them"
     advice = [f"--set resources.cpus_per_site={cpus_that_fit:g}"] if cpus_that_fit < cpus else []
     advice += [f"--set resources.gpus_per_site={gpus:g}"] if gpus < resources.gpus_per_site else []
-    return "Add nodes, or use " + " ".join(advice)
+    return f"Add nodes, {hint}or use " + " ".join(advice)
 
 
 def _room(available: Sequence[Node], *, cpus: float, gpus: float) -> int:
@@ -207,11 +219,14 @@ def _room(available: Sequence[Node], *, cpus: float, gpus: float) -> int:
 
 
 def _places_by_gpu(node: Node, gpus: float) -> int:
-    """How many sites the GPUs of a node can hold. Only whole sites share a GPU: 0.6 + 0.6 needs two."""
+    """How many sites the GPUs of a node can hold. Only whole sites share a GPU: 0.6 + 0.6 needs two.
+
+    A bundle of a placement group may be a part of a GPU.
+    """
     if gpus == 0:
         return sys.maxsize
     if gpus < 1:
-        return int(node.gpus) * int(1 / gpus + 1e-9)
+        return int(node.gpus) * int(1 / gpus + 1e-9) + int(node.gpus % 1 / gpus + 1e-9)
     return int(node.gpus / gpus + 1e-9)
 
 

@@ -29,6 +29,7 @@ from gcml_ray.errors import CheckpointError
 from gcml_ray.gossip import phase_of, plan_round
 from gcml_ray.records import (
     BEFORE_GOSSIP,
+    ENSEMBLE,
     PERSONALISED,
     Edge,
     EvaluationReport,
@@ -113,6 +114,7 @@ class Driver:
         self.recent: deque[RoundRecord] = deque(maxlen=REMEMBERED_ROUNDS)
         self.last_record = 0
         self._resumable = 0
+        self._written: RunState | None = None
 
     # --- the run -----------------------------------------------------------------------------
 
@@ -232,8 +234,11 @@ class Driver:
         if self.config.federation.mode == "sync":
             newest = max(rounds.values(), default=self._resumable)
             self._resumable = newest
-        state = RunState(newest, status, tuple(self.roster.members), rounds, self.roster.dropped)  # type: ignore[arg-type]
-        self.folder.write_state(state)
+        dropped = dict(self.roster.dropped)
+        state = RunState(newest, status, tuple(self.roster.members), rounds, dropped)  # type: ignore[arg-type]
+        if state != self._written:  # all sites wait while the disk does
+            self.folder.write_state(state)
+            self._written = state
 
     # --- the end -----------------------------------------------------------------------------
 
@@ -250,6 +255,8 @@ class Driver:
             models.append(BEFORE_GOSSIP)
         if has_two_models(self.config.method):
             models.append("shared")
+        if self.config.evaluation.ensemble_peers:
+            models.append(ENSEMBLE)
         reports: list[EvaluationReport] = []
         for model in models:
             names = self.roster.present

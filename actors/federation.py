@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
+import sys
 import threading
 import uuid
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from actors.driver import Driver, RunSummary
@@ -92,6 +93,7 @@ def run_federation(
         with _logged_to(folder.log_file), pool_for(config, path, make_trainer=make_trainer) as pool:
             if config.chaos:
                 log.warning("faults on purpose (chaos: %s): what this run gives is no result", config.chaos)
+                folder.note_faults(config.chaos)
             driver = Driver(config, pool, folder, tracker=tracker, listener=listener, stop=stop)
             summary = driver.run(sites, resume=state, test=test)
         status = summary.status
@@ -117,10 +119,24 @@ def ray_session(config: Config) -> Iterator[None]:
         yield
 
 
+class _RunLog(logging.FileHandler):
+    """On a full disk the log is the least of it: what cannot do without the disk says so itself."""
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's own name
+        """Passes over what the disk does not take."""
+        if not isinstance(sys.exc_info()[1], OSError):
+            super().handleError(record)
+
+    def close(self) -> None:
+        """Ends without what the disk does not take."""
+        with suppress(OSError):
+            super().close()
+
+
 @contextmanager
 def _logged_to(path: Path) -> Iterator[None]:
     """Copies what the packages log into the run folder, but for what a run in another thread says."""
-    handler = logging.FileHandler(path, encoding="utf-8")
+    handler = _RunLog(path, encoding="utf-8")
     own = threading.current_thread().name
     handler.addFilter(lambda record: record.threadName == own or not str(record.threadName).startswith(RUN_THREADS))
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s"))

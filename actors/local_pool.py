@@ -12,10 +12,17 @@ from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 from actors.faulty_trainer import SiteDiedError, SiteHungError
+from actors.host import Seating, SiteHost
 from actors.site import Site, TrainerFactory
-from gcml_ray.config import SERVER, Config
-from gcml_ray.records import PushReceipt, SiteFailure, SiteStatus
+from gcml_ray.config import Config
+from gcml_ray.records import Peer, PushReceipt, SiteFailure, SiteStatus
 from gcml_ray.wire import Payload, PushHeader
+
+
+def taken_along(failure: SiteFailure, *, site: str, stage: str, round_number: int) -> SiteFailure:
+    """What the failure of one site means for a call of another that shares its process."""
+    message = f"its process ends with what {failure.site} was doing"
+    return SiteFailure(site, round_number, stage, "unreachable", message, culprit=failure.site)
 
 
 @dataclass(frozen=True)
@@ -31,7 +38,7 @@ class Outcome:
 class SitePool(Protocol):
     """Sites by name, and calls to them. Calls to one site run in order; sites run independently.
 
-    ``is_parallel``: whether sites work at the same time; where they do not, their times add up.
+    ``is_parallel``: whether all sites work at the same time; where they do not, their times add up.
     """
 
     is_parallel: bool
@@ -48,12 +55,16 @@ class SitePool(Protocol):
         """Submits a call; its outcome comes from :meth:`wait`."""
         ...
 
-    def introduce(self, sites: Sequence[str], keys: Mapping[str, str]) -> None:
-        """Submits every site's ``register``: who takes part, how to reach them, and their public keys (hex)."""
+    def introduce(self, sites: Sequence[str], peers: Mapping[str, Peer]) -> None:
+        """Submits every site's ``register``: who takes part, how to reach them, and what to know of each."""
         ...
 
     def add(self, site: str) -> None:
         """Creates one more site; :meth:`start` is for the caller."""
+        ...
+
+    def mates(self, site: str) -> tuple[str, ...]:
+        """The sites that share a site's process, and its end; none where it has one of its own."""
         ...
 
     def wait(self, timeout_s: float) -> list[Outcome]:
@@ -65,11 +76,11 @@ class SitePool(Protocol):
         ...
 
     def restart(self, site: str) -> None:
-        """Ends a site's process and makes a new one; outcomes of its open calls are dropped."""
+        """Ends a site's process and makes a new one; open calls are dropped, also those of its mates."""
         ...
 
     def remove(self, site: str) -> None:
-        """Ends a site for good."""
+        """Ends a site for good; its mates go on."""
         ...
 
     def shutdown(self) -> None:
@@ -120,6 +131,8 @@ class LocalPool:
         self._folder = folder
         self._run_id = run_id
         self._make_trainer = make_trainer
+        self._seating = Seating(config)
+        self._hosts: dict[int | None, SiteHost] = {}
         self._sites: dict[str, Site] = {}
         self._queue: deque[tuple[str, str, tuple[Any, ...], int]] = deque()
         self._transport = LocalTransport(self._sites)
@@ -127,28 +140,43 @@ class LocalPool:
     def launch(self, sites: Sequence[str]) -> None:
         """Creates the site objects."""
         self._names = tuple(sites)
+        self._seating.seat_all(sites)
         for site in sites:
             self._create(site)
 
     def add(self, site: str) -> None:
         """See :class:`SitePool`."""
         self._names = tuple(sorted({*self._names, site}))
+        self._seating.seat(site)
         self._create(site)
 
-    def introduce(self, sites: Sequence[str], keys: Mapping[str, str]) -> None:
+    def mates(self, site: str) -> tuple[str, ...]:
+        """See :class:`SitePool`."""
+        return self._seating.mates(site)
+
+    def introduce(self, sites: Sequence[str], peers: Mapping[str, Peer]) -> None:
         """See :class:`SitePool`."""
         for site in sites:
-            self.submit(site, "register", self._transport, dict(keys), round_number=0)
+            self.submit(site, "register", self._transport, dict(peers), round_number=0)
 
     def _create(self, site: str) -> None:
-        self._sites[site] = Site(
-            self._config,
-            site,
-            self._folder,
-            run_id=self._run_id,
-            use_gpu=self._config.resources.gpus_per_site > 0 and site != SERVER,
-            make_trainer=self._make_trainer,
-        )
+        """A new site, as in a new process: with what it shares with its mates, if they are there."""
+        row = self._seating.row_of(site)
+        if row not in self._hosts:
+            self._hosts[row] = SiteHost(
+                self._config,
+                self._folder,
+                run_id=self._run_id,
+                use_gpu=self._config.resources.gpus_per_site > 0,
+                make_trainer=self._make_trainer,
+            )
+        self._sites[site] = self._hosts[row].create(site)
+
+    def _create_anew(self, site: str) -> None:
+        """A site, and its mates, as in a new process."""
+        self._hosts.pop(self._seating.row_of(site), None)
+        for name in (site, *self.mates(site)):
+            self._create(name)
 
     def start(self, site: str, *, resume_round: int | None) -> None:
         """See :class:`SitePool`."""
@@ -168,13 +196,25 @@ class LocalPool:
             result = getattr(self._sites[site], method)(*arguments)
         except Exception as error:  # whatever a site raises is a record for the driver, as with Ray
             kind = _kind_of(error)
-            if kind != "raised":
-                self._create(site)  # nothing answers there any more
             failure = SiteFailure(
                 site, round_number, method, kind, str(error), type(error).__name__, traceback.format_exc()
             )
-            return [Outcome(site, method, failure=failure)]
+            taken_along = []
+            if kind != "raised":  # nothing answers there any more
+                self._create_anew(site)
+                taken_along = self._fail_mates(failure)
+            return [Outcome(site, method, failure=failure), *taken_along]
         return [Outcome(site, method, result=result)]
+
+    def _fail_mates(self, failure: SiteFailure) -> list[Outcome]:
+        """The open calls of those who shared a process that has ended."""
+        mates = self.mates(failure.site)
+        lost = [call for call in self._queue if call[0] in mates]
+        self._queue = deque(call for call in self._queue if call[0] not in mates)
+        return [
+            Outcome(site, method, failure=taken_along(failure, site=site, stage=method, round_number=number))
+            for site, method, _, number in lost
+        ]
 
     def statuses(self) -> list[SiteStatus]:
         """What each site last noted."""
@@ -182,18 +222,24 @@ class LocalPool:
 
     def restart(self, site: str) -> None:
         """See :class:`SitePool`."""
-        self._queue = deque(call for call in self._queue if call[0] != site)
-        self._create(site)
+        names = {site, *self.mates(site)}
+        self._queue = deque(call for call in self._queue if call[0] not in names)
+        self._create_anew(site)
 
     def remove(self, site: str) -> None:
         """See :class:`SitePool`."""
         self._queue = deque(call for call in self._queue if call[0] != site)
         self._sites.pop(site, None)
+        host = self._hosts.get(self._seating.row_of(site))
+        if host is not None:
+            host.dismiss(site)
+        self._seating.leave(site)
 
     def shutdown(self) -> None:
         """See :class:`SitePool`."""
         self._queue.clear()
         self._sites.clear()
+        self._hosts.clear()
 
 
 def _kind_of(error: Exception) -> Literal["raised", "died", "late"]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from gcml_ray.inbox import Inbox
@@ -26,6 +26,8 @@ class Mailbox:
         self._inbox = inbox or Inbox()
         self._keeps_newest = keeps_newest
         self._last_round: dict[str, int] = {}
+        self._last_checksum: dict[str, str] = {}
+        self._before_restart: dict[str, str] = {}
         self._lock = threading.Lock()
         self._waiting: dict[str, tuple[PushHeader, Buffer]] = {}
 
@@ -49,6 +51,8 @@ class Mailbox:
             last = self._last_round.get(header.sender)
             if last is not None and last >= header.round_number:
                 return f"duplicate: round {last} of {header.sender} has been here"
+            if self._before_restart.get(header.sender) == header.checksum:
+                return f"duplicate: {header.sender} has sent exactly this before its restart"
             if header.sender not in self._waiting and len(self._waiting) >= self.capacity:
                 if not self._keeps_newest:
                     return f"mailbox full: max_incoming is {self.capacity}"
@@ -56,8 +60,21 @@ class Mailbox:
             self._waiting.pop(header.sender, None)  # what is newest stands last
             self._waiting[header.sender] = (header, vector)
             self._last_round[header.sender] = header.round_number
+            self._last_checksum[header.sender] = header.checksum
+            self._before_restart.pop(header.sender, None)
             self._inbox.keep(header.sender, vector)
         return ""
+
+    def forget(self, senders: Iterable[str]) -> None:
+        """Forgets the last rounds of senders that have a new process: it may go on from an older checkpoint.
+
+        The first thing that it sends may be what its old process has sent last: that, and only that, stays known, since
+        it is no new model, and no replay that anybody is to blame for. What waits stays.
+        """
+        with self._lock:
+            for sender in senders:
+                if self._last_round.pop(sender, None) is not None:
+                    self._before_restart[sender] = self._last_checksum.pop(sender)
 
     def take(self) -> list[tuple[PushHeader, Buffer]]:
         """Empties the mailbox; in the order of senders' names, whatever order they came in."""

@@ -1,10 +1,12 @@
-"""Sites as Ray actors: one process each, weights from actor to actor through the object store."""
+"""Sites as Ray actors: one process each, or several in one; weights from actor to actor through the object store."""
 
 from __future__ import annotations
 
 import logging
 import time
+import uuid
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any, Literal
 
 import ray
@@ -12,11 +14,12 @@ from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from actors.cluster import check_capacity, places
+from actors.host import HostedSite, Seating, SiteHost
 from actors.local_pool import Outcome
 from actors.site import NotStartedError, Site, TrainerFactory
 from gcml_ray.config import SERVER, Config
 from gcml_ray.errors import ClusterError
-from gcml_ray.records import PushReceipt, SiteFailure, SiteStatus
+from gcml_ray.records import Peer, PushReceipt, SiteFailure, SiteStatus
 from gcml_ray.wire import Payload, PushHeader
 
 log = logging.getLogger(__name__)
@@ -33,6 +36,7 @@ _OPTIONS: dict[str, Any] = {
     "allow_out_of_order_execution": True,
 }
 SiteActor: Any = ray.remote(**_OPTIONS)(Site)  # Any: Ray's hints do not know an actor's options
+HostActor: Any = ray.remote(**_OPTIONS)(SiteHost)
 
 STOP_TIMEOUT_S = 5.0
 
@@ -117,8 +121,6 @@ class RayPool:
         make_transport: builds what carries the pushes, with the arguments of :class:`ObjectStoreTransport`.
     """
 
-    is_parallel = True
-
     def __init__(
         self,
         config: Config,
@@ -133,15 +135,21 @@ class RayPool:
         self._run_id = run_id
         self._make_trainer = make_trainer
         self._make_transport = make_transport
+        self.is_parallel = config.resources.sites_per_actor == 1  # else calls wait for those of other sites
+        self._seating = Seating(config)
+        self._hosts: dict[int, Any] = {}
+        self._culprits: dict[int | None, str] = {}
         self._handles: dict[str, Any] = {}
         self._names: tuple[str, ...] = ()
         self._open: dict[Any, tuple[str, str, int]] = {}
-        self._status_calls: dict[str, Any] = {}
-        self._statuses: dict[str, SiteStatus] = {}
+        self._status_calls: dict[str | int | None, Any] = {}
+        self._statuses: dict[str | int | None, list[SiteStatus]] = {}
         self._group: Any = None
 
     def launch(self, sites: Sequence[str]) -> None:
-        """Creates one actor a site, all at once. A server works while the sites wait: it asks for no CPU of its own.
+        """Creates one actor for each site, or for several, all at once.
+
+        A server works while the sites wait: it asks for no CPU of its own.
 
         Raises:
             ClusterError: the cluster cannot hold them.
@@ -150,14 +158,40 @@ class RayPool:
         asking = [site for site in sites if site != SERVER]
         check_capacity(resources, asking, places(resources))
         self._names = tuple(sites)
+        num_actors = self._seating.seat_all(asking)
         if resources.placement == "pg":
-            self._reserve(len(asking))
-        for index, site in enumerate(asking):
-            self._handles[site] = self._create(
-                site, cpus=resources.cpus_per_site, gpus=resources.gpus_per_site, **self._placement(site, index)
-            )
+            self._reserve(num_actors)
+        for site in asking:
+            self._take_in(site)
         if SERVER in sites:
             self._handles[SERVER] = self._create(SERVER, cpus=0, gpus=0)
+
+    def _take_in(self, site: str, *, extends: bool = False) -> None:
+        """An actor for a site that has its seat, or a place in that of others."""
+        resources, row = self._config.resources, self._seating.row_of(site)
+        assert row is not None
+        placement = {} if extends and resources.placement == "pg" else self._placement(site, row)
+        if resources.sites_per_actor == 1:
+            cpus, gpus = resources.cpus_per_site, resources.gpus_per_site
+            self._handles[site] = self._create(site, cpus=cpus, gpus=gpus, **placement)
+            return
+        if row not in self._hosts:
+            self._hosts[row] = self._create_host(row, **placement)
+        self._handles[site] = HostedSite(self._hosts[row], site)
+
+    def _create_host(self, row: int, **placement: Any) -> Any:
+        """The actor of several sites."""
+        resources = self._config.resources
+        cpus, gpus = resources.cpus_per_site, resources.gpus_per_site
+        name = f"sites/{row}/{self._run_id}-{uuid.uuid4().hex[:4]}"  # a row that was empty may be filled again
+        options = {"name": name, "num_cpus": cpus, "num_gpus": gpus, **placement}
+        return HostActor.options(**options).remote(
+            self._config,
+            self._folder,
+            run_id=self._run_id,
+            use_gpu=gpus > 0,
+            make_trainer=self._make_trainer,
+        )
 
     def _create(self, site: str, *, cpus: float, gpus: float, **placement: Any) -> Any:
         """The actor of a site."""
@@ -170,18 +204,18 @@ class RayPool:
             make_trainer=self._make_trainer,
         )
 
-    def _reserve(self, num_sites: int) -> None:
-        """One placement group with a bundle a site; all or nothing."""
+    def _reserve(self, num_actors: int) -> None:
+        """One placement group with a bundle an actor; all or nothing."""
         resources = self._config.resources
         bundle = {"CPU": resources.cpus_per_site}
         if resources.gpus_per_site > 0:
             bundle["GPU"] = resources.gpus_per_site
-        self._group = placement_group([dict(bundle) for _ in range(num_sites)], strategy="PACK")
+        self._group = placement_group([dict(bundle) for _ in range(num_actors)], strategy="PACK")
         timeout_s = self._config.federation.start_timeout_s
         if not self._group.wait(timeout_s):
             raise ClusterError(
-                f"the cluster did not free {num_sites} x {bundle} within {timeout_s:g} s (federation.start_timeout_s): "
-                "other jobs hold them; wait, or ask less of each site"
+                f"the cluster did not free {num_actors} x {bundle} within {timeout_s:g} s "
+                "(federation.start_timeout_s): other jobs hold them; wait, or ask less of each site"
             )
 
     def _placement(self, site: str, index: int) -> dict[str, Any]:
@@ -199,17 +233,18 @@ class RayPool:
 
     def add(self, site: str) -> None:
         """See :class:`SitePool`. A placement group is never extended: with one, the site runs beside it."""
-        resources = self._config.resources
         self._names = tuple(sorted({*self._names, site}))
-        placement = self._placement(site, 0) if resources.placement == "label" else {}
-        self._handles[site] = self._create(
-            site, cpus=resources.cpus_per_site, gpus=resources.gpus_per_site, **placement
-        )
+        self._seating.seat(site)
+        self._take_in(site, extends=True)
 
-    def introduce(self, sites: Sequence[str], keys: Mapping[str, str]) -> None:
+    def mates(self, site: str) -> tuple[str, ...]:
+        """See :class:`SitePool`."""
+        return self._seating.mates(site)
+
+    def introduce(self, sites: Sequence[str], peers: Mapping[str, Peer]) -> None:
         """See :class:`SitePool`."""
         for site in sites:
-            self.submit(site, "register", self._transport(site), dict(keys), round_number=0)
+            self.submit(site, "register", self._transport(site), dict(peers), round_number=0)
 
     def _transport(self, site: str) -> ObjectStoreTransport:
         """What carries a site's pushes to everyone who takes part now."""
@@ -237,52 +272,91 @@ class RayPool:
         ready, _ = ray.wait(calls, num_returns=1, timeout=timeout_s, fetch_local=False)
         if ready:  # whatever else is ready comes along
             ready, _ = ray.wait(calls, num_returns=len(calls), timeout=0, fetch_local=False)
-        return [self._outcome(call) for call in ready]
+        answered = set(ready)  # in the order of the calls: who had done its work is not to blame for what came after
+        return [self._outcome(call) for call in calls if call in answered]
 
     def _outcome(self, call: Any) -> Outcome:
         """The result of a finished call, or its failure as a record."""
-        site, method, number = self._open.pop(call)
+        site, method, number = self._open[call]
         try:
             return Outcome(site, method, result=ray.get(call, timeout=STOP_TIMEOUT_S))
         except ray.exceptions.RayError as error:
-            return Outcome(site, method, failure=classify(error, site=site, stage=method, round_number=number))
+            failure = classify(error, site=site, stage=method, round_number=number)
+            if isinstance(error, ray.exceptions.RayActorError):
+                failure = replace(failure, culprit=self._culprit(site))
+            return Outcome(site, method, failure=failure)
+        finally:
+            del self._open[call]
+
+    def _culprit(self, site: str) -> str:
+        """Who was working when the process that a site shares ended: the first in its queue; empty for itself."""
+        row = self._seating.row_of(site)
+        mates = {site, *self._seating.mates(site)}
+        if row is None or len(mates) == 1:
+            return ""
+        if row not in self._culprits:
+            calls = [(name, method) for name, method, _ in self._open.values() if name in mates]
+            working = [name for name, method in calls if method not in GROUP_OF]
+            self._culprits[row] = (working or [name for name, _ in calls])[0]
+        culprit = self._culprits[row]
+        return "" if culprit == site else culprit
 
     def statuses(self) -> list[SiteStatus]:
         """The newest known status of each site; asks again without waiting for the answer."""
-        for site, handle in self._handles.items():
-            call = self._status_calls.get(site)
+        for key, method in self._status_methods():
+            call = self._status_calls.get(key)
             if call is not None:
                 ready, _ = ray.wait([call], timeout=0, fetch_local=False)
                 if not ready:
                     continue
                 try:
-                    self._statuses[site] = ray.get(call, timeout=STOP_TIMEOUT_S)
+                    known = ray.get(call, timeout=STOP_TIMEOUT_S)
                 except ray.exceptions.RayError:
-                    self._statuses.pop(site, None)  # the call that matters reports the failure
-            self._status_calls[site] = handle.status.options(concurrency_group="control").remote()
-        return list(self._statuses.values())
+                    known = []  # the call that matters reports the failure
+                self._statuses[key] = [known] if isinstance(known, SiteStatus) else known
+            self._status_calls[key] = method.options(concurrency_group="control").remote()
+        return [status for known in self._statuses.values() for status in known]
+
+    def _status_methods(self) -> list[tuple[str | int, Any]]:
+        """What tells the statuses: of a site with an actor of its own, or of several at once."""
+        alone = [(site, each.status) for site, each in self._handles.items() if not isinstance(each, HostedSite)]
+        return [*alone, *((row, host.statuses) for row, host in self._hosts.items())]
 
     def restart(self, site: str) -> None:
-        """Kills a site's process; Ray starts a new one, which waits for ``start``."""
-        self._forget(site)
-        ray.kill(self._handles[site], no_restart=False)
+        """Kills a site's process; Ray starts a new one, which waits for ``start`` of this site and of its mates."""
+        for name in (site, *self.mates(site)):
+            self._forget(name)
+        handle = self._handles[site]
+        ray.kill(handle.actor if isinstance(handle, HostedSite) else handle, no_restart=False)
 
     def remove(self, site: str) -> None:
         """See :class:`SitePool`."""
         self._forget(site)
-        ray.kill(self._handles.pop(site))
+        handle, row, mates = self._handles.pop(site), self._seating.row_of(site), self.mates(site)
+        self._seating.leave(site)
+        if mates:
+            handle.actor.dismiss.options(concurrency_group="control").remote(site)
+            return
+        if row is not None:
+            self._hosts.pop(row, None)
+        ray.kill(handle.actor if isinstance(handle, HostedSite) else handle)
 
     def _forget(self, site: str) -> None:
-        """Drops a site's open calls."""
+        """Drops a site's open calls, and what is known of its process."""
         self._open = {call: about for call, about in self._open.items() if about[0] != site}
-        self._status_calls.pop(site, None)
-        self._statuses.pop(site, None)
+        row = self._seating.row_of(site)
+        for key in (site, row):
+            self._status_calls.pop(key, None)
+            self._statuses.pop(key, None)
+        self._culprits.pop(row, None)
 
     def shutdown(self) -> None:
         """Ends every actor and gives the placement group back."""
-        for handle in self._handles.values():
-            ray.kill(handle)
+        alone = [handle for handle in self._handles.values() if not isinstance(handle, HostedSite)]
+        for actor in (*alone, *self._hosts.values()):
+            ray.kill(actor)
         self._handles.clear()
+        self._hosts.clear()
         self._open.clear()
         self._status_calls.clear()
         if self._group is not None:

@@ -90,10 +90,9 @@ def check_capacity(config: Config, sites: Sequence[str], nodes: Sequence[Node]) 
     from actors import cluster  # noqa: PLC0415 - see check_cluster
     from gcml_ray.errors import ClusterError  # noqa: PLC0415
 
-    asked = config.resources
-    detail = f"{len(sites)} sites x ({asked.cpus_per_site:g} CPU, {asked.gpus_per_site:g} GPU)"
+    detail = cluster.described(config.resources, len(sites))
     try:
-        cluster.check_capacity(asked, sites, nodes)
+        cluster.check_capacity(config.resources, sites, nodes)
     except ClusterError as error:
         remedy = "change resources as it says, or take a larger cluster"
         return Check("capacity", "FAIL", str(error), remedy)
@@ -204,16 +203,23 @@ def _place(config: Config, sites: Sequence[str], machine: Machine, nodes: Sequen
 
     resources = config.resources
     if resources.pool == "local":
-        return Place(slots=1, sites_per_machine=len(sites), interpreter_bytes=interpreter_bytes(), one_process=True)
+        return Place(
+            slots=1,
+            sites_per_machine=len(sites),
+            interpreter_bytes=interpreter_bytes(),
+            one_process=True,
+            sites_per_process=min(len(sites), resources.sites_per_actor),
+        )
     num_nodes = max(1, len(nodes))
     slots = sum(node.cpus for node in nodes) / max(1, int(resources.cpus_per_site))
     if resources.gpus_per_site > 0 and any(node.gpus for node in nodes):
         slots = min(slots, sum(node.gpus for node in nodes) / max(1.0, resources.gpus_per_site))
     return Place(
-        slots=max(1.0, slots) if nodes else max(1.0, float(machine.num_cpus)),
+        slots=min(max(1.0, slots if nodes else float(machine.num_cpus)), resources.num_actors(len(sites))),
         sites_per_machine=-(-len(sites) // num_nodes),
         interpreter_bytes=interpreter_bytes(),
         one_process=False,
+        sites_per_process=min(len(sites), resources.sites_per_actor),
     )
 
 

@@ -8,53 +8,25 @@ from __future__ import annotations
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any
 
 from actors.failure_policy import Decision, History, decide, start_error
 from actors.listener import Listener
-from actors.local_pool import Outcome, SitePool
+from actors.local_pool import Outcome, SitePool, taken_along
+from actors.member import LEAST_START_S, Absence, Member, OpenCall
 from actors.pace import CallKind, Pace
 from gcml_ray.config import SERVER, Config
 from gcml_ray.errors import SiteError
-from gcml_ray.records import AdoptReport, EvaluationReport, SiteFailure, SiteInfo, TrainReport, by_site
+from gcml_ray.records import AdoptReport, EvaluationReport, Peer, SiteFailure, SiteInfo, TrainReport, by_site
 
 log = logging.getLogger(__name__)
 
 POLL_S = 0.5
-START_ATTEMPTS = 5  # the first call after a restart may still go to the process that is ending
 REGISTER = "register"
 BESIDE = ("start", "push", REGISTER)  # calls that do not keep a site from its work, or come before it
-
-
-@dataclass
-class Member:
-    """What the driver knows of one site, or of the server."""
-
-    info: SiteInfo
-    history: History = field(default_factory=History)
-    checkpoint_round: int = 0
-
-
-@dataclass(frozen=True)
-class _Call:
-    """A call that was not answered yet."""
-
-    number: int
-    kind: CallKind
-    began: float
-    deadline: float
-    timeout_s: float
-
-
-@dataclass
-class _Absence:
-    """A site that is being started; ``number`` is the round in which that began."""
-
-    number: int
-    deadline: float
-    attempts: int = 1
 
 
 class Roster:
@@ -81,17 +53,20 @@ class Roster:
         self.dropped: dict[str, str] = {}
         self.failures: list[SiteFailure] = []
         self.pace = Pace(config.federation.timeout_factor, config.federation.late_factor)
-        self._absent: dict[str, _Absence] = {}
+        self._absent: dict[str, Absence] = {}
         self._returned: list[str] = []
-        self._calls: dict[tuple[str, str], _Call] = {}
+        self._incarnations: Counter[str] = Counter()
+        self._calls: dict[tuple[str, str], OpenCall] = {}
         self._strays: list[Outcome] = []
+        self._next_status = 0.0
 
     # --- who is here -------------------------------------------------------------------------
 
     @property
     def present(self) -> list[str]:
         """The sites that can be asked to train now, by name."""
-        return [name for name in sorted(self.members) if name not in self._absent and not self.is_busy(name)]
+        busy = {site for site, stage in self._calls if stage not in BESIDE}
+        return sorted(self.members.keys() - self._absent.keys() - busy)
 
     @property
     def absent(self) -> frozenset[str]:
@@ -150,7 +125,7 @@ class Roster:
         outcomes = self.gather(names, "start")
         failures = [outcome.failure for outcome in outcomes if outcome.failure]
         if failures:
-            raise start_error(failures)
+            raise start_error([failure for failure in failures if not failure.culprit] or failures)
         for outcome in outcomes:
             self._enrol(outcome.result)
         self.introduce()
@@ -158,6 +133,7 @@ class Roster:
 
     def _enrol(self, info: SiteInfo) -> None:
         """A site is ready."""
+        self._incarnations[info.site] += 1
         known = self.server if info.site == SERVER else self.members.get(info.site)
         member = Member(info, known.history if known else History(), checkpoint_round=info.restored_round)
         if info.site == SERVER:
@@ -166,11 +142,17 @@ class Roster:
             self.members[info.site] = member
 
     def introduce(self) -> None:
-        """Tells everyone who takes part, and with which public key each one signs."""
+        """Tells everyone who takes part, with which public key each one signs, and how many cases it trains on."""
         infos = [member.info for member in self.members.values()]
         infos += [self.server.info] if self.server else []
         names = [info.site for info in infos if info.site not in self._absent]
-        self.pool.introduce(names, {info.site: info.public_key for info in infos})
+        peers = {
+            info.site: Peer(
+                info.public_key, None if info.site == SERVER else info.num_train, self._incarnations[info.site]
+            )
+            for info in infos
+        }
+        self.pool.introduce(names, peers)
         for name in names:
             self._open(name, REGISTER, 0, self.config.federation.push_timeout_s)
 
@@ -185,23 +167,37 @@ class Roster:
         """Notes a call and when it will have taken too long. Sites of one process wait for each other."""
         now = time.monotonic()
         turns = 1 if self.pool.is_parallel else max(1, len(self._calls) + 1)
-        self._calls[name, stage] = _Call(number, kind or CallKind(stage), now, now + timeout_s * turns, timeout_s)
+        self._calls[name, stage] = OpenCall(number, kind or CallKind(stage), now, now + timeout_s * turns, timeout_s)
 
     def poll(self, wait_s: float = POLL_S) -> list[Outcome]:
-        """Outcomes that are there, and failures in place of those that will not come.
-
-        What belongs to restarts and to introductions is dealt with here.
-        """
+        """Outcomes, and failures in place of those that will not come; restarts and introductions are dealt with."""
         outcomes = [outcome for outcome in self.pool.wait(wait_s) if self._close(outcome)]
         now = time.monotonic()
+        for name, absence in list(self._absent.items()):
+            if absence.retry_at is not None and now >= absence.retry_at:
+                self._begin(name, replace(absence, retry_at=None))
         for (name, stage), call in list(self._calls.items()):
-            if now >= call.deadline:
+            if now >= call.deadline and (name, stage) in self._calls:
                 del self._calls[name, stage]
                 message = f"no answer within {call.timeout_s:.3g} s"
                 failure = SiteFailure(name, call.number, stage, "late", message)
-                outcomes.append(Outcome(name, stage, failure=failure))
-        self.listener.on_status(self.pool.statuses())
+                outcomes += [Outcome(name, stage, failure=failure), *self._wait_behind(failure)]
+        if now >= self._next_status:  # asking everyone whenever somebody answers would be work for nothing
+            self._next_status = now + POLL_S
+            self.listener.on_status(self.pool.statuses())
         return [outcome for outcome in outcomes if not self._is_housekeeping(outcome)]
+
+    def _wait_behind(self, late: SiteFailure) -> list[Outcome]:
+        """Calls that wait in vain for a late one of the same process, which will have to be ended."""
+        if late.stage in ("start", REGISTER):
+            return []
+        mates = set(self.pool.mates(late.site))
+        behind = {key: call for key, call in self._calls.items() if key[0] in mates and key[1] != REGISTER}
+        self._calls = {key: call for key, call in self._calls.items() if key not in behind}
+        return [
+            Outcome(site, stage, failure=taken_along(late, site=site, stage=stage, round_number=call.number))
+            for (site, stage), call in behind.items()
+        ]
 
     def _close(self, outcome: Outcome) -> bool:
         """Notes that a call was answered; False for an answer that nobody waits for any more."""
@@ -272,7 +268,7 @@ class Roster:
         if not self.is_known(failure.site):
             return
         member = self.member(failure.site)
-        decision = decide(failure, member.history)
+        decision = Decision.RESTART if failure.culprit else decide(failure, member.history)
         log.warning(
             "site %s failed in round %d, %s (%s): %s -> %s",
             failure.site,
@@ -283,46 +279,67 @@ class Roster:
             decision.value,
         )
         self.listener.on_failure(failure, decision)
-        member.history = replace(member.history, failures_in_a_row=member.history.failures_in_a_row + 1)
+        if not failure.culprit:
+            row, restarts = member.history.failures_in_a_row + 1, member.history.restarts
+            member.history = History(row, restarts + (decision is Decision.RESTART))
         if decision is Decision.RESTART:
-            member.history = replace(member.history, restarts=member.history.restarts + 1)
             self._restart(failure.site, failure.round_number)
         elif decision is Decision.DROP:
+            mates = self.pool.mates(failure.site) if failure.kind != "raised" else ()
             self.drop(failure.site, f"{failure.stage}, {failure.kind}: {failure.message}")
+            if mates:  # their process has ended, or has to
+                self._restart(mates[0], failure.round_number)
 
     def _restart(self, name: str, number: int) -> None:
-        """New process for a site, restored from its newest checkpoint; nobody waits for it.
+        """New process for a site and those that share it, restored from their newest checkpoints; nobody waits for it.
 
         The round is the newest that the site has told of: a file of a later one may be left from before a resume.
         """
+        if name in self._absent:
+            return  # with one that shares its process
+        names = (name, *self.pool.mates(name))
         self.pool.restart(name)
-        self.pace.forget(name)
-        self._calls = {key: call for key, call in self._calls.items() if key[0] != name}
-        self._begin(name, _Absence(number, time.monotonic() + self.config.federation.rejoin_timeout_s))
+        self._calls = {key: call for key, call in self._calls.items() if key[0] not in names}
+        self._strays = [each for each in self._strays if each.failure is None or each.site not in names]
+        for each in names:
+            self.pace.forget(each)
+            self._begin(each, Absence(number, time.monotonic() + self.config.federation.rejoin_timeout_s))
 
-    def _begin(self, name: str, absence: _Absence) -> None:
+    def _begin(self, name: str, absence: Absence) -> None:
         """Asks an absent site to start."""
+        least_s = LEAST_START_S if absence.attempts > 1 else 0.0
         self._absent[name] = absence
         at = self.member(name).checkpoint_round if self.is_known(name) else 0
         self.pool.start(name, resume_round=at)
-        self._open(name, "start", absence.number, max(0.0, absence.deadline - time.monotonic()))
+        self._open(name, "start", absence.number, max(least_s, absence.deadline - time.monotonic()))
 
     def _came_back(self, outcome: Outcome) -> None:
         """An absent site has started, or has failed to."""
         absence = self._absent.pop(outcome.site)
+        if outcome.failure is None and self._is_dying(outcome.result):
+            self._begin(outcome.site, absence)
+            return
         if outcome.failure is None:
             self._enrol(outcome.result)
             self._returned.append(outcome.site)
             self.announce(outcome)
             self.introduce()
             return
-        if outcome.failure.kind == "unreachable" and absence.attempts < START_ATTEMPTS:
-            self._begin(outcome.site, replace(absence, attempts=absence.attempts + 1))
+        later = absence.next_attempt(time.monotonic()) if outcome.failure.kind == "unreachable" else None
+        if later is not None:
+            self._absent[outcome.site] = later
             return
         failure = replace(outcome.failure, round_number=absence.number)
         self.failures.append(failure)
         self.listener.on_failure(failure, Decision.DROP)
         self.drop(outcome.site, f"did not come back: {failure.message}")
+
+    def _is_dying(self, info: SiteInfo) -> bool:
+        """Whether it was the process that is being killed that has answered: on a busy machine a kill takes a while."""
+        if not (self.pool.is_parallel and self.is_known(info.site)):
+            return False
+        known = self.member(info.site).info
+        return (info.node, info.pid) == (known.node, known.pid)
 
     def wait_for_absent(self, wait_s: float, *, is_enough: Callable[[], bool]) -> None:
         """Waits for absent sites for a while, or until it is enough; what else arrives is kept."""
@@ -354,6 +371,6 @@ class Roster:
         self.dropped.pop(name, None)
         self.pool.add(name)
         deadline = time.monotonic() + self.config.federation.start_timeout_s
-        self._absent[name] = _Absence(number, deadline)
+        self._absent[name] = Absence(number, deadline)
         self.pool.start(name, resume_round=checkpoint_round)
         self._open(name, "start", number, self.config.federation.start_timeout_s)

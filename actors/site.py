@@ -26,6 +26,7 @@ from gcml_ray.outbox import Outbox
 from gcml_ray.records import (
     AdoptReport,
     EvaluationReport,
+    Peer,
     PushReceipt,
     PushReport,
     SiteInfo,
@@ -155,6 +156,7 @@ class Site:
         self.transport: Transport | None = None
         self.trainer: Trainer | None = None
         self.peers: frozenset[str] = frozenset()
+        self.registered: dict[str, Peer] = {}
 
     def start(self, transport: Transport, peers: Sequence[str], resume_round: int | None) -> SiteInfo:
         """Loads data and model, restores a checkpoint; see ``SiteTrainer.start``."""
@@ -163,7 +165,7 @@ class Site:
         self.peers = frozenset(peers) - {self.name}
         if self.name == SERVER:
             self.mailbox = Mailbox(len(self.peers), inbox=self.inbox)
-        make_trainer = with_chaos(self.config, self.name, self.make_trainer or _default_trainer)
+        make_trainer = with_chaos(self.config, self.name, self.make_trainer or default_trainer)
         trainer = make_trainer(self.config, self.name, self.folder, use_gpu=self.use_gpu, on_progress=self._on_progress)
         info = trainer.start(resume_round=resume_round)
         self.trainer = trainer
@@ -173,20 +175,25 @@ class Site:
         self.guest_outbox = Outbox(WireConfig(), key=key)
         return replace(info, public_key=key.public_key) if key else info
 
-    def register(self, transport: Transport, keys: Mapping[str, str]) -> None:
+    def register(self, transport: Transport, peers: Mapping[str, Peer]) -> None:
         """Learns who takes part from now on.
 
         Args:
             transport: reaches all of them.
-            keys: their public keys (hex), by name; empty where pushes are not signed.
+            peers: what to know of each, by name. Rounds of those with a new process, or without any, are forgotten.
         """
+        keys = {name: peer.public_key for name, peer in peers.items()}
         try:
             self.inbox.register(keys)
             self.guest_inbox.register(keys)
         except ValueError as error:
             raise SiteError(self.name, 0, "register", str(error)) from error
         self.transport = transport
-        self.peers = frozenset(keys) - {self.name}
+        known, self.registered = self.registered, dict(peers)
+        gone = [name for name in known if name not in peers or peers[name].incarnation != known[name].incarnation]
+        self.mailbox.forget(gone)
+        self.guests.forget(gone)
+        self.peers = frozenset(peers) - {self.name}
         if self.name == SERVER:
             self.mailbox.capacity = max(self.mailbox.capacity, len(self.peers))
 
@@ -261,9 +268,13 @@ class Site:
             return self.guests.deliver(
                 header, buffer, expect=lambda sender: visits.expectation(visit_id, sender, peers=self.peers)
             )
-        return self.mailbox.deliver(
-            header, buffer, expect=lambda sender: trainer.expectation(self.run_id, sender, peers=self.peers)
-        )
+        return self.mailbox.deliver(header, buffer, expect=lambda sender: self._registered(sender, trainer.expectation))
+
+    def _registered(self, sender: str, expectation: Callable[..., Expectation]) -> Expectation:
+        """What a push must look like, with the training cases that its sender told the driver."""
+        expected = expectation(self.run_id, sender, peers=self.peers)
+        peer = self.registered.get(sender)
+        return expected if peer is None else replace(expected, num_train=peer.num_train)
 
     def train(self, order: TrainOrder) -> TrainReport:
         """One round on this site's data with what lies in the mailbox."""
@@ -327,7 +338,7 @@ class Site:
             raise StopRequestedError(f"site {self.name} was told to stop during {stage}")
 
 
-def _default_trainer(config: Config, name: str, folder: Path, **options: Any) -> Trainer:
+def default_trainer(config: Config, name: str, folder: Path, **options: Any) -> Trainer:
     """The real trainer, imported in the site's own process."""
     if name == SERVER:
         from gcml_ray.server import ServerTrainer  # noqa: PLC0415 - as below

@@ -1,8 +1,17 @@
 """How much of a federation's time is its training time.
 
-The floor is the bare PyTorch loop of all sites' steps, divided by the cores that the sites may use. The same
-steps are then run as a federation (each site a Ray actor, gossip averaging: every site pushes every round);
-efficiency = floor / wall time of its rounds. Both are run in turn, several times, in one invocation.
+The floor is the bare PyTorch loop of all sites' steps in one process, divided by the cores that the sites may use.
+The same steps are then run
+
+- as bare loops in as many processes at once as there are cores: what the machine gives, without any federation;
+- as a federation, each site a Ray actor, gossip averaging: every site pushes every round, with a barrier or without.
+
+Efficiency = floor / wall time of the rounds, from the first order to the last record but one (the last round also
+validates and writes checkpoints). "Of bare processes" divides those by the same wall time. "Of processor time"
+compares the processor time of the bare processes with that of driver and sites together: other load does not change it,
+but it does not see waiting. "Share of the cores" is what the bare processes were given of theirs: far below 1, others
+were at work, and only the processor time says anything. Ray's workers run with the niceness of the benchmark itself,
+not with Ray's own 15, so that whatever else runs here hinders all of them alike. All are run in turn.
 
     python -m benchmarks.floor --sites 4 --rounds 10 --steps 10 --repeats 5
 """
@@ -10,12 +19,18 @@ efficiency = floor / wall time of its rounds. Both are run in turn, several time
 from __future__ import annotations
 
 import argparse
+import multiprocessing
 import os
 import statistics
 import tempfile
 import threading
 import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import dataclass
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -25,19 +40,68 @@ from gcml_ray.config import Config
 from gcml_ray.config_file import parse_config
 from gcml_ray.data.datalist import write_datalist
 from gcml_ray.data.phantom import prepare_phantom
-from gcml_ray.records import TrainOrder
-from gcml_ray.run_folder import RunFolder
+from gcml_ray.records import RoundPlan, RoundRecord, SiteInfo, TrainOrder
 from gcml_ray.trainer import SiteTrainer
 
 SHAPE = (36, 32, 20)
+WAIT_S = 3600.0
 
 
-def make_config(folder: Path, *, num_sites: int, rounds: int, steps: int, cores: int, run: str) -> Config:
-    """A federation that only trains and pushes: no validation before the end, no checkpoint before the end."""
+@dataclass(frozen=True)
+class Size:
+    """What is run."""
+
+    sites: int
+    rounds: int
+    steps: int
+    cores: int
+
+    @property
+    def names(self) -> list[str]:
+        """The sites."""
+        return [f"site{number}" for number in range(1, self.sites + 1)]
+
+
+@dataclass(frozen=True)
+class Span:
+    """Seconds by the clock, and processor seconds of all that were at work."""
+
+    wall_s: float
+    cpu_s: float
+
+
+@dataclass(frozen=True)
+class Times:
+    """The floor in seconds, bare loops in processes at once, and the federation by mode."""
+
+    floor_s: float
+    processes: Span
+    num_processes: int
+    federation: dict[str, Span]
+
+    @property
+    def share(self) -> float:
+        """What the bare processes were given of their cores."""
+        return self.processes.cpu_s / (self.processes.wall_s * self.num_processes)
+
+    def efficiency(self, mode: str) -> float:
+        """Floor / wall."""
+        return self.floor_s / self.federation[mode].wall_s
+
+    def of_processes(self, mode: str) -> float:
+        """Bare processes / wall."""
+        return self.processes.wall_s / self.federation[mode].wall_s
+
+    def of_cpu(self, mode: str) -> float:
+        """Processor time of bare processes / of driver and sites."""
+        return self.processes.cpu_s / self.federation[mode].cpu_s
+
+
+def make_config(folder: Path, size: Size, *, run: str, mode: str = "sync", **sections: Any) -> Config:
+    """A federation that only trains and pushes, and one round more, which also validates and writes checkpoints."""
     datalist = folder / "datalist.json"
     if not datalist.exists():
-        names = [f"site{number}" for number in range(1, num_sites + 1)]
-        cases = prepare_phantom(folder / "volumes", sites=names, cases_per_site=6, shape=SHAPE, seed=0)
+        cases = prepare_phantom(folder / "volumes", sites=size.names, cases_per_site=6, shape=SHAPE, seed=0)
         write_datalist(datalist, cases, description="benchmark")
     return parse_config(
         {
@@ -54,75 +118,162 @@ def make_config(folder: Path, *, num_sites: int, rounds: int, steps: int, cores:
             "optimiser": {"learning_rate": 1e-3},
             "method": {"name": "gossip_avg", "topology": {"name": "push_k", "k": 1}},
             "federation": {
-                "rounds": rounds,
-                "local_steps": steps,
+                "mode": mode,
+                "rounds": size.rounds + 1,
+                "local_steps": size.steps,
                 "warmup_rounds": 0,
                 "cooldown_rounds": 0,
-                "evaluate_every": rounds,
+                "evaluate_every": size.rounds + 1,
             },
-            "resources": {"cpus_per_site": cores / num_sites if cores < num_sites else 1.0, "address": "local"},
+            "resources": {"cpus_per_site": min(1.0, size.cores / size.sites), "address": "local"},
             "tracking": {"enabled": False},
-            "output": {"folder": str(folder / run), "checkpoint_every": rounds, "num_overlays": 0},
-        },
+            "output": {"folder": str(folder / run), "checkpoint_every": size.rounds + 1, "num_overlays": 0},
+        }
+        | sections,
         source="benchmarks/floor.py",
     )
 
 
-def bare_loop(config: Config, sites: list[str], folder: Path) -> float:
-    """Seconds of all sites' steps in one process and thread, without rounds, pushes, validation or checkpoints."""
-    total = 0.0
+def bare_loop(config: Config, sites: Sequence[str], folder: Path) -> tuple[float, float, float]:
+    """All steps of these sites in one thread, without pushes.
+
+    Returns:
+        When it began and ended, and the processor seconds in between.
+    """
+    trainers = []
     for site in sites:
-        trainer = SiteTrainer(config, site, folder / "bare", use_gpu=False, on_progress=lambda *_: None)
-        trainer.start(resume_round=0)
-        began = time.perf_counter()
-        for number in range(1, config.federation.rounds + 1):
+        trainers.append(SiteTrainer(config, site, folder / "bare", use_gpu=False, on_progress=lambda *_: None))
+        trainers[-1].start(resume_round=0)
+    if _barrier is not None:
+        _barrier.wait(timeout=WAIT_S)
+    began, worked = time.monotonic(), time.process_time()
+    for trainer in trainers:
+        for number in range(1, config.federation.rounds):
             trainer.train_round(TrainOrder(number, "exchange", evaluate=False, checkpoint=False), [])
-        total += time.perf_counter() - began
-    return total
+    return began, time.monotonic(), time.process_time() - worked
 
 
-def federation(config: Config) -> float:
-    """Seconds of the same steps as a federation, the last round's validation and checkpoint taken off."""
-    run_federation(config, listener=NullListener(), stop=threading.Event())
-    rounds = RunFolder(Path(config.output.folder)).rounds()
-    extra = max(report.seconds["validate"] + report.seconds["checkpoint"] for report in rounds[-1].trained)
-    return sum(record.seconds for record in rounds) - extra
+_barrier: Barrier | None = None  # of the bare processes, in each of them
+
+
+def _enter(barrier: Barrier) -> None:
+    """Prepares a bare process."""
+    global _barrier  # noqa: PLW0603 - a barrier reaches a process only when it starts
+    _barrier = barrier
+    torch.set_num_threads(1)
+
+
+class BareProcesses:
+    """As many processes as cores, each with the bare loop of its share of the sites; started once."""
+
+    def __init__(self, size: Size) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.shares = [share for core in range(size.cores) if (share := size.names[core :: size.cores])]
+        self.barrier = context.Barrier(len(self.shares))
+        self.pool = ProcessPoolExecutor(len(self.shares), context, initializer=_enter, initargs=(self.barrier,))
+
+    def run(self, config: Config, folder: Path) -> Span:
+        """From the common start to the last one's end."""
+        futures = [self.pool.submit(bare_loop, config, share, folder) for share in self.shares]
+        began, ended, worked = zip(*(future.result(timeout=WAIT_S) for future in futures), strict=True)
+        return Span(max(ended) - min(began), sum(worked))
+
+
+class Clock(NullListener):
+    """Takes the time of a run's rounds but the last, and the processor time of driver and sites."""
+
+    def __init__(self, num_rounds: int) -> None:
+        self.num_rounds = num_rounds
+        self.pids: dict[str, int] = {}
+        self.began: float | None = None
+        self.worked = 0.0
+        self.span = Span(0.0, 0.0)
+
+    def on_site_ready(self, info: SiteInfo) -> None:
+        """Notes a site's process."""
+        self.pids[info.site] = info.pid
+
+    def on_round_begin(self, plan: RoundPlan) -> None:
+        """The first one starts the clock."""
+        del plan
+        if self.began is None:
+            self.began, self.worked = time.monotonic(), self._cpu_seconds()
+
+    def on_round_end(self, record: RoundRecord) -> None:
+        """The last one that counts stops it."""
+        if record.plan.round_number <= self.num_rounds and self.began is not None:
+            self.span = Span(time.monotonic() - self.began, self._cpu_seconds() - self.worked)
+
+    def _cpu_seconds(self) -> float:
+        return sum(cpu_seconds(pid) for pid in {*self.pids.values(), os.getpid()})
+
+
+def cpu_seconds(pid: int) -> float:
+    """Processor time of a process so far (Linux)."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+def federation(config: Config) -> Span:
+    """The same steps as a federation."""
+    clock = Clock(config.federation.rounds - 1)
+    run_federation(config, listener=clock, stop=threading.Event())
+    return clock.span
+
+
+def measure(size: Size, *, repeats: int, modes: Sequence[str] = ("sync",)) -> list[Times]:
+    """Everything in turn, as often as asked for."""
+    os.environ.setdefault("RAY_worker_niceness", "0")
+    found = []
+    with tempfile.TemporaryDirectory() as scratch:
+        folder = Path(scratch)
+        bare = make_config(folder, size, run="bare")
+        processes = BareProcesses(size)
+        with ray_session(make_config(folder, size, run="session")), processes.pool:
+            for repeat in range(repeats):
+                began, ended, _ = bare_loop(bare, size.names, folder)
+                together = processes.run(bare, folder)
+                spans = {
+                    mode: federation(make_config(folder, size, run=f"{mode}{repeat}", mode=mode)) for mode in modes
+                }
+                floor_s = (ended - began) / len(processes.shares)
+                found.append(Times(floor_s, together, len(processes.shares), spans))
+                print(line_of(f"run {repeat + 1}", found[-1:]), flush=True)
+    return found
+
+
+def line_of(name: str, found: Sequence[Times]) -> str:
+    """Medians in words."""
+
+    def median(value: Callable[[Times], float]) -> float:
+        return statistics.median(value(one) for one in found)
+
+    parts = [
+        f"{name}: floor {median(lambda one: one.floor_s):.2f} s, "
+        f"bare processes {median(lambda one: one.processes.wall_s):.2f} s "
+        f"(share of the cores {median(lambda one: one.share):.2f})"
+    ]
+    for mode in found[0].federation:
+        parts.append(
+            f"{mode} {median(lambda one: one.federation[mode].wall_s):.2f} s: "  # noqa: B023 - called at once
+            f"efficiency {median(lambda one: one.efficiency(mode)):.3f}, "  # noqa: B023
+            f"of bare processes {median(lambda one: one.of_processes(mode)):.3f}, "  # noqa: B023
+            f"of processor time {median(lambda one: one.of_cpu(mode)):.3f}"  # noqa: B023
+        )
+    return "\n  ".join(parts)
 
 
 def main() -> None:
-    """Runs both in turn and prints medians."""
+    """Runs all in turn and prints medians."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, default in (("sites", 4), ("rounds", 10), ("steps", 10), ("repeats", 5), ("cores", os.cpu_count() or 1)):
         parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--modes", nargs="+", default=["sync", "async"], choices=("sync", "async"))
     options = parser.parse_args()
     torch.set_num_threads(1)
-    rows: list[tuple[float, float, float]] = []
-    with tempfile.TemporaryDirectory() as scratch:
-        folder = Path(scratch)
-
-        def config_for(run: str) -> Config:
-            return make_config(
-                folder,
-                num_sites=options.sites,
-                rounds=options.rounds,
-                steps=options.steps,
-                cores=options.cores,
-                run=run,
-            )
-
-        sites = [f"site{number}" for number in range(1, options.sites + 1)]
-        with ray_session(config_for("session")):
-            for repeat in range(options.repeats):
-                bare = bare_loop(config_for("bare"), sites, folder)
-                wall = federation(config_for(f"run{repeat}"))
-                floor = bare / min(options.cores, options.sites)
-                rows.append((floor, wall, floor / wall))
-                print(f"run {repeat + 1}: floor {floor:.2f} s, federation {wall:.2f} s, efficiency {floor / wall:.3f}")
-    floor, wall, efficiency = (statistics.median(column) for column in zip(*rows, strict=True))
-    print(
-        f"median of {options.repeats}: floor {floor:.2f} s, federation {wall:.2f} s, efficiency {efficiency:.3f} "
-        f"({options.sites} sites, {options.rounds} rounds x {options.steps} steps, {options.cores} cores)"
-    )
+    size = Size(options.sites, options.rounds, options.steps, options.cores)
+    found = measure(size, repeats=options.repeats, modes=options.modes)
+    print(line_of(f"median of {options.repeats}, {size}", found))
 
 
 if __name__ == "__main__":

@@ -24,7 +24,7 @@ from actors.cluster import connected
 from actors.pool import ObjectStoreTransport, SiteActor
 from gcml_ray.config import Config, ResourcesConfig
 from gcml_ray.config_file import parse_config
-from gcml_ray.records import EvaluationReport, SiteInfo, Split, TrainOrder, TrainReport
+from gcml_ray.records import EvaluationReport, Peer, SiteInfo, Split, TrainOrder, TrainReport
 from gcml_ray.wire import WIRE_DTYPE, Buffer, Expectation, PushHeader, TensorSpec, checksum
 
 SITES = ("A", "B")
@@ -61,9 +61,13 @@ class BufferTrainer:
 
     def train_round(self, order: TrainOrder, pushes: Sequence[tuple[PushHeader, Buffer]]) -> TrainReport:
         """Copies what came in into the own weights; the report says how long that and a plain memcpy took."""
-        seconds = {"take": _seconds(lambda: [np.copyto(self.weights, buffer) for _, buffer in pushes])}
+        seconds = {"take": _seconds(lambda: self._take(pushes))}
         seconds["memcpy"] = _seconds(lambda: np.copyto(self.spare, self.weights))
         return TrainReport(self.site, order.round_number, (), 0, {}, {}, "", {}, None, False, seconds, 0.0, 0)
+
+    def _take(self, pushes: Sequence[tuple[PushHeader, Buffer]]) -> None:
+        for _, buffer in pushes:
+            np.copyto(self.weights, buffer)
 
     def evaluate(self, *, split: Split, model: str) -> EvaluationReport:
         """Nothing to score."""
@@ -87,8 +91,8 @@ def measure(megabytes: int, *, repeats: int, wire: dict[str, Any]) -> tuple[floa
     }
     transport = ObjectStoreTransport(handles, label_key=None)
     infos = ray.get([handle.start.remote(transport, SITES, 0) for handle in handles.values()], timeout=TIMEOUT_S)
-    keys = {info.site: info.public_key for info in infos}
-    ray.get([handle.register.remote(transport, keys) for handle in handles.values()], timeout=TIMEOUT_S)
+    peers = {info.site: Peer(info.public_key, info.num_train) for info in infos}
+    ray.get([handle.register.remote(transport, peers) for handle in handles.values()], timeout=TIMEOUT_S)
     rows = []
     for number in range(1, repeats + 3):
         push = handles["A"].push.options(concurrency_group="push")

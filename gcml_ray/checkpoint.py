@@ -1,14 +1,16 @@
 """A site's checkpoints: safetensors with a JSON header, written whole or not at all.
 
 Two kinds of file lie in ``checkpoints/<site>/``. ``round_00012.safetensors`` is what a run resumes from:
-weights, counters, optimiser moments and a :class:`SiteState`. ``model_00012.safetensors`` is a model to
-take away: weights and counters under the network's own names; the best one is kept as
-``personalised.safetensors`` once it has been tested. The last two rounds are kept, so that a site which
-is one round ahead of the others can go back.
+weights, counters, optimiser moments, the weights' average and a :class:`SiteState`.
+``model_00012.safetensors`` is a model to take away: weights (averaged where there is an average) and counters
+under the network's own names; the best one is kept as ``personalised.safetensors`` once it has been tested.
+The last two rounds are kept, so that a site which is one round ahead of the others can go back.
 """
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import json
 import logging
 import os
@@ -23,8 +25,10 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from gcml_ray.errors import CheckpointError
+from gcml_ray.errors import CheckpointError, DamagedError
 from gcml_ray.learner import Learner
+from gcml_ray.record_json import from_json
+from gcml_ray.weight_average import WeightAverage
 from gcml_ray.weights import FlatModel
 
 log = logging.getLogger(__name__)
@@ -33,6 +37,7 @@ Array = np.ndarray[tuple[int, ...], np.dtype[np.generic]]
 
 ROUND_FILE = re.compile(r"round_(\d{5,})\.safetensors")
 KEPT_ROUNDS = 2
+CHECKSUM = "checksum"  # in a file's header
 
 
 @dataclass(frozen=True)
@@ -41,7 +46,7 @@ class SiteState:
 
     ``suspicion``, ``last_push`` and ``few_dice`` are what its judge remembers: of each sender the suspicion against it
     and the checksum of its last push; and the exchanged model's Dice on the judge's cases when it was last validated,
-    None where that is not known.
+    None where that is not known. ``peer_files``: of each peer the file of its last model, the newest last.
     """
 
     site: str
@@ -54,6 +59,12 @@ class SiteState:
     suspicion: dict[str, int] = field(default_factory=dict)
     last_push: dict[str, str] = field(default_factory=dict)
     few_dice: float | None = None
+    peer_files: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def model_files(self) -> set[str]:
+        """The model files that it names."""
+        return {self.best_file, self.before_gossip_file, *self.peer_files.values()}
 
 
 def round_file(folder: Path, round_number: int) -> Path:
@@ -103,33 +114,63 @@ def load_round(
     tensors, metadata = read_tensors(path)
     learners = {"": learner} if personal is None else {"": learner, "personal.": personal}
     try:
-        state = SiteState(**json.loads(metadata["state"]))
+        state = _state_of(metadata)
         scalers = {prefix: json.loads(metadata[f"{prefix}scaler"]) for prefix in learners}
-    except (KeyError, TypeError, ValueError) as error:
+    except (KeyError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is not a round's checkpoint of this version of gcml-ray ({error!r})") from error
     if (state.site, state.identity) != (site, identity):
         raise CheckpointError(
             f"{path} belongs to site {state.site} of configuration {state.identity}, not to {site} of {identity}: "
             "resume with the configuration that the run was started with"
         )
+    if state.round_number != round_number:
+        raise CheckpointError(f"{path} is of round {state.round_number}: it was copied or renamed; put it back")
     for prefix, one in learners.items():
         _load_model(path, one.model, _below(f"{prefix}model.", tensors))
         one.optimiser.state.clear()
         moments = _below(f"{prefix}optimiser.", tensors)
         if moments:
+            _check_moments(path, moments, size=one.model.parameter.numel())
             one.optimiser.state[one.model.parameter] = {
                 key: torch.from_numpy(value).to(one.model.flat.device) for key, value in moments.items()
             }
-        one.scaler.load_state_dict(scalers[prefix])
+        try:
+            one.scaler.load_state_dict(scalers[prefix])
+        except (KeyError, RuntimeError, TypeError, AttributeError) as error:
+            raise CheckpointError(f"{path} has another loss scaler than resources.amp asks for ({error!r})") from error
+        if one.model.average is not None:
+            _load_average(path, one.model.average, _below(f"{prefix}average.", tensors))
     return state
 
 
+def _state_of(metadata: Mapping[str, str]) -> SiteState:
+    """What a round's header says of its site.
+
+    Raises:
+        KeyError, ValueError: it is no such header; or it names files elsewhere than in the checkpoint's folder.
+    """
+    state = from_json(SiteState, metadata["state"])
+    if elsewhere := [name for name in state.model_files if name != Path(name).name]:
+        raise ValueError(f"model files {elsewhere} are not in its folder")
+    return state
+
+
+def _check_moments(path: Path, moments: Mapping[str, Array], *, size: int) -> None:
+    """Refuses moments of other weights: optimisers keep counts, and a number a weight."""
+    odd = [name for name, array in moments.items() if array.shape not in ((), (size,))]
+    if odd:
+        raise CheckpointError(f"{path} holds another optimiser's state: {', '.join(odd[:5])} do not fit the network")
+
+
 def _learner_arrays(learner: Learner, prefix: str) -> dict[str, Array]:
-    """Weights, counters and moments by name."""
+    """Weights, counters, moments and the weights' average by name."""
     arrays = {f"{prefix}model.{name}": array for name, array in _model_arrays(learner.model).items()}
     for moments in learner.optimiser.state.values():
         for key, value in moments.items():
             arrays[f"{prefix}optimiser.{key}"] = _array(value)
+    if (average := learner.model.average) is not None:
+        arrays[f"{prefix}average.values"] = _array(average.values)
+        arrays[f"{prefix}average.num_steps"] = _array(average.num_steps)
     return arrays
 
 
@@ -182,6 +223,13 @@ def _load_model(path: Path, model: FlatModel, arrays: Mapping[str, Array]) -> No
     if shapes != found:
         odd = sorted(name for name in shapes.keys() | found.keys() if shapes.get(name) != found.get(name))
         raise CheckpointError(f"{path} holds another network: {', '.join(odd[:5])} differ; check network in the config")
+    dtypes = {name: np.dtype(np.float32) for name in shapes} | {k: _array(v).dtype for k, v in counters.items()}
+    if odd := [
+        f"{name} is {arrays[name].dtype} instead of {dtypes[name]}"
+        for name in shapes
+        if arrays[name].dtype != dtypes[name]
+    ]:
+        raise CheckpointError(f"{path} holds other numbers than gcml-ray writes: {', '.join(odd[:5])}")
     for spec in model.layout:
         view = model.flat[spec.offset : spec.offset + int(np.prod(spec.shape))]
         view.copy_(torch.from_numpy(arrays[spec.name].reshape(-1)))
@@ -189,26 +237,67 @@ def _load_model(path: Path, model: FlatModel, arrays: Mapping[str, Array]) -> No
         counter.copy_(torch.from_numpy(arrays[name]))
 
 
+def _load_average(path: Path, average: WeightAverage, arrays: Mapping[str, Array]) -> None:
+    """Restores the moving average of a model, refusing a file that has none of this size."""
+    values = arrays.get("values")
+    if values is None or values.shape != tuple(average.values.shape):
+        raise CheckpointError(f"{path} holds no average of the weights, but optimiser.weight_average asks for one")
+    average.restore(torch.from_numpy(values), int(arrays["num_steps"]))
+
+
 def write_tensors(path: Path, tensors: dict[str, Array], metadata: dict[str, str]) -> None:
-    """Temporary file, flush to disk, rename: a reader sees the old file or the new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
+    """Temporary file, flush to disk, rename: a reader sees the old file or the new one.
+
+    Raises:
+        CheckpointError: the disk does not take it; nothing of it is left there.
+    """
     temporary = path.with_suffix(".tmp")
-    save_file(tensors, temporary, metadata=metadata)
-    with temporary.open("rb") as handle:
-        os.fsync(handle.fileno())
-    os.replace(temporary, path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        save_file(tensors, temporary, metadata=metadata | {CHECKSUM: _checksum_of(tensors, metadata)})
+        with temporary.open("rb") as handle:
+            os.fsync(handle.fileno())
+        os.replace(temporary, path)
+    except (SafetensorError, OSError) as error:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)  # what there is of it only takes room
+        raise CheckpointError(
+            f"{path} cannot be written ({error}): make room on this disk; until then the file before it is kept"
+        ) from error
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Array], dict[str, str]]:
-    """All tensors and the JSON header of a file."""
+    """All tensors and the JSON header of a file.
+
+    Raises:
+        CheckpointError: there is no such file.
+        DamagedError: it is not what was written.
+    """
     if not path.is_file():
         raise CheckpointError(f"{path} does not exist")
     try:
         with safe_open(path, framework="np") as handle:
-            names = list(handle.keys())
-            return {name: handle.get_tensor(name) for name in names}, handle.metadata() or {}
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path} cannot be read ({error}); delete it and resume from an earlier round") from error
+            tensors = {name: handle.get_tensor(name) for name in list(handle.keys())}
+            metadata = dict(handle.metadata() or {})
+    except (SafetensorError, OSError, TypeError, AttributeError, ValueError) as error:  # or a type NumPy has not
+        raise DamagedError(f"{path} cannot be read ({error}); delete it and resume from an earlier round") from error
+    known = metadata.pop(CHECKSUM, None)  # older files have none
+    if known is not None and known != _checksum_of(tensors, metadata):
+        raise DamagedError(f"{path} is damaged: its bytes are not those that were written; delete it")
+    return tensors, metadata
+
+
+def _checksum_of(tensors: Mapping[str, Array], metadata: Mapping[str, str]) -> str:
+    """Over names, shapes, types and bytes: safetensors itself takes no notice of a flipped bit.
+
+    SHA-256, 2 GB/s where the processor has it; the sums of a push's checksum do not see swapped neighbours.
+    """
+    digest = hashlib.sha256(json.dumps(sorted(metadata.items())).encode())
+    for name in sorted(tensors):
+        array = tensors[name]
+        digest.update(json.dumps([name, array.shape, str(array.dtype)]).encode())
+        digest.update(np.ascontiguousarray(array).reshape(-1).view(np.uint8).data)
+    return digest.hexdigest()
 
 
 def _prune(folder: Path, newest: SiteState) -> None:
@@ -220,20 +309,21 @@ def _prune(folder: Path, newest: SiteState) -> None:
     rounds = [number for number in saved if number <= newest.round_number][-KEPT_ROUNDS:]
     for number in set(saved) - set(rounds):
         round_file(folder, number).unlink(missing_ok=True)
-    kept = {newest.best_file, newest.before_gossip_file}
+    kept = newest.model_files
     for number in rounds:
         kept |= _models_named_by(round_file(folder, number))
-    for path in folder.glob("model_*.safetensors"):
-        if path.name not in kept:
-            path.unlink(missing_ok=True)
+    for pattern in ("model_*.safetensors", "peer_*.safetensors"):
+        for path in folder.glob(pattern):
+            if path.name not in kept:
+                path.unlink(missing_ok=True)
 
 
 def _models_named_by(path: Path) -> set[str]:
     """The model files that a checkpoint's header names; none where it cannot be read any more."""
     try:
         with safe_open(path, framework="np") as handle:
-            state = SiteState(**json.loads((handle.metadata() or {})["state"]))
-    except (SafetensorError, OSError, KeyError, TypeError, ValueError) as error:
+            state = _state_of(handle.metadata() or {})
+    except (SafetensorError, OSError, KeyError, ValueError) as error:
         log.warning("%s cannot be read (%s); a resume will not be able to use it", path, error)
         return set()
-    return {state.best_file, state.before_gossip_file}
+    return state.model_files

@@ -87,8 +87,9 @@ def run(
     summary = _run_once(loaded, console, title=loaded.name, resume=resume is not None)
     if summary.status == "finished":
         console.print(run_table(summary.evaluations, unit=loaded.data.distance_unit))
-    rounds = RunFolder(Path(loaded.output.folder)).rounds()
-    console.print(run_facts(rounds, start_seconds=summary.start_seconds), highlight=False, markup=False)
+    folder = RunFolder(Path(loaded.output.folder))
+    facts = run_facts(folder.rounds(), start_seconds=summary.start_seconds, chaos="; then ".join(folder.faults()))
+    console.print(facts, highlight=False, markup=False)
     console.print(where_things_are(loaded), highlight=False, markup=False)
     _exit_for(summary.status, loaded)
 

@@ -44,6 +44,7 @@ def predict(
     site: Annotated[str | None, typer.Option(help="Whose personalised model; an exported one has one site.")] = None,
     flips: Annotated[bool, typer.Option("--flips", help="Average over all flips: slower, often steadier.")] = False,
     ensemble: Annotated[bool, typer.Option("--ensemble", help="Average with the other sites' models.")] = False,
+    peers: Annotated[bool, typer.Option("--peers", help="Average with the models that the site chose.")] = False,
     largest_component: Annotated[
         bool, typer.Option("--largest-component", help="Keep the largest piece of each class alone.")
     ] = False,
@@ -56,7 +57,7 @@ def predict(
     from gcml_ray.predict import load_model  # noqa: PLC0415
 
     console = Console(soft_wrap=True)
-    model = load_model(run, site, device=device, ensemble=ensemble)
+    model = load_model(run, site, device=device, ensemble=ensemble, peers=peers)
     found = find_cases(images, model.config.data, site=site or model.facts[0].site, split=_split(split))
     _say_what(console, model, found)
     todo, skipped = _to_do(found.cases, out, model.config, overwrite=overwrite)

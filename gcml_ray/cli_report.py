@@ -1,4 +1,4 @@
-"""``gcml report``: one HTML page about a run or a comparison."""
+"""``gcml report``: one HTML page about a run, a comparison or a search."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from gcml_ray.errors import ConfigError
 
 
 def report(
-    folder: Annotated[Path, typer.Argument(help="Folder of a run, or of a comparison.")],
+    folder: Annotated[Path, typer.Argument(help="Folder of a run, of a comparison, or of a search.")],
     out: Annotated[Path | None, typer.Option(help="The page; default: report.html in the folder.")] = None,
     regions: Annotated[
         bool, typer.Option("--regions/--no-regions", help="Compute the example of what mutual learning compares.")
@@ -21,7 +21,7 @@ def report(
         bool, typer.Option("--images/--no-images", help="Pictures of patients; without them the page holds none.")
     ] = True,
 ) -> None:
-    """Write one HTML page that shows a run or a comparison, to read offline and to hand on."""
+    """Write one HTML page that shows a run, a comparison or a search, to read offline and to hand on."""
     try:
         from gcml_ray.report_page import write_report  # noqa: PLC0415 - plotly is an extra, and takes a second
     except ModuleNotFoundError as error:

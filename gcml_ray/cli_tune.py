@@ -16,7 +16,6 @@ from rich.console import Console
 from gcml_ray.console import RunConsole
 from gcml_ray.console_search import SearchConsole, final_table, search_table, search_verdict
 from gcml_ray.errors import ConfigError
-from gcml_ray.search_records import SearchRecord
 from gcml_ray.tracking_metrics import flat_params
 
 if TYPE_CHECKING:
@@ -35,7 +34,10 @@ def tune(
     resume: Annotated[Path | None, typer.Option(help="Go on with the search in this folder.")] = None,
     retry_failed: Annotated[bool, typer.Option("--retry-failed", help="With --resume: failed trials too.")] = False,
     final: Annotated[
-        Path | None, typer.Option(help="Train this search's winner with new seeds, and test it once.")
+        Path | None,
+        typer.Option(
+            help="Train this search's winner and the federation's own values with new seeds, and test each once."
+        ),
     ] = None,
 ) -> None:
     """Search the weights of mutual learning (or any key) by validation Dice; then test the winner, once."""
@@ -64,15 +66,14 @@ def _search(search: Search, console: Console, *, resume: bool, retry_failed: boo
     from gcml_ray.cli import STOPPED  # noqa: PLC0415 - cli imports this module
     from gcml_ray.report_search import write_search_plots  # noqa: PLC0415 - matplotlib only at the end
     from gcml_ray.tracking_search import SearchTracker  # noqa: PLC0415
-    from tune.search import BEST_FILE, run_search  # noqa: PLC0415 - ray only when a search runs
+    from tune.search import BEST_FILE, blank_record, run_search  # noqa: PLC0415 - ray only when a search runs
     from tune.search_file import SEARCH_FILE  # noqa: PLC0415
 
     name, objective = search.config.name, search.config.objective
     stop = threading.Event()
     params = flat_params(search.config.model_dump(mode="json"))
     tracker = SearchTracker(search.base, search.folder, name=name, objective=objective, params=params)
-    title = SearchRecord(name, objective, search.base.federation.rounds, ())
-    with SearchConsole(console, search=title) as live:
+    with SearchConsole(console, search=blank_record(search)) as live:
         record = run_search(search, views=(live, tracker), stop=stop, resume=resume, retry_failed=retry_failed)
     plots = write_search_plots(record, search.folder / "plots")
     files = [search.folder / file for file in (SEARCH_FILE, BEST_FILE) if (search.folder / file).exists()]
@@ -86,7 +87,11 @@ def _search(search: Search, console: Console, *, resume: bool, retry_failed: boo
     if record.best is None:
         raise typer.Exit(1)
     console.print(f"train it      gcml run {search.folder / BEST_FILE}", highlight=False, markup=False)
-    console.print(f"test it once  gcml tune --final {search.folder}", highlight=False, markup=False)
+    console.print(f"look at it    gcml report {search.folder}", highlight=False, markup=False)
+    if search.config.final.at_end:
+        _final(search, console)
+    else:
+        console.print(f"test it once  gcml tune --final {search.folder}", highlight=False, markup=False)
 
 
 def _final(search: Search, console: Console) -> None:
@@ -104,3 +109,4 @@ def _final(search: Search, console: Console) -> None:
         console.print(f"stopped; continue with: gcml tune --final {search.folder}", highlight=False, markup=False)
         raise typer.Exit(STOPPED)
     console.print(final_table(final))
+    console.print(final.verdict, highlight=False, markup=False)

@@ -20,7 +20,7 @@ from scipy.stats import wilcoxon
 
 from gcml_ray.averages import mean
 from gcml_ray.errors import DataError
-from gcml_ray.records import PERSONALISED
+from gcml_ray.records import ENSEMBLE, PERSONALISED
 from gcml_ray.run_folder import replace_file
 from gcml_ray.seeding import numpy_generator
 
@@ -157,7 +157,7 @@ def summarise(cells: Sequence[Cell]) -> tuple[MethodRow, ...]:
     """
     groups: dict[tuple[str, str], list[Cell]] = {}
     for cell in cells:
-        for model in sorted({score.model for score in cell.scores} & {PERSONALISED, "shared"}):
+        for model in sorted({score.model for score in cell.scores} & {PERSONALISED, ENSEMBLE, "shared"}):
             groups.setdefault((cell.method, model), []).append(cell)
     rows = sorted((_row(name, model, group) for (name, model), group in groups.items()), key=lambda row: -row.dice)
     if not rows:

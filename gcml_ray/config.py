@@ -36,6 +36,7 @@ from gcml_ray.config_methods import (
     LocalMethod,
     MatchingTopology,
     Method,
+    PeerMethod,
     PooledMethod,
     ProxyFlMethod,
     PushKTopology,
@@ -47,10 +48,13 @@ from gcml_ray.config_methods import (
     has_peers,
     has_server,
     has_two_models,
+    keeps_norms,
     needs_one_network,
     sends_buffers,
 )
+from gcml_ray.config_optimiser import OptimiserConfig
 from gcml_ray.config_privacy import PrivacyConfig, privacy_problem
+from gcml_ray.config_resources import ResourcesConfig
 from gcml_ray.config_section import (
     AtLeastOne,
     Count,
@@ -88,9 +92,11 @@ __all__ = [  # the data and method sections have their own modules, but are part
     "LocalMethod",
     "MatchingTopology",
     "Method",
+    "OptimiserConfig",
     "PooledMethod",
     "ProxyFlMethod",
     "PushKTopology",
+    "ResourcesConfig",
     "RingTopology",
     "Section",
     "ServerMethod",
@@ -101,13 +107,14 @@ __all__ = [  # the data and method sections have their own modules, but are part
     "has_peers",
     "has_server",
     "has_two_models",
+    "keeps_norms",
     "sends_buffers",
 ]
 
 
 BARRIER_FREE = ("local", "pooled", "gossip_avg", "gml", "gcml", "defkt")  # methods that federation.mode: async can run
 
-# --- network, loss, optimiser ----------------------------------------------------------------
+# --- network, loss --------------------------------------------------------------------------
 
 
 class NetworkConfig(Section):
@@ -143,27 +150,7 @@ class LossConfig(Section):
         return self
 
 
-class OptimiserConfig(Section):
-    """The optimiser of every model; the learning rate follows ``schedule`` over the whole run."""
-
-    name: Literal["adam", "adamw", "sgd"] = "adamw"
-    learning_rate: Positive
-    weight_decay: NonNegative = 0.0
-    momentum: Fraction | None = None
-    amsgrad: bool = False
-    clip_norm: Positive | None = None
-    schedule: Literal["constant", "cosine", "polynomial"] = "cosine"
-
-    @model_validator(mode="after")
-    def _nothing_is_ignored(self) -> OptimiserConfig:
-        if self.momentum is not None and self.name != "sgd":
-            raise ValueError(f"momentum would be ignored by {self.name}: only sgd has it")
-        if self.amsgrad and self.name == "sgd":
-            raise ValueError("amsgrad would be ignored by sgd")
-        return self
-
-
-# --- federation, resources, evaluation, tracking, output -------------------------------------
+# --- federation, evaluation, tracking, output -------------------------------------
 
 
 class AttendanceConfig(Section):
@@ -234,29 +221,12 @@ class FederationConfig(Section):
         return self
 
 
-class ResourcesConfig(Section):
-    """Where sites run and what each one may use. Fractions of a GPU are shares, not memory limits.
-
-    ``address``: ``auto`` joins the running cluster (``RAY_ADDRESS``, or ``ray start`` on this machine) and
-    starts a local one where there is none; ``local`` always starts one; anything else is an address.
-    ``placement``: ``none`` anywhere, ``label`` on the node whose label ``label_key`` equals the site's
-    name (the data never leaves it), ``pg`` one placement group with a bundle a site.
-    """
-
-    pool: Literal["ray", "local"] = "ray"
-    address: str = "auto"
-    cpus_per_site: Positive = 1.0
-    gpus_per_site: NonNegative = 0.0
-    placement: Literal["none", "label", "pg"] = "none"
-    label_key: str = "site"
-    amp: Literal["none", "bf16", "fp16"] = "none"
-
-
 class EvaluationConfig(Section):
     """Sliding-window inference and metrics. The tolerance's unit is mm, or voxels where spacing is unreal.
 
     ``window_size`` defaults to the patch size; a larger one is faster where memory allows. ``cross_site``: after the
-    test every site's personalised model travels to every other site and is scored there.
+    test every site's personalised model travels to every other site and is scored there. ``ensemble_peers``: how many
+    of its peers' last models a site keeps, to test as well what they and its own predict together.
     """
 
     window_size: Sizes | None = None
@@ -264,6 +234,7 @@ class EvaluationConfig(Section):
     window_batch: Count = 4
     surface_tolerance: Positive = 1.0
     cross_site: bool = False
+    ensemble_peers: CountOrZero = 0
 
 
 class TrackingConfig(Section):
@@ -344,7 +315,7 @@ class Config(Section):
                 "wire": {"sign"},
                 "evaluation": {"cross_site"},
                 "chaos": True,  # it changes the result, but a resume must be able to go on without it
-                "data": {"datalist"},
+                "data": {"datalist", "cache_folder"},
                 "federation": clocks,
             },
         )
@@ -361,11 +332,25 @@ class Config(Section):
         return value
 
     @model_validator(mode="after")
+    def _nothing_is_ignored(self) -> Config:
+        if self.optimiser.push_average and not (has_peers(self.method) or has_server(self.method)):
+            raise ValueError(f"optimiser.push_average would be ignored: method {self.method.name} pushes nothing")
+        if self.evaluation.ensemble_peers and not isinstance(self.method, PeerMethod):
+            raise ValueError(
+                f"evaluation.ensemble_peers would be ignored: with method {self.method.name} no site gets its peers' "
+                "models; gossip_avg, gml, gcml, defkt and dpsgd do that"
+            )
+        if self.evaluation.cross_site and isinstance(self.method, PooledMethod):
+            raise ValueError("evaluation.cross_site would be ignored: method pooled has one model for all sites")
+        return self
+
+    @model_validator(mode="after")
     def _sections_agree(self) -> Config:
         if needs_one_network(self.method) and any(network != self.network for network in self.site_networks.values()):
             raise ValueError(
-                "site_networks gives sites different networks, but method mixes weights: "
-                "use method.name gml or proxyfl, or gcml with merge: keep_local and merge_first: none"
+                "site_networks gives sites different networks, but method mixes weights, or normalisation layers that "
+                "a model is to have at each site: use method.name gml or proxyfl, or gcml with merge: keep_local and "
+                "merge_first: none, and leave share_norms true"
             )
         if isinstance(self.method, PooledMethod) and self.resources.placement == "label":
             raise ValueError(
@@ -379,8 +364,6 @@ class Config(Section):
             )
         if problem := privacy_problem(self.privacy, self.method, amp=self.resources.amp):
             raise ValueError(problem)
-        if self.evaluation.cross_site and isinstance(self.method, PooledMethod):
-            raise ValueError("evaluation.cross_site would be ignored: method pooled has one model for all sites")
         if self.evaluation.cross_site and self.privacy.mode == "update_noise":
             raise ValueError(
                 "evaluation.cross_site sends personalised models as they are, but privacy.mode update_noise promises "

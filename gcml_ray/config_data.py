@@ -58,6 +58,7 @@ class DataConfig(Section):
     foreground_share: Fraction = 0.67
     augment: AugmentConfig = AugmentConfig()
     split: SplitConfig = SplitConfig()
+    cache_folder: str | None = None
 
     @property
     def is_sigmoid(self) -> bool:

@@ -2,12 +2,13 @@
 
 Beyond plain YAML 1.1: ``1e-3`` is a number (YAML 1.1 wants ``1.0e-3``), and a key that stands twice in
 one mapping is an error instead of silently winning. ``${VAR}`` and a leading ``~`` are expanded in
-``data.datalist``, ``output.folder``, ``tracking.uri`` and ``network.start_from``; a relative path there is relative to
-the current directory and becomes absolute on load.
+``data.datalist``, ``data.cache_folder``, ``output.folder``, ``tracking.uri`` and ``network.start_from``; a relative
+path there is relative to the current directory and becomes absolute on load.
 """
 
 from __future__ import annotations
 
+import math
 import os
 import re
 from collections.abc import Mapping, Sequence
@@ -24,10 +25,35 @@ from gcml_ray.errors import ConfigError
 _EXPONENT_FLOAT = re.compile(r"[-+]?(?:[0-9][0-9_]*(?:\.[0-9_]*)?|\.[0-9][0-9_]*)[eE][-+]?[0-9]+$")
 _VARIABLE = re.compile(r"\$\{(\w+)\}")
 _SQLITE = "sqlite:///"
+_TAG = "tag:yaml.org,2002:"
+_UNWANTED = [_TAG + kind for kind in ("binary", "omap", "pairs", "set", "timestamp")]  # what JSON does not have
+_MAX_NODES = 100_000  # values of a file, aliases written out
 
 
 class _Loader(yaml.SafeLoader):
-    """Safe YAML that refuses duplicate keys."""
+    """Safe YAML that refuses duplicate keys, aliases that multiply, and what its own constructors choke on."""
+
+    def get_single_node(self) -> yaml.Node | None:
+        """The document, if it stays small when aliases are written out; nobody needs one inside itself."""
+        node: yaml.Node | None = super().get_single_node()
+        if node is not None and _written_out(node, {}) > _MAX_NODES:
+            raise ConfigError(f"its aliases (*name) stand for more than {_MAX_NODES} values; write out what is meant")
+        return node
+
+    def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
+        """A value that JSON has too; ``!!int abc`` is an error with its line, not whatever Python says."""
+        kind = node.tag.rpartition(":")[2]
+        if node.tag in _UNWANTED:
+            what = f"!!{kind} has no place in a configuration; write text, numbers, lists and mappings"
+            raise yaml.constructor.ConstructorError(None, None, what, node.start_mark)
+        try:
+            value = super().construct_object(node, deep=deep)
+        except (ValueError, TypeError, LookupError, AttributeError, OverflowError) as error:
+            what = f"{str(node.value)[:60]!r} cannot be read as {kind}"
+            raise yaml.constructor.ConstructorError(None, None, what, node.start_mark) from error
+        if isinstance(value, float) and math.isnan(value):
+            raise yaml.constructor.ConstructorError(None, None, f"{node.value} is no number", node.start_mark)
+        return value
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:
         # Here rather than in construct_mapping: by then a merge (<<) has put inherited keys beside the own ones.
@@ -39,13 +65,31 @@ class _Loader(yaml.SafeLoader):
                 raise ConfigError(f"line {line}: key {key.value!r} stands already on line {lines[key.value]}; keep one")
             if isinstance(key, yaml.ScalarNode):
                 lines[key.value] = line
+            if key.tag not in (f"{_TAG}str", f"{_TAG}merge", f"{_TAG}value"):
+                shown = repr(key.value) if isinstance(key, yaml.ScalarNode) else "[...]"
+                raise ConfigError(f"line {line}: a key must be text, {shown} is none; put it in quotes")
         return node
+
+
+def _written_out(node: yaml.Node, known: dict[int, int]) -> int:
+    """How many nodes a document has without aliases; infinitely many (a large number) where one holds itself."""
+    if id(node) in known:
+        return known[id(node)]
+    known[id(node)] = _MAX_NODES + 1  # as long as it is not counted, to meet it again is a cycle
+    inner = [part for pair in node.value for part in pair] if isinstance(node, yaml.MappingNode) else node.value
+    children = [] if isinstance(node, yaml.ScalarNode) else inner
+    known[id(node)] = 1 + sum(_written_out(child, known) for child in children)
+    return known[id(node)]
 
 
 class _Dumper(yaml.SafeDumper):
     """Writes what :class:`_Loader` reads back: a string such as "1e-3" gets its quotes."""
 
 
+_Loader.yaml_implicit_resolvers = {  # 2024-05-01 stays the text that it is
+    first: [(tag, pattern) for tag, pattern in resolvers if tag != f"{_TAG}timestamp"]
+    for first, resolvers in _Loader.yaml_implicit_resolvers.items()
+}
 for _class in (_Loader, _Dumper):
     _class.add_implicit_resolver("tag:yaml.org,2002:float", _EXPONENT_FLOAT, list("-+.0123456789"))
 
@@ -129,6 +173,8 @@ def _parse_yaml(text: str) -> Any:
         raise ConfigError(f"{line}not valid YAML: {error.problem}") from error
     except yaml.YAMLError as error:
         raise ConfigError(f"not valid YAML: {error}") from error
+    except RecursionError as error:
+        raise ConfigError("not a configuration: its brackets are nested hundreds deep") from error
 
 
 def _copy_mappings(value: Any) -> Any:
@@ -165,7 +211,13 @@ def apply_override(values: dict[str, Any], override: str) -> list[str]:
 def _expand_paths(values: dict[str, Any]) -> list[str]:
     """Expands the path keys in place and returns one line for each undefined variable."""
     problems = []
-    places = [("data", "datalist"), ("output", "folder"), ("tracking", "uri"), ("network", "start_from")]
+    places = [
+        ("data", "datalist"),
+        ("data", "cache_folder"),
+        ("output", "folder"),
+        ("tracking", "uri"),
+        ("network", "start_from"),
+    ]
     sections = [(name, values.get(name), key) for name, key in places]
     others = values.get("site_networks")
     if isinstance(others, dict):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import ConfigDict, Field, SerializerFunctionWrapHandler, model_serializer, model_validator
 
@@ -120,17 +120,29 @@ class PooledMethod(Section):
     max_incoming: ClassVar[int] = 0
 
 
-class GossipMethod(Section):
-    """What all gossip methods share: who sends to whom, and what a message holds.
+class PeerMethod(Section):
+    """What a message between sites holds.
 
-    ``max_incoming`` bounds the models a receiver takes in a round. ``buffers`` says whether the
-    floating-point buffers (BatchNorm statistics) travel with the parameters or stay local; integer
-    counters never travel.
+    ``buffers`` says whether the floating-point buffers (BatchNorm statistics) travel with the parameters or stay
+    local; integer counters never travel. ``share_norms: false`` leaves the parameters of normalisation layers at
+    their site too, as FedBN does (our addition).
     """
+
+    buffers: Literal["send", "keep"] = "send"
+    share_norms: bool = True
+
+    @model_validator(mode="after")
+    def _norms_stay_whole(self) -> Self:
+        if not self.share_norms and self.buffers == "send":
+            raise ValueError("share_norms: false keeps normalisation layers local, statistics too: set buffers: keep")
+        return self
+
+
+class GossipMethod(PeerMethod):
+    """What all gossip methods share: who sends to whom. ``max_incoming`` bounds a receiver's models of a round."""
 
     topology: Topology
     max_incoming: Count = 1
-    buffers: Literal["send", "keep"] = "send"
 
 
 class GossipAvgMethod(GossipMethod):
@@ -175,7 +187,7 @@ class DefKtMethod(GossipMethod):
     model_config = ConfigDict(extra="forbid", frozen=True, strict=True, populate_by_name=True)
 
 
-class DpsgdMethod(Section):
+class DpsgdMethod(PeerMethod):
     """D-PSGD (Lian 2017): doubly stochastic mixing with the neighbours, then local steps.
 
     ``ring``: with the neighbours on both sides, a third each; ``exponential``: with one neighbour, in halves.
@@ -183,7 +195,6 @@ class DpsgdMethod(Section):
 
     name: Literal["dpsgd"]
     topology: Annotated[RingTopology | ExponentialTopology, Field(discriminator="name")]
-    buffers: Literal["send", "keep"] = "send"
 
     @property
     def max_incoming(self) -> int:
@@ -283,8 +294,15 @@ def sends_buffers(method: Method) -> bool:
     return isinstance(method, LocalMethod | PooledMethod) or method.buffers == "send"
 
 
+def keeps_norms(method: Method) -> bool:
+    """Whether the parameters of normalisation layers stay at their site."""
+    return isinstance(method, FedBnMethod) or (isinstance(method, PeerMethod) and not method.share_norms)
+
+
 def needs_one_network(method: Method) -> bool:
     """Whether all sites must have the same network: wherever weights of two sites are mixed or handed on."""
+    if keeps_norms(method):  # what is not sent of an incoming model is the receiver's
+        return True
     if isinstance(method, GcmlMethod):
         return method.mixes_weights
     return not isinstance(method, LocalMethod | GmlMethod | ProxyFlMethod)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import cache
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
@@ -31,8 +32,14 @@ class _Place:
 
 def describe_problems(error: ValidationError, model: type[BaseModel] = Config) -> list[str]:
     """One line for every problem, in the order of the keys of ``model``."""
-    root = model.model_json_schema()
+    root = _schema_of(model)
     return [_describe(detail, root) for detail in error.errors(include_url=False) if not _is_aftermath(detail)]
+
+
+@cache
+def _schema_of(model: type[BaseModel]) -> Schema:
+    """The JSON schema of a model, not to be changed; making it takes a tenth of a second."""
+    return model.model_json_schema()
 
 
 def _is_aftermath(detail: ErrorDetails) -> bool:

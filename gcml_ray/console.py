@@ -10,14 +10,13 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
-from types import TracebackType
 from typing import Any
 
 from rich.console import Console
-from rich.live import Live
 from rich.table import Table
 
 from gcml_ray.config import Config
+from gcml_ray.console_live import LiveTable
 from gcml_ray.gossip import phase_of
 from gcml_ray.records import EvaluationReport, RoundPlan, RoundRecord, SiteFailure, SiteInfo, SiteStatus, TrainReport
 
@@ -77,7 +76,7 @@ class Clock:
         return _clock(total)
 
 
-class RunConsole:
+class RunConsole(LiveTable):
     """Shows one run. A context: the live table is there inside it.
 
     Args:
@@ -86,28 +85,16 @@ class RunConsole:
     """
 
     def __init__(self, console: Console, *, title: str) -> None:
-        self.console = console
+        super().__init__(console, refresh_per_second=4)
         self.title = title
         self.rows: dict[str, SiteRow] = {}
         self.clock = Clock()
         self.round_line = "starting"
-        self.live = Live(console=console, refresh_per_second=4, transient=True) if console.is_terminal else None
-
-    def __enter__(self) -> RunConsole:
-        if self.live is not None:
-            self.live.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self.live is not None:
-            self.live.stop()
 
     def say(self, line: str) -> None:
         """One line above the table, and in the log."""
         log.info("%s", line)
-        self.console.print(line, highlight=False, markup=False)
+        self.print_line(line)
 
     # --- the driver's events -----------------------------------------------------------------
 
@@ -207,8 +194,7 @@ class RunConsole:
     # --- the table ---------------------------------------------------------------------------
 
     def _refresh(self) -> None:
-        if self.live is not None:
-            self.live.update(self._table())
+        self.show(self._table)
 
     def _table(self) -> Table:
         """Sites as rows."""

@@ -9,21 +9,20 @@ import logging
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from types import TracebackType
 from typing import Any
 
 from rich.console import Console
-from rich.live import Live
 from rich.table import Table
 
 from gcml_ray.config import Config
 from gcml_ray.console import Clock, round_line
+from gcml_ray.console_live import LiveTable
 from gcml_ray.records import EvaluationReport, RoundPlan, RoundRecord, SiteFailure, SiteInfo, SiteStatus, TrainReport
 
 log = logging.getLogger(__name__)
 
 
-class CellsConsole:
+class CellsConsole(LiveTable):
     """Shows cells that run at the same time. A context: the live table is there inside it.
 
     Args:
@@ -32,22 +31,11 @@ class CellsConsole:
     """
 
     def __init__(self, console: Console, *, title: str) -> None:
-        self.console = console
+        super().__init__(console, refresh_per_second=2, get_table=self._table)
         self.title = title
         self.is_aborted = threading.Event()
         self._rows: list[CellRow] = []
         self._lock = threading.Lock()
-        self._live = Live(console=console, get_renderable=self._table, refresh_per_second=2, transient=True)
-
-    def __enter__(self) -> CellsConsole:
-        if self.console.is_terminal:
-            self._live.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self._live.stop()
 
     @contextmanager
     def row(self, title: str) -> Iterator[CellRow]:
@@ -67,7 +55,7 @@ class CellsConsole:
 
     def say(self, line: str) -> None:
         """One line above the table."""
-        self.console.print(line, highlight=False, markup=False)
+        self.print_line(line)
 
     def _table(self) -> Table:
         table = Table(title=self.title, title_justify="left")

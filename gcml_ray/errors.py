@@ -19,6 +19,10 @@ class CheckpointError(GcmlError):
     """A checkpoint or run folder cannot be read, or belongs to another configuration."""
 
 
+class DamagedError(CheckpointError):
+    """A file of a checkpoint is not what was written: cut short, or with other bytes in it."""
+
+
 class ExportError(GcmlError):
     """A model cannot be written in the format asked for, or came out of it as another one."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 
 import torch
@@ -13,10 +14,18 @@ from gcml_ray.config import Config
 from gcml_ray.data.loading import Sample
 from gcml_ray.data.pooling import origin
 from gcml_ray.data.site_data import SiteData
+from gcml_ray.ensemble import Ensemble
 from gcml_ray.inference import predict_labels, predict_logits
 from gcml_ray.learner import Learner
 from gcml_ray.metrics import dice_per_class, score_case
 from gcml_ray.records import CaseScore, EvaluationReport, Split
+
+Scored = Learner | Ensemble
+
+
+def _settled(model: Scored) -> AbstractContextManager[None]:
+    """Within it a model has its averaged weights, where there are any; members of an ensemble are averaged already."""
+    return nullcontext() if isinstance(model, Ensemble) else model.model.averaged()
 
 
 class Evaluator:
@@ -36,9 +45,18 @@ class Evaluator:
         self.device = device
         self.case_dice: tuple[float, ...] = ()
 
-    def predict(self, learner: Learner, image: Tensor) -> Tensor:
+    def predict(self, model: Scored, image: Tensor) -> Tensor:
         """Hard prediction of one preprocessed image (C, *spatial), on the CPU; see ``predict_labels``."""
-        logits = predict_logits(
+        sigmoid = self.config.data.is_sigmoid
+        if isinstance(model, Ensemble):
+            scores = model.scores(lambda learner: self._logits(learner, image), sigmoid=sigmoid)
+        else:
+            scores = self._logits(model, image)
+        return predict_labels(scores, sigmoid=sigmoid).cpu()
+
+    def _logits(self, learner: Learner, image: Tensor) -> Tensor:
+        """Logits (C, *spatial) of one model."""
+        return predict_logits(
             learner.model.module,
             image,
             patch_size=self.config.window_size,
@@ -47,7 +65,6 @@ class Evaluator:
             device=self.device,
             amp=self.config.resources.amp,
         )
-        return predict_labels(logits, sigmoid=self.config.data.is_sigmoid).cpu()
 
     def few_dice(self, learner: Learner, num_cases: int) -> float:
         """Mean Dice over the first validation cases alone; cheaper than :meth:`validation_dice`."""
@@ -59,31 +76,32 @@ class Evaluator:
         first = self.case_dice[:num_cases]
         return sum(first) / len(first)
 
-    def validation_dice(self, learner: Learner, *, num_cases: int | None = None) -> float:
+    def validation_dice(self, learner: Scored, *, num_cases: int | None = None) -> float:
         """Mean Dice over the validation cases and foreground classes; of pooled cases the mean over their sites.
 
         Args:
-            learner: holds the model. ``case_dice`` is its Dice of each case afterwards.
+            learner: holds the model; its average is scored where it has one. ``case_dice`` is the Dice of each case.
             num_cases: so many of the cases at most; None takes all.
         """
         data = self.config.data
         by_site: dict[str, list[Tensor]] = {}
         case_dice = []
-        for sample in self.data.split("validation")[:num_cases]:
-            dice = dice_per_class(
-                self.predict(learner, sample.image),
-                sample.label,
-                num_foreground=len(data.foreground_names),
-                sigmoid=data.is_sigmoid,
-            )
-            by_site.setdefault(origin(self.site, sample.case)[0], []).append(dice)
-            case_dice.append(float(dice.mean()))
+        with _settled(learner):
+            for sample in self.data.split("validation")[:num_cases]:
+                dice = dice_per_class(
+                    self.predict(learner, sample.image),
+                    sample.label,
+                    num_foreground=len(data.foreground_names),
+                    sigmoid=data.is_sigmoid,
+                )
+                by_site.setdefault(origin(self.site, sample.case)[0], []).append(dice)
+                case_dice.append(float(dice.mean()))
         self.case_dice = tuple(case_dice)
         return float(torch.stack([torch.stack(scores).mean() for scores in by_site.values()]).mean())
 
     def evaluate(
         self,
-        learner: Learner,
+        learner: Scored,
         *,
         split: Split,
         model: str,
@@ -93,7 +111,7 @@ class Evaluator:
         """Scores one model on one split, case by case.
 
         Args:
-            learner: holds the model.
+            learner: holds the model, whose average is scored where it has one; or several that predict as one.
             split: which of the site's cases.
             model: the model's name in the tables.
             round_number: the round it comes from.
@@ -102,12 +120,13 @@ class Evaluator:
         began = time.perf_counter()
         samples = self.data.split(split)
         scores: list[CaseScore] = []
-        for index, sample in enumerate(samples):
-            on_progress(f"evaluate {split}", index, len(samples))
-            scores.extend(self._score(learner, sample, split=split, model=model))
+        with _settled(learner):
+            for index, sample in enumerate(samples):
+                on_progress(f"evaluate {split}", index, len(samples))
+                scores.extend(self._score(learner, sample, split=split, model=model))
         return EvaluationReport(self.site, split, model, round_number, tuple(scores), time.perf_counter() - began)
 
-    def _score(self, learner: Learner, sample: Sample, *, split: Split, model: str) -> tuple[CaseScore, ...]:
+    def _score(self, learner: Scored, sample: Sample, *, split: Split, model: str) -> tuple[CaseScore, ...]:
         """All scores of one case, a record a foreground class; a pooled case is scored for the site it is of."""
         site, case = origin(self.site, sample.case)
         return score_case(

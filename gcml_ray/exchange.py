@@ -18,6 +18,7 @@ from gcml_ray.networks.registry import fingerprint
 from gcml_ray.privacy_pushes import PushNoise
 from gcml_ray.site_learner import WireFormat, build_learner, exchanged_network
 from gcml_ray.wire import Buffer, Expectation, PushHeader
+from gcml_ray.workbench import SecondLearner
 
 
 class Exchange:
@@ -28,15 +29,25 @@ class Exchange:
         site: this site's name.
         local: the learner whose model is exchanged.
         num_train: this site's training cases, told with every push.
+        second: learners for incoming models, by architecture, that it may share with other sites of its process.
     """
 
-    def __init__(self, config: Config, site: str, local: Learner, *, num_train: int) -> None:
+    def __init__(
+        self,
+        config: Config,
+        site: str,
+        local: Learner,
+        *,
+        num_train: int,
+        second: dict[str, SecondLearner] | None = None,
+    ) -> None:
         self.config = config
         self.site = site
         self.local = local
         self.num_train = num_train
         self.device = local.model.flat.device
-        self._second: dict[str, Learner] = {}
+        self._second = {} if second is None else second
+        self._scalers: dict[str, torch.amp.GradScaler] = {}
         self._formats = self._wire_formats()
         self._host = torch.empty(local.model.num_sent) if self.device.type == "cuda" else None
         self._published: tuple[int, float, Tensor] | None = None
@@ -49,8 +60,7 @@ class Exchange:
 
         The copy before stays whole for whoever still sends it.
         """
-        model = self.local.model
-        self._published = (round_number, time.time(), model.flat[: model.num_sent].to("cpu", copy=True))
+        self._published = (round_number, time.time(), self._outgoing().to("cpu", copy=True))
 
     def export(self, run_id: str, round_number: int) -> tuple[PushHeader, Buffer]:
         """The weights to push, (S,), with their header. On a CPU a view, not a copy: the transport copies.
@@ -63,8 +73,7 @@ class Exchange:
         if self._published is not None:
             round_number, exported_at, weights = self._published
         else:
-            model = self.local.model
-            weights = model.flat[: model.num_sent]
+            weights = self._outgoing()
             if self._host is not None:
                 weights = self._host.copy_(weights)
         weights = weights.detach() if self.noise is None else self.noise.noised(weights.detach(), round_number)
@@ -78,6 +87,19 @@ class Exchange:
             exported_at=exported_at,
         )
         return header, buffer
+
+    @property
+    def push_bytes(self) -> int:
+        """What a push of this site weighs as it travels; with ``topk`` one that is not the first to its receiver."""
+        return self._format_of(self.site).push_bytes(self.config.wire)
+
+    def _outgoing(self) -> Tensor:
+        """What is pushed, (S,), a view: the weights as they are, or their average (``optimiser.push_average``)."""
+        model = self.local.model
+        if self.config.optimiser.push_average:
+            assert model.average is not None
+            return model.average.values[: model.num_sent]
+        return model.flat[: model.num_sent]
 
     # --- in ----------------------------------------------------------------------------------
 
@@ -122,7 +144,9 @@ class Exchange:
 
     def open_incoming(self, message: IncomingModel) -> Learner:
         """Loads a push into the second learner: its weights, a fresh optimiser (our reading)."""
-        learner = self.learner_for(exchanged_network(self.config, message.sender))
+        network = exchanged_network(self.config, message.sender)
+        learner = self.learner_for(network)
+        self._second[fingerprint(network, self.config.data)].forget_unsent()
         if learner.model.layout == self.local.model.layout:  # what is not sent starts from the receiver's own
             learner.model.flat.copy_(self.local.model.flat)
             for name, counter in learner.model.counters().items():
@@ -136,8 +160,10 @@ class Exchange:
         """The second learner, re-used from push to push; one for each architecture among the peers."""
         key = fingerprint(network, self.config.data)
         if key not in self._second:
-            self._second[key] = build_learner(self.config, self.site, network, self.device)
-        return self._second[key]
+            self._second[key] = SecondLearner.of(build_learner(self.config, self.site, network, self.device))
+        learner = self._second[key].learner
+        learner.scaler = self._scalers.setdefault(key, learner.precision.scaler())  # of fp16: a site's own
+        return learner
 
     # --- formats -----------------------------------------------------------------------------
 

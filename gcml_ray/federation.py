@@ -123,11 +123,11 @@ class FederationResult:
                     points.setdefault(report.site, []).append((report.round_number, report.validation_dice))
         return {site: tuple(points[site]) for site in sorted(points)}
 
-    def model(self, site: str, *, device: str = "cpu", ensemble: bool = False) -> PersonalModel:
+    def model(self, site: str, *, device: str = "cpu", ensemble: bool = False, peers: bool = False) -> PersonalModel:
         """A site's personalised model, ready for new patients; see :func:`gcml_ray.predict.load_model`."""
         from gcml_ray.predict import load_model  # noqa: PLC0415 - torch only where a model is asked for
 
-        return load_model(self.folder, site, device=device, ensemble=ensemble)
+        return load_model(self.folder, site, device=device, ensemble=ensemble, peers=peers)
 
     def __str__(self) -> str:
         """Status and table."""

@@ -25,7 +25,9 @@ from gcml_ray.config import (
 )
 from gcml_ray.forecast_costs import Place, SiteCases, SiteCosts
 from gcml_ray.forecast_time import is_mutual, planned_rounds, round_seconds, start_and_test_seconds
+from gcml_ray.payload import push_bytes
 from gcml_ray.preflight import Check, Machine, default_object_store_bytes, gigabytes
+from gcml_ray.records import Edge, RoundPlan
 
 VALUE_BYTES = 4  # float32 everywhere
 ROUND_FILES = 3  # two are kept, and the third is whole before the oldest goes
@@ -37,14 +39,22 @@ STORE_FACTOR = 2  # Ray frees objects in batches: about twice what is referenced
 
 @dataclass(frozen=True)
 class SiteForecast:
-    """One site's needs; ``host_bytes`` without the interpreter, ``disk_bytes`` at most."""
+    """One site's needs; ``host_bytes`` without the interpreter, ``disk_bytes`` at most.
+
+    ``push_bytes``: a push as it travels; with ``topk`` the first one to each receiver has ``first_push_bytes``.
+    ``vector_bytes``: what it is in memory, before and after. ``waiting_bytes``: what it keeps in memory between its
+    turns, where it shares a process.
+    """
 
     site: str
     push_bytes: int
+    first_push_bytes: int
+    vector_bytes: int
     cache_bytes: int
     host_bytes: int
     gpu_bytes: int
     disk_bytes: int
+    waiting_bytes: int = 0
 
 
 @dataclass(frozen=True)
@@ -158,8 +168,7 @@ def forecast(config: Config, cases: Sequence[SiteCases], costs: Sequence[SiteCos
     num_train = {site.site: site.count("train") for site in cases}
     plans = planned_rounds(config, num_train)
     sites = tuple(_site_forecast(config, one, cost) for one, cost in zip(cases, costs, strict=True))
-    push_bytes = {site.site: site.push_bytes for site in sites} | {SERVER: sites[0].push_bytes}
-    pushed = [push_bytes[edge.sender] for plan in plans for edge in plan.edges]
+    pushed = _pushed(plans, sites)
     exchanges = has_peers(config.method) or has_server(config.method)
     exchange = [plan for plan in plans if exchanges and plan.phase == "exchange"]
     times = {plan.round_number: round_seconds(config, plan, cases, costs, place.slots) for plan in plans}
@@ -167,6 +176,7 @@ def forecast(config: Config, cases: Sequence[SiteCases], costs: Sequence[SiteCos
     exchange_s = [times[plan.round_number] for plan in exchange]
     on_gpu = any(cost.on_gpu for cost in costs)
     sharing = max(1, int(1 / config.resources.gpus_per_site)) if on_gpu and not place.one_process else len(sites)
+    sharing = min(sharing, config.resources.num_actors(len(sites)))  # sites of one process take turns
     by_gpu = sorted((site.gpu_bytes for site in sites), reverse=True)
     return Forecast(
         sites=sites,
@@ -191,6 +201,20 @@ def pooled(cases: Sequence[SiteCases], costs: Sequence[SiteCosts]) -> tuple[list
     return [together], [replace(max(costs, key=lambda cost: cost.local_step_s), site=POOLED)]
 
 
+def _pushed(plans: Sequence[RoundPlan], sites: Sequence[SiteForecast]) -> list[int]:
+    """Bytes of every push of the run."""
+    senders = {site.site: site for site in sites} | {SERVER: sites[0]}
+    first: dict[Edge, int] = {}
+    for plan in plans:
+        for edge in plan.edges:
+            first.setdefault(edge, plan.round_number)
+    return [
+        senders[edge.sender].first_push_bytes if first[edge] == plan.round_number else senders[edge.sender].push_bytes
+        for plan in plans
+        for edge in plan.edges
+    ]
+
+
 def _mean(values: Sequence[float]) -> float:
     return sum(values) / len(values) if values else 0.0
 
@@ -199,20 +223,27 @@ def _site_forecast(config: Config, cases: SiteCases, costs: SiteCosts) -> SiteFo
     """One site's memory and disk."""
     moments = moments_per_parameter(config.optimiser) * costs.num_parameters * VALUE_BYTES
     weights = costs.num_values * VALUE_BYTES
+    average = weights * num_averages(config)
+    num_models = MODEL_FILES + 3 * config.evaluation.ensemble_peers  # of two rounds, and under lasting names
     learners = learner_bytes(config, costs)
-    push_bytes = costs.num_sent * VALUE_BYTES
-    mailbox = push_bytes * config.method.max_incoming
+    vector = costs.num_sent * VALUE_BYTES
+    travelling = push_bytes(config.wire, costs.num_sent, num_exact=max(0, costs.num_sent - costs.num_parameters))
+    mailbox = vector * config.method.max_incoming
     cache = cache_bytes(cases, config.data)
-    device = learners + costs.activation_bytes + candidate_bytes(config.method, costs)
-    writing = weights + moments  # safetensors copies every tensor before it writes
-    host = cache + mailbox + (push_bytes + writing if costs.on_gpu else max(device, learners + writing))
+    device = learners + costs.activation_bytes + candidate_bytes(config.method, costs) * (2 if average else 1)
+    writing = weights + moments + average  # safetensors copies every tensor before it writes
+    host = cache + mailbox + (vector + writing if costs.on_gpu else max(device, learners + writing))
+    own = (weights + moments) * (2 if has_two_models(config.method) else 1) + average
     return SiteForecast(
         site=cases.site,
-        push_bytes=push_bytes,
+        push_bytes=travelling,
+        first_push_bytes=vector if config.wire.topk_share else travelling,
+        vector_bytes=vector,
         cache_bytes=cache,
         host_bytes=host,
         gpu_bytes=device + CUDA_CONTEXT_BYTES if costs.on_gpu else 0,
-        disk_bytes=ROUND_FILES * (weights + moments) + MODEL_FILES * weights,
+        disk_bytes=ROUND_FILES * (weights + moments + average) + num_models * weights,
+        waiting_bytes=mailbox + (0 if config.resources.park == "disk" else cache + own),
     )
 
 
@@ -227,7 +258,7 @@ def moments_per_parameter(optimiser: OptimiserConfig) -> int:
 
 
 def learner_bytes(config: Config, costs: SiteCosts) -> int:
-    """Weights, gradient and moments of a site's own model or two, and of one incoming model for each architecture.
+    """Weights, gradient, moments and averages of a site's own model or two; one incoming model for each network.
 
     Other architectures than the site's own are counted as if they had its size.
     """
@@ -236,7 +267,15 @@ def learner_bytes(config: Config, costs: SiteCosts) -> int:
     moments = moments_per_parameter(config.optimiser) * costs.num_parameters
     steps = is_mutual(config.method)  # an incoming model that only waits for the test has no moments
     num_own = 2 if has_two_models(config.method) else 1
-    return VALUE_BYTES * (num_own * (plain + moments) + len(networks) * (plain + (moments if steps else 0)))
+    averages = costs.num_values * num_averages(config)
+    return VALUE_BYTES * (averages + num_own * (plain + moments) + len(networks) * (plain + (moments if steps else 0)))
+
+
+def num_averages(config: Config) -> int:
+    """Moving averages of weights that a site keeps: of its own model, and of the one that it pushes if averages are."""
+    if config.optimiser.weight_average == 0:
+        return 0
+    return 2 if config.optimiser.push_average and has_two_models(config.method) else 1
 
 
 def candidate_bytes(method: Method, costs: SiteCosts) -> int:
@@ -257,6 +296,8 @@ def machine_memory_bytes(sites: Sequence[SiteForecast], costs: Sequence[SiteCost
 
     In one process the sites share the interpreter, and only one of them works at a time.
     """
+    if place.sites_per_process > 1:
+        return _shared_processes_bytes(sites, place)
     if place.one_process:
         on_host = [0 if cost.on_gpu else cost.activation_bytes for cost in costs]
         resting = sum(site.host_bytes - working for site, working in zip(sites, on_host, strict=True))
@@ -265,17 +306,27 @@ def machine_memory_bytes(sites: Sequence[SiteForecast], costs: Sequence[SiteCost
     return RAY_BYTES + sum(needs[: place.sites_per_machine])
 
 
+def _shared_processes_bytes(sites: Sequence[SiteForecast], place: Place) -> int:
+    """Memory of one machine whose sites share processes: all of them wait there, and one of each process works."""
+    largest = sorted(sites, key=lambda site: site.host_bytes, reverse=True)[: place.sites_per_machine]
+    num_processes = -(-len(largest) // place.sites_per_process)
+    working = sorted((max(0, site.host_bytes - site.waiting_bytes) for site in largest), reverse=True)
+    interpreters = place.interpreter_bytes * (1 if place.one_process else num_processes)
+    base = interpreters + (0 if place.one_process else RAY_BYTES)
+    return base + sum(site.waiting_bytes for site in largest) + sum(working[:num_processes])
+
+
 def server_bytes(method: Method, sites: Sequence[SiteForecast], place: Place) -> int:
     """Memory of a server, counted on the fullest machine: every site's push, the mean, and one product on the way."""
     if not has_server(method):
         return 0
-    return (0 if place.one_process else place.interpreter_bytes) + (len(sites) + 2) * sites[0].push_bytes
+    return (0 if place.one_process else place.interpreter_bytes) + (len(sites) + 2) * sites[0].vector_bytes
 
 
 def object_store_bytes(method: Method, sites: Sequence[SiteForecast], place: Place) -> int:
     """Shared memory for the pushes of one machine: each site's own and those in its mailbox, freed in batches."""
     if place.one_process or not (has_peers(method) or has_server(method)):
         return 0
-    largest = sorted((site.push_bytes for site in sites), reverse=True)[: place.sites_per_machine]
+    largest = sorted((site.first_push_bytes for site in sites), reverse=True)[: place.sites_per_machine]
     at_server = len(sites) + 1 if has_server(method) else 0  # all pushes at once, and the mean
     return STORE_FACTOR * ((1 + method.max_incoming) * sum(largest) + at_server * largest[0])

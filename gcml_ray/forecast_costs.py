@@ -52,10 +52,12 @@ class SiteCosts:
 class Place:
     """Where the sites run: ``slots`` work at full speed at a time, ``sites_per_machine`` share a machine.
 
-    ``interpreter_bytes``: a process with torch and MONAI imported, before any data.
+    ``interpreter_bytes``: a process with torch and MONAI imported, before any data. ``sites_per_process``: how many
+    share a process and take turns with what only the one that works needs; ``one_process``: all processes are this one.
     """
 
     slots: float
     sites_per_machine: int
     interpreter_bytes: int
     one_process: bool
+    sites_per_process: int = 1

@@ -55,7 +55,8 @@ def plan_round(
         round_number: 1 to ``federation.rounds``.
         num_train: training cases of every site that is alive; a site that is not named here neither
             sends nor receives.
-        edge_weights: relative chances of single edges, see :func:`sample_edges`.
+        edge_weights: relative chances of single edges, see :func:`sample_edges`. Not for D-PSGD, whose mixing matrix
+            must stay doubly stochastic, nor with a server.
     """
     phase = phase_of(federation, round_number)
     if phase != "exchange" or isinstance(method, LocalMethod | PooledMethod):
@@ -71,7 +72,7 @@ def plan_round(
             max_incoming=method.max_incoming,
             rng=numpy_generator(federation.seed, "gossip", round_number),
             exchange_round=round_number - federation.num_warmup - 1,
-            edge_weights=edge_weights,
+            edge_weights=None if isinstance(method, DpsgdMethod) else edge_weights,
         )
     return RoundPlan(round_number=round_number, phase=phase, sites=tuple(sorted(num_train)), edges=edges)
 
@@ -119,9 +120,9 @@ def sample_edges(
         max_incoming: models that a receiver takes at most, at least 1.
         rng: the round's generator.
         exchange_round: exchange rounds before this one; only ``exponential`` depends on it.
-        edge_weights: how much likelier an edge is than one that is not named here, 0 or more; 0 is never drawn. They
-            count where a sender draws its receiver (``bernoulli``, ``push_k``, ``usefulness``); elsewhere the
-            graph is fixed, or drawn as a whole. See :func:`_draw_receivers`.
+        edge_weights: how much likelier an edge is than one that is not named here, 0 or more; 0 is never drawn. Where a
+            sender draws its receiver (``bernoulli``, ``push_k``, ``usefulness``) see :func:`_draw_receivers`; elsewhere
+            the graph is fixed, or drawn as a whole, and loses edges: see :func:`_thinned`.
     """
     assert max_incoming >= 1
     names = sorted(num_train)
@@ -133,16 +134,17 @@ def sample_edges(
             cases = np.array([num_train[name] for name in names], dtype=np.float64)
             arcs = _bernoulli(cases, topology.expected_senders, rows, max_incoming=max_incoming, rng=rng)
         case MatchingTopology():
-            arcs = _matching(len(names), symmetric=topology.symmetric, rng=rng)
+            arcs = _thinned(_matching(len(names), symmetric=topology.symmetric, rng=rng), rows, rng)
         case PushKTopology() if not rows:
             arcs = _push_k(len(names), topology.k, max_incoming=max_incoming, rng=rng)
         case PushKTopology() | UsefulnessTopology():
             every = np.arange(len(names))
             arcs = _draw_receivers(every, topology.k, len(names), rows, max_incoming=max_incoming, rng=rng)
         case RingTopology():
-            arcs = _shift(len(names), 1)
+            arcs = _thinned(_shift(len(names), 1), rows, rng)
         case ExponentialTopology():
-            arcs = _shift(len(names), 2 ** (exchange_round % (len(names) - 1).bit_length()))
+            distance = 2 ** (exchange_round % (len(names) - 1).bit_length())
+            arcs = _thinned(_shift(len(names), distance), rows, rng)
     return _to_edges(arcs, names)
 
 
@@ -273,6 +275,21 @@ def _shift(num_sites: int, distance: int) -> Arcs:
     """
     senders = np.arange(num_sites)
     return senders, (senders + distance) % num_sites
+
+
+def _thinned(arcs: Arcs, rows: WeightRows, rng: np.random.Generator) -> Arcs:
+    """Of a graph that is given, each push takes place with probability min(1, its weight).
+
+    Our reading of a weight where nothing is drawn that it could make likelier: the pair stays as it is, so nobody
+    else's partner changes. The two directions of a pair have weights of their own. Without weights nothing is drawn.
+    """
+    if not rows:
+        return arcs
+    senders, receivers = arcs
+    pairs = zip(senders.tolist(), receivers.tolist(), strict=True)
+    chances = np.array([rows.get(sender, {}).get(receiver, 1.0) for sender, receiver in pairs])
+    takes_place = rng.random(len(chances)) < chances
+    return senders[takes_place], receivers[takes_place]
 
 
 def _to_edges(arcs: Arcs, names: list[str]) -> tuple[Edge, ...]:

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from gcml_ray.config import DcmlConfig, FederationConfig, OptimiserConfig
 from gcml_ray.data.site_data import Batch
-from gcml_ray.losses.mutual import mutual_divergence
+from gcml_ray.losses.mutual import mutual_divergences
 from gcml_ray.networks.registry import forward_heads
 from gcml_ray.weights import FlatModel
 
@@ -38,6 +38,11 @@ class Precision:
             return nullcontext()
         dtype = torch.bfloat16 if self.amp == "bf16" else torch.float16
         return torch.autocast(self.device_type, dtype=dtype)
+
+    def scaler(self) -> torch.amp.GradScaler:
+        """A new scaler of losses, which does nothing but with fp16."""
+        enabled = self.amp == "fp16" and self.device_type != "cpu"
+        return torch.amp.GradScaler(self.device_type, enabled=enabled)
 
 
 class Learner:
@@ -63,8 +68,7 @@ class Learner:
         self.optimiser = build_optimiser(self.model.parameter, optimiser)
         self.clip_norm = optimiser.clip_norm
         self.precision = precision
-        scaling = precision.amp == "fp16" and precision.device_type != "cpu"
-        self.scaler = torch.amp.GradScaler(precision.device_type, enabled=scaling)
+        self.scaler = precision.scaler()
         self.is_collecting = False
 
     def forward(self, image: Tensor) -> list[Tensor]:
@@ -80,12 +84,14 @@ class Learner:
             self.take_step()
 
     def take_step(self) -> None:
-        """Clip, one optimiser step."""
+        """Clip, one optimiser step; the average of the weights follows."""
         if self.clip_norm is not None:
             self.scaler.unscale_(self.optimiser)
             nn.utils.clip_grad_norm_([self.model.parameter], self.clip_norm)
         self.scaler.step(self.optimiser)
         self.scaler.update()
+        if self.model.average is not None:
+            self.model.average.follow(self.model.flat)
 
     def set_learning_rate(self, learning_rate: float) -> None:
         """The rate of the next steps."""
@@ -186,8 +192,9 @@ def mutual_step(
     incoming_loss = loss(incoming_heads, batch.label)
     statistics = {"segmentation": local_loss.detach(), "incoming_segmentation": incoming_loss.detach()}
     if dcml.variant != "none" and weight > 0:
-        local_term, seen = mutual_divergence(local_heads[0], incoming_heads[0], batch.label, dcml=dcml, sigmoid=sigmoid)
-        incoming_term, _ = mutual_divergence(incoming_heads[0], local_heads[0], batch.label, dcml=dcml, sigmoid=sigmoid)
+        local_term, incoming_term, seen = mutual_divergences(
+            local_heads[0], incoming_heads[0], batch.label, dcml=dcml, sigmoid=sigmoid
+        )
         local_loss = local_loss + weight * local_term
         incoming_loss = incoming_loss + weight * incoming_term
         statistics |= {"mutual": local_term.detach(), "incoming_mutual": incoming_term.detach()}

@@ -13,6 +13,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
+from gcml_ray.config_wire import WireConfig
 from gcml_ray.wire import WIRE_DTYPE, Buffer, Payload, all_finite
 
 Bytes = npt.NDArray[np.uint8]
@@ -40,6 +41,17 @@ def payload_size(encoding: str, num_values: int, *, num_exact: int) -> int | Non
         "int8": 4 * num_exact + 4 * num_blocks + num_encoded,
     }
     return sizes.get(encoding)
+
+
+def push_bytes(wire: WireConfig, num_values: int, *, num_exact: int) -> int:
+    """Bytes of a push of so many values, the last ``num_exact`` as they are; of ``topk`` one that is not the first."""
+    size = payload_size(wire.encoding, num_values, num_exact=num_exact)
+    if size is not None:
+        return size * np.dtype(wire_dtype(wire.encoding)).itemsize
+    assert wire.topk_share is not None
+    num_encoded = num_values - num_exact
+    num_places = max(1, round(wire.topk_share * num_encoded))
+    return 4 * num_exact + 4 * _PREFIX + min(_bitmap_bytes(num_encoded), 4 * num_places) + 2 * num_places
 
 
 # --- whole vectors -------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ or resampled the decision is taken from the logits, exactly as in the run's own 
 from __future__ import annotations
 
 import itertools
+import json
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -36,6 +37,7 @@ from gcml_ray.label_files import Labels, label_map, output_paths, write_labels, 
 from gcml_ray.model_card import CARD_FILE, WEIGHTS_FILE, is_model_folder, read_card
 from gcml_ray.networks.registry import build_network, fingerprint
 from gcml_ray.run_folder import RunFolder
+from gcml_ray.site_files import MEMBERS_FILE
 from gcml_ray.weights import FlatModel
 
 log = logging.getLogger(__name__)
@@ -238,7 +240,12 @@ def keep_largest(mask: NDArray[np.bool_]) -> NDArray[np.bool_]:
 
 
 def load_model(
-    run_folder: FilePath, site: str | None = None, *, device: str = "cpu", ensemble: bool = False
+    run_folder: FilePath,
+    site: str | None = None,
+    *,
+    device: str = "cpu",
+    ensemble: bool = False,
+    peers: bool = False,
 ) -> PersonalModel:
     """A site's personalised model from the folder of a run, or a model that ``gcml export`` took from one.
 
@@ -247,15 +254,19 @@ def load_model(
         site: whose model; a run of pooled cases has one for all sites, an exported model is of one site.
         device: ``cpu``, ``cuda`` or ``cuda:1``.
         ensemble: average with the personalised models of all other sites that lie in the folder.
+        peers: predict with the peers' models that the site chose (``evaluation.ensemble_peers``), if it chose any.
 
     Raises:
         CheckpointError: the folder is not a run's, or a model is missing, unreadable or of another network, site
             or data contract.
-        ConfigError: the configuration or the device cannot be used, or there is no other site for an ensemble.
+        ConfigError: the configuration or the device cannot be used, or there is no other site for an ensemble, or
+            the run has none.
     """
     target = _device(device)
+    if ensemble and peers:
+        raise ConfigError("ensemble and peers: an ensemble is of all sites' models or of those that a site chose")
     if is_model_folder(run_folder):
-        return _load_exported(Path(run_folder), site, target, ensemble=ensemble)
+        return _load_exported(Path(run_folder), site, target, ensemble=ensemble or peers)
     folder = RunFolder.open(run_folder)
     config = load_config(folder.config_file)
     if config.method.name == POOLED:
@@ -269,6 +280,8 @@ def load_model(
         if len(sites) == 1:
             raise ConfigError(f"ensemble: no site but {site} has a {PERSONALISED} in {folder.path}; leave it out")
     loaded = [_load_one(folder, config, each, target) for each in sites]
+    if peers:
+        loaded += _load_members(folder, config, site, target)
     return PersonalModel(config, [facts for facts, _ in loaded], [module for _, module in loaded], target)
 
 
@@ -294,6 +307,22 @@ def _load_one(folder: RunFolder, config: Config, site: str, device: torch.device
             f"has tested its models: finish it with `gcml run --resume {folder.path}`"
         )
     return _load_file(path, config, site, device, described_in=folder.config_file)
+
+
+def _load_members(
+    folder: RunFolder, config: Config, site: str, device: torch.device
+) -> list[tuple[ModelFacts, nn.Module]]:
+    """The models of its peers that a site chose for its ensemble when it was tested."""
+    if not config.evaluation.ensemble_peers:
+        raise ConfigError(f"peers: in the run of {folder.path} no site kept any (evaluation.ensemble_peers is 0)")
+    names = folder.checkpoints(site) / MEMBERS_FILE
+    if not names.is_file():
+        raise CheckpointError(
+            f"{names} does not exist: site {site} has not tested its ensemble; finish the run with "
+            f"`gcml run --resume {folder.path}`"
+        )
+    paths = [names.parent / name for name in json.loads(names.read_text(encoding="utf-8"))]
+    return [_load_file(path, config, _facts(path).site, device, described_in=folder.config_file) for path in paths]
 
 
 def _load_file(

@@ -30,11 +30,14 @@ def from_json(kind: type[Record], text: str) -> Record:
     Raises:
         ValueError: the text is not JSON, or its keys or types are not those of ``kind``.
     """
-    plain = json.loads(text)
     try:
-        return typing.cast(Record, _build(kind, plain))
-    except (TypeError, KeyError, AttributeError) as error:
+        return typing.cast(Record, _build(kind, json.loads(text, parse_constant=_refuse_constant)))
+    except (TypeError, KeyError, OverflowError, RecursionError) as error:
         raise ValueError(f"not a {kind.__name__}: {error}") from error
+
+
+def _refuse_constant(name: str) -> float:
+    raise ValueError(f"{name} is no JSON")
 
 
 def _without_nan(plain: Any) -> Any:
@@ -51,17 +54,39 @@ def _field_types(kind: type) -> dict[str, Any]:
 
 
 def _build(kind: Any, plain: Any) -> Any:
-    """``plain`` as a value of the type ``kind``: a record, tuple, dict, number or text."""
+    """``plain`` as a value of the type ``kind``: a record, tuple, dict, number or text.
+
+    Raises:
+        TypeError, KeyError, OverflowError: it is none.
+    """
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
-    if dataclasses.is_dataclass(kind) and isinstance(kind, type):
-        hints = _field_types(kind)
-        return kind(**{name: _build(hints[name], value) for name, value in plain.items()})
+    if origin is None:
+        return _build_plain(kind, plain)
     if origin is tuple:
-        return tuple(_build(arguments[0], value) for value in plain)
+        return tuple(_build(arguments[0], value) for value in _checked(list, plain))
     if origin is dict:
-        return {key: _build(arguments[1], value) for key, value in plain.items()}
+        return {key: _build(arguments[1], value) for key, value in _checked(dict, plain).items()}
     if origin in (types.UnionType, typing.Union):
         return None if plain is None else _build(arguments[0], plain)
+    assert origin is typing.Literal
+    if plain not in arguments:
+        raise TypeError(f"expected one of {', '.join(map(repr, arguments))}, got {repr(plain)[:60]}")
+    return plain
+
+
+def _build_plain(kind: Any, plain: Any) -> Any:
+    """A record, or a value of a type without parameters."""
+    if dataclasses.is_dataclass(kind) and isinstance(kind, type):
+        hints = _field_types(kind)
+        return kind(**{name: _build(hints[name], value) for name, value in _checked(dict, plain).items()})
     if kind is float:
-        return math.nan if plain is None else float(plain)
+        return math.nan if plain is None else float(_checked((int, float), plain))
+    return plain if kind is Any else _checked(kind, plain)
+
+
+def _checked(kind: type | tuple[type, ...], plain: Any) -> Any:
+    """``plain``, if it is of this type of JSON exactly: True is no number."""
+    if type(plain) not in (kind if isinstance(kind, tuple) else (kind,)):
+        name = kind.__name__ if isinstance(kind, type) else "number"
+        raise TypeError(f"expected a {name}, got {repr(plain)[:60]}")
     return plain

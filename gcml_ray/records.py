@@ -14,6 +14,7 @@ Split = Literal["train", "validation", "test"]
 
 PERSONALISED = "personalised"  # a site's best model on its own validation cases
 BEFORE_GOSSIP = "before_gossip"  # its model at the end of the warm-up
+ENSEMBLE = "ensemble"  # the personalised model together with models of its peers
 
 
 @dataclass(frozen=True, order=True)
@@ -73,6 +74,20 @@ class SiteInfo:
     seconds: float
     notes: tuple[str, ...] = ()
     public_key: str = ""
+
+
+@dataclass(frozen=True)
+class Peer:
+    """What all sites are told of one of them.
+
+    ``public_key`` (hex) is empty where pushes are not signed. ``num_train``: its training cases, as it told the driver
+    when it started; None for a server, which has none of its own. ``incarnation`` counts its processes: another one
+    than before has been restarted, or has left and joined again.
+    """
+
+    public_key: str = ""
+    num_train: int | None = None
+    incarnation: int = 1
 
 
 @dataclass(frozen=True)
@@ -202,7 +217,10 @@ class SiteStatus:
 
 @dataclass(frozen=True)
 class SiteFailure:
-    """A call to a site that did not succeed. ``kind``: ``raised``, ``died``, ``unreachable`` or ``late``."""
+    """A call to a site that did not succeed. ``kind``: ``raised``, ``died``, ``unreachable`` or ``late``.
+
+    ``culprit``: the site that was working when a process of several ended; empty for its own failure.
+    """
 
     site: str
     round_number: int
@@ -211,6 +229,7 @@ class SiteFailure:
     message: str
     error_type: str = ""
     traceback: str = ""
+    culprit: str = ""
 
 
 @dataclass(frozen=True)

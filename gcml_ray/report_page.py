@@ -1,4 +1,4 @@
-"""One self-contained HTML page about a run or a comparison: ``gcml report``."""
+"""One self-contained HTML page about a run, a comparison or a search: ``gcml report``."""
 
 from __future__ import annotations
 
@@ -10,15 +10,16 @@ from gcml_ray.report_page_parts import Page, render
 from gcml_ray.report_page_records import read_run
 from gcml_ray.report_page_run import run_page
 from gcml_ray.run_folder import replace_file
+from gcml_ray.search_folder import RECORD_FILE
 
 PAGE_FILE = "report.html"
 
 
 def write_report(folder: Path, out: Path | None = None, *, with_images: bool = True, with_regions: bool = True) -> Path:
-    """Writes the page about a run, or about a comparison (a folder of runs, or of finished cells).
+    """Writes the page about a run, a search, or a comparison (a folder of runs, or of finished cells).
 
     Args:
-        folder: ``output.folder`` of a run; ``output`` or ``results`` of a comparison.
+        folder: ``output.folder`` of a run; ``folder`` of a search; ``output`` or ``results`` of a comparison.
         out: the page; ``report.html`` in ``folder`` where left out.
         with_images: whether pictures of patients go into the page.
         with_regions: whether an example of the regions of mutual learning is computed (takes both sites' models).
@@ -27,7 +28,7 @@ def write_report(folder: Path, out: Path | None = None, *, with_images: bool = T
         The page's path.
 
     Raises:
-        DataError: the folder is neither, or the page cannot be written.
+        DataError: the folder is none of them, or the page cannot be written.
         CheckpointError: a file of a run cannot be read.
         ConfigError: a run's configuration cannot be read.
     """
@@ -43,6 +44,10 @@ def write_report(folder: Path, out: Path | None = None, *, with_images: bool = T
 def _page(folder: Path, *, with_images: bool, with_regions: bool) -> Page:
     from gcml_ray.report_page_comparison import comparison_page, read_cells, read_runs  # noqa: PLC0415
 
+    if (folder / RECORD_FILE).is_file():
+        from gcml_ray.report_page_search import search_page  # noqa: PLC0415
+
+        return search_page(folder)
     if (folder / "config.yaml").is_file():
         return run_page(read_run(folder), with_images=with_images, with_regions=with_regions)
     runs = read_runs(folder)

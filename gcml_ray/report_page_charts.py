@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 import plotly.graph_objects as go
 
 from gcml_ray.averages import mean
-from gcml_ray.records import BEFORE_GOSSIP, PERSONALISED, CaseScore, RoundRecord
+from gcml_ray.records import BEFORE_GOSSIP, ENSEMBLE, PERSONALISED, CaseScore, RoundRecord
 from gcml_ray.report_page_parts import Chart, chart_text, count_rounds, hatched, look, looks, new_figure
 from gcml_ray.report_page_records import MODELS, RunRecords, case_dice, natural_order, validation_series
 from gcml_ray.summary import number
@@ -99,7 +99,7 @@ def case_distribution(run: RunRecords) -> Chart | None:
     rows = {
         MODELS[model]: {site: case_dice(run.scores, site, model) for site in run.scored_sites} for model in run.models
     }
-    first = {BEFORE_GOSSIP: 6, "shared": 4, PERSONALISED: 0}
+    first = {BEFORE_GOSSIP: 6, "shared": 4, ENSEMBLE: 2, PERSONALISED: 0}
     return distribution_chart(rows, styles=[first[model] for model in run.models], title="Test Dice of every case")
 
 

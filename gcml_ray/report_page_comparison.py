@@ -25,7 +25,7 @@ from gcml_ray.report_page_comparison_charts import (
 from gcml_ray.report_page_exchange import gossip_section, regions_section
 from gcml_ray.report_page_gossip import gain_map
 from gcml_ray.report_page_parts import Block, Figures, Folded, Page, Pictures, Section, Table, Words, count, points
-from gcml_ray.report_page_records import RunRecords, read_run
+from gcml_ray.report_page_records import RunRecords, faults_notice, read_run
 from gcml_ray.report_page_run import (
     FAILURES,
     PATIENTS,
@@ -102,7 +102,7 @@ def comparison_page(
         sections += [_rounds(runs), *_closer(runs, focus, with_images=with_images, with_regions=with_regions)]
         sections += [_time(runs), _failures(runs), _config(runs)]
     has_pictures = any(isinstance(block, Pictures) for section in sections for block in section.blocks)
-    notices = ((PATIENTS,) if has_pictures else ()) + _differences_of_cases(tested)
+    notices = _faults(runs) + ((PATIENTS,) if has_pictures else ()) + _differences_of_cases(tested)
     subtitle = (
         f"Comparison of {count(len({cell.method for cell in tested}), 'method')} over the same sites. Folder: {folder}"
     )
@@ -122,6 +122,11 @@ def _alone_and_focus(runs: Sequence[NamedRun], cells: Sequence[Cell]) -> tuple[s
     alone = next((name for name in names if kinds.get(name, name) == "local"), "")
     focus = next((name for name in ("gcml", *names) if name in names and kinds.get(name, name) == "gcml"), "")
     return alone, focus or next((name for name in names if name != alone), "")
+
+
+def _faults(runs: Sequence[NamedRun]) -> tuple[str, ...]:
+    """A warning for each run that was broken on purpose."""
+    return tuple(f"{each.method}, seed {each.seed}: {notice}" for each in runs for notice in faults_notice(each.run))
 
 
 def _differences_of_cases(cells: Sequence[Cell]) -> tuple[str, ...]:

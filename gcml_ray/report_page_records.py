@@ -10,13 +10,14 @@ from pathlib import Path
 from gcml_ray.averages import mean
 from gcml_ray.config import Config
 from gcml_ray.config_file import load_config
-from gcml_ray.records import BEFORE_GOSSIP, PERSONALISED, CaseScore, RoundRecord
+from gcml_ray.records import BEFORE_GOSSIP, ENSEMBLE, PERSONALISED, CaseScore, RoundRecord
 from gcml_ray.run_folder import RunFolder, RunState
 
 MODELS = {  # as a table or legend names them
     PERSONALISED: "personalised",
     BEFORE_GOSSIP: "before gossip",
     "shared": "server's model",
+    ENSEMBLE: "with its peers",
 }
 
 
@@ -44,7 +45,15 @@ class RunRecords:
     def models(self) -> tuple[str, ...]:
         """The models that were tested, in the order of :data:`MODELS`."""
         found = {score.model for score in self.scores}
-        return tuple(model for model in (BEFORE_GOSSIP, "shared", PERSONALISED) if model in found)
+        return tuple(model for model in (BEFORE_GOSSIP, "shared", ENSEMBLE, PERSONALISED) if model in found)
+
+
+def faults_notice(run: RunRecords) -> tuple[str, ...]:
+    """The warning that a run was broken on purpose; none where it was not."""
+    faults = run.folder.faults() or ((run.config.chaos,) if run.config.chaos else ())
+    if not faults:
+        return ()
+    return (f"Faults were injected on purpose: {'; then '.join(faults)}. What this run gives is no result.",)
 
 
 def read_run(path: Path) -> RunRecords:

@@ -30,7 +30,7 @@ from gcml_ray.report_page_parts import (
     picture_uri,
     points,
 )
-from gcml_ray.report_page_records import MODELS, RunRecords, case_dice, site_dice, validation_series
+from gcml_ray.report_page_records import MODELS, RunRecords, case_dice, faults_notice, site_dice, validation_series
 from gcml_ray.report_page_summary import METHODS, summary_section
 from gcml_ray.summary import number
 
@@ -68,7 +68,7 @@ def run_page(run: RunRecords, *, with_images: bool, with_regions: bool) -> Page:
         title=run.config.name,
         subtitle=f"Report of one federated training run. Method: {run.config.method.name}. Folder: {run.folder.path}",
         sections=tuple(sections),
-        notices=(PATIENTS,) if has_pictures else (),
+        notices=(*faults_notice(run), *((PATIENTS,) if has_pictures else ())),
     )
 
 

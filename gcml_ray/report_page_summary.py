@@ -11,7 +11,7 @@ from gcml_ray.records import BEFORE_GOSSIP, PERSONALISED
 from gcml_ray.report_page_charts import describe_phases
 from gcml_ray.report_page_parts import Block, Figures, Section, Words, count, duration, megabytes, points
 from gcml_ray.report_page_records import RunRecords, case_dice, site_dice
-from gcml_ray.summary import number
+from gcml_ray.summary import judged_counts, number
 
 METHODS = {
     "local": "every site trains alone",
@@ -156,16 +156,18 @@ def _trouble(run: RunRecords) -> list[str]:
     """Failures in words."""
     failures = sum(len(record.failures) for record in run.rounds)
     refused = sum(not push.accepted for record in run.rounds for push in record.pushes)
-    reports = [report for record in run.rounds for report in record.trained]
-    refused += sum(not each.accepted for report in reports for each in report.judged)
+    num_judged, num_rejected = judged_counts(run.rounds)
     dropped = run.state.dropped if run.state else {}
-    if not (failures or refused or dropped):
-        return ["No site failed and no model was refused."]
+    if not (failures or refused or num_rejected or dropped):
+        checked = f" ({num_judged} passed their receiver's own check)" if num_judged else ""
+        return [f"No site failed and no model was refused{checked}."]
     parts = []
     if failures:
         parts.append(f"{count(failures, 'call')} to sites failed")
     if refused:
-        parts.append(f"{count(refused, 'model was', 'models were')} refused by a receiver")
+        parts.append(f"{count(refused, 'push was', 'pushes were')} refused on arrival")
+    if num_rejected:
+        parts.append(f"{num_rejected} of {count(num_judged, 'model')} did not pass the receiver's own check")
     if dropped:
         parts.append(f"{listed(sorted(dropped))} had to be dropped")
     return [f"{'; '.join(parts)}: see Failures."]

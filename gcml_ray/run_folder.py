@@ -8,6 +8,7 @@
 ``cross_site.csv``     the same for personalised models at all sites; ``model`` is the site it is of
 ``state.json``         how far the run is and which sites are alive
 ``tracking.json``      the ids of its MLflow runs
+``chaos.txt``          the faults that it was run with on purpose, one text a line; else there is none
 ``checkpoints/SITE/``  what a site needs to resume, and its models
 ``plots/``             figures of the run
 ``overlays/SITE/``     reference and prediction drawn on images
@@ -20,15 +21,18 @@ append. All other files are replaced as a whole.
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import io
+import itertools
 import math
 import os
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal, cast
+from typing import Literal, cast, get_args
 
 from gcml_ray.config import Config
 from gcml_ray.errors import CheckpointError, ConfigError
@@ -83,6 +87,7 @@ class RunFolder:
         self.state_file = path / "state.json"
         self.tracking_file = path / "tracking.json"
         self.log_file = path / "log.txt"
+        self.faults_file = path / "chaos.txt"
         self.plots = path / "plots"
         self._is_repaired = False
 
@@ -133,32 +138,79 @@ class RunFolder:
         """The folder of a site's overlays; it need not exist yet."""
         return self.path / "overlays" / check_site_name(site)
 
+    # --- faults on purpose -------------------------------------------------------------------
+
+    def note_faults(self, chaos: str) -> None:
+        """Writes down what the run is started with, or goes on with; empty is nothing. A resume may change it."""
+        known = self.faults()
+        if chaos and chaos not in known:
+            replace_file(self.faults_file, "".join(f"{text}\n" for text in (*known, chaos)))
+
+    def faults(self) -> tuple[str, ...]:
+        """Every ``chaos`` that some part of the run was made with."""
+        if not self.faults_file.is_file():
+            return ()
+        return tuple(self.faults_file.read_text(encoding="utf-8", errors="replace").splitlines())
+
     # --- rounds --------------------------------------------------------------------------------
 
     def append_round(self, record: RoundRecord) -> None:
-        """Add a finished round; it is on disk when this returns."""
-        if not self._is_repaired:
-            self._rewrite(self.rounds())
-        _append(self.rounds_file, to_json(record) + "\n")
-        _append(self.transfers_file, _csv_text([_transfer_row(receipt) for receipt in record.pushes]))
+        """Add a finished round; it is on disk when this returns.
+
+        Raises:
+            CheckpointError: the disk does not take it.
+        """
+        with self._writing(self.rounds_file):
+            if not self._is_repaired:
+                self._rewrite(self.rounds())
+            _append(self.rounds_file, to_json(record) + "\n")
+            rows = [_transfer_row(receipt) for receipt in record.pushes]
+            _append(self.transfers_file, _csv_text(rows), syncs=False)  # follows from the rounds: nothing would be lost
+
+    @contextmanager
+    def _writing(self, path: Path) -> Iterator[None]:
+        """Says what to do where the disk is full, or no longer there."""
+        try:
+            yield
+        except OSError as error:
+            raise CheckpointError(
+                f"{path} cannot be written ({error.strerror}): the run stops here. Make room on this disk, then "
+                f"`gcml run --resume {self.path}`"
+            ) from error
 
     def rounds(self) -> tuple[RoundRecord, ...]:
         """All finished rounds, oldest first; empty before the first one.
 
+        A round that a site did again, after it had gone back to a checkpoint, counts where it was done last.
+
         Raises:
-            CheckpointError: a line before the last one cannot be read.
+            CheckpointError: the file, or a line that was written whole, cannot be read, or rounds are out of order.
         """
         if not self.rounds_file.exists():
             return ()
-        lines = self.rounds_file.read_text(encoding="utf-8", errors="replace").removesuffix("\n").split("\n")
-        records = []
-        for number, line in enumerate(lines, start=1):
-            try:
-                records.append(from_json(RoundRecord, line))
-            except ValueError as error:
-                if number < len(lines):
-                    raise CheckpointError(f"{self.rounds_file}, line {number} cannot be read: {error}") from error
-        return tuple(records)
+        try:
+            content = self.rounds_file.read_bytes()
+        except OSError as error:
+            raise CheckpointError(f"{self.rounds_file} cannot be read ({error.strerror})") from error
+        lines = content.split(b"\n")
+        torn = lines.pop()  # what stands behind the last newline: nothing, or what a crash has left
+        records = [self._round(number, line) for number, line in enumerate(lines, start=1)]
+        with contextlib.suppress(ValueError):
+            records += [from_json(RoundRecord, torn.decode())] if torn else []
+        numbers = [record.plan.round_number for record in records]
+        for line, (before, after) in enumerate(itertools.pairwise(numbers), start=2):
+            if after <= before:
+                raise CheckpointError(
+                    f"{self.rounds_file}, line {line} cannot be read: it holds round {after} after round {before}"
+                )
+        return _without_repeated(records)
+
+    def _round(self, number: int, line: bytes) -> RoundRecord:
+        """One line."""
+        try:
+            return from_json(RoundRecord, line.decode())
+        except ValueError as error:
+            raise CheckpointError(f"{self.rounds_file}, line {number} cannot be read: {error}") from error
 
     def truncate_after(self, round_number: int) -> None:
         """Forget the rounds after ``round_number``, as a resume from that round does."""
@@ -179,8 +231,13 @@ class RunFolder:
     # --- state ---------------------------------------------------------------------------------
 
     def write_state(self, state: RunState) -> None:
-        """Replace ``state.json``."""
-        replace_file(self.state_file, to_json(state) + "\n")
+        """Replace ``state.json``.
+
+        Raises:
+            CheckpointError: the disk does not take it.
+        """
+        with self._writing(self.state_file):
+            replace_file(self.state_file, to_json(state) + "\n")
 
     def read_state(self) -> RunState:
         """The state that was written last.
@@ -192,17 +249,22 @@ class RunFolder:
             return from_json(RunState, self.state_file.read_text(encoding="utf-8"))
         except FileNotFoundError as error:
             raise CheckpointError(f"{self.state_file} does not exist: no round of this run has ended yet") from error
-        except ValueError as error:
+        except (OSError, ValueError) as error:
             raise CheckpointError(f"{self.state_file} cannot be read: {error}") from error
 
     # --- cases ---------------------------------------------------------------------------------
 
     def write_cases(self, scores: Iterable[CaseScore]) -> None:
-        """Add case scores. All earlier rows of the same (site, split, model) are replaced by them."""
+        """Add case scores. All earlier rows of the same (site, split, model) are replaced by them.
+
+        Raises:
+            CheckpointError: the disk does not take them.
+        """
         new = tuple(scores)
         groups = {(score.site, score.split, score.model) for score in new}
         kept = [score for score in self.cases() if (score.site, score.split, score.model) not in groups]
-        replace_file(self.cases_file, _csv_text([CASE_COLUMNS, *map(_case_row, (*kept, *new))]))
+        with self._writing(self.cases_file):
+            replace_file(self.cases_file, _csv_text([CASE_COLUMNS, *map(_case_row, (*kept, *new))]))
 
     def cases(self) -> tuple[CaseScore, ...]:
         """All case scores written so far; an empty cell comes back as NaN.
@@ -225,6 +287,20 @@ class RunFolder:
         return _read_scores(self.cross_site_file)
 
 
+def _without_repeated(records: Sequence[RoundRecord]) -> tuple[RoundRecord, ...]:
+    """The records without what sites did a second time later on; they do so in rounds without a barrier only."""
+    last = {(report.site, report.round_number): at for at, one in enumerate(records) for report in one.trained}
+    found = []
+    for at, record in enumerate(records):
+        again = {one.site for one in record.trained if last[one.site, one.round_number] != at}
+        if again:
+            trained = tuple(report for report in record.trained if report.site not in again)
+            sites = tuple(site for site in record.plan.sites if site not in again)
+            record = replace(record, trained=trained, plan=replace(record.plan, sites=sites))  # noqa: PLW2901
+        found.append(record)
+    return tuple(found)
+
+
 # --- rows and files ----------------------------------------------------------------------------
 
 
@@ -232,28 +308,32 @@ def replace_file(path: Path, text: str) -> None:
     """Write a file so that a reader, or a crash, meets either the old text or the new one."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(path.name + ".tmp")
-    with temporary.open("w", encoding="utf-8", newline="") as file:
-        file.write(text)
-        file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
+    try:
+        with temporary.open("w", encoding="utf-8", newline="") as file:
+            file.write(text)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    except OSError:
+        temporary.unlink(missing_ok=True)  # half a file only takes room
+        raise
 
 
-def _append(path: Path, text: str) -> None:
+def _append(path: Path, text: str, *, syncs: bool = True) -> None:
     with path.open("a", encoding="utf-8", newline="") as file:
         file.write(text)
         file.flush()
-        os.fsync(file.fileno())
+        if syncs:
+            os.fsync(file.fileno())
 
 
 def _read_scores(path: Path) -> tuple[CaseScore, ...]:
     if not path.exists():
         return ()
-    with path.open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
     try:
-        return tuple(_case_score(row) for row in rows)
-    except (KeyError, TypeError, ValueError) as error:
+        with path.open(encoding="utf-8", newline="") as file:
+            return tuple(_case_score(row) for row in csv.DictReader(file, strict=True))
+    except (OSError, csv.Error, KeyError, TypeError, ValueError) as error:
         raise CheckpointError(
             f"{path} cannot be read ({error!r}); its columns must be {', '.join(CASE_COLUMNS)}"
         ) from error
@@ -283,8 +363,17 @@ def _case_row(score: CaseScore) -> tuple[object, ...]:
     return (score.site, score.case, score.split, score.model, score.class_name, *numbers)
 
 
+def _is_share(value: float) -> bool:
+    """Whether a number is from 0 to 1, or NaN for one that is not defined."""
+    return math.isnan(value) or 0 <= value <= 1 + 1e-6
+
+
 def _case_score(row: dict[str, str]) -> CaseScore:
+    if None in row or None in row.values() or row["split"] not in get_args(Split):  # too many cells, or too few
+        raise ValueError(f"not a case's score: {row}")
     dice, hd95, surface_dice = (float(row[key] or "nan") for key in ("dice", "hd95", "surface_dice"))
+    if not (_is_share(dice) and _is_share(surface_dice) and (math.isnan(hd95) or 0 <= hd95 < math.inf)):
+        raise ValueError(f"numbers out of range: {row}")
     return CaseScore(
         site=row["site"],
         case=row["case"],

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from statistics import fmean, stdev
 from typing import Any, Literal
 
 Objective = Literal["mean_dice", "worst_dice", "dice_per_megabyte", "dice_and_megabytes"]
@@ -71,13 +73,22 @@ class TrialRecord:
 
 @dataclass(frozen=True)
 class SearchRecord:
-    """A search: its trials, and how much each searched key matters (shares that sum to 1; empty where unknown)."""
+    """A search: its trials, and how much each searched key matters (shares that sum to 1; empty where unknown).
+
+    ``default``: the federation's own values as a trial's; empty in a search that did not try them.
+    """
 
     name: str
     objective: Objective
     rounds: int
     trials: tuple[TrialRecord, ...]
     importances: dict[str, float] = field(default_factory=dict)
+    default: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def default_trial(self) -> TrialRecord | None:
+        """The trial with the federation's own values."""
+        return next((trial for trial in self.trials if self.default and trial.params == self.default), None)
 
     @property
     def best(self) -> TrialRecord | None:
@@ -119,11 +130,53 @@ class FinalScore:
 
 @dataclass(frozen=True)
 class FinalRecord:
-    """The one test of a search's winner. ``identity``: of its configuration, seed 0 in its place."""
+    """The one test of a search's winner. ``identity``: of its configuration, seed 0 in its place.
+
+    ``default_scores``: of the federation's own values, with the same seeds; empty where they won.
+    """
 
     name: str
     identity: str
     scores: tuple[FinalScore, ...]
+    default_scores: tuple[FinalScore, ...] = ()
+
+    @property
+    def gain(self) -> float:
+        """How much higher the winner's mean test Dice is than that of the federation's own values; NaN without."""
+        if not self.default_scores:
+            return math.nan
+        return fmean(mean_dices(self.scores)) - fmean(mean_dices(self.default_scores))
+
+    @property
+    def spread(self) -> float:
+        """Standard deviation of mean test Dice over the seeds, the larger of the two's."""
+        return max(stdev(mean_dices(scores)) for scores in (self.scores, self.default_scores) if scores)
+
+    @property
+    def verdict(self) -> str:
+        """Whether the search was worth it, in a sentence."""
+        if not self.default_scores:
+            return "The federation's own values won the search: there is nothing to gain from other ones."
+        pairs = zip(mean_dices(self.scores), mean_dices(self.default_scores), strict=True)
+        ahead = sum(winner > default for winner, default in pairs)
+        numbers = (
+            f"{self.gain:+.3f} test Dice, mean of sites, with a spread over seeds of {self.spread:.3f}; "
+            f"ahead with {ahead} of {len(self.scores)} seeds"
+        )
+        if self.gain > self.spread:
+            return f"The winner beats the federation's own values by more than the spread ({numbers})."
+        if self.gain < -self.spread:
+            return (
+                f"The winner is worse than the federation's own values by more than the spread ({numbers}): keep those."
+            )
+        return (
+            f"The winner and the federation's own values are within the spread of each other ({numbers}): keep those."
+        )
+
+
+def mean_dices(scores: Sequence[FinalScore]) -> list[float]:
+    """Mean Dice of the sites, a seed each."""
+    return [score.mean_dice for score in scores]
 
 
 def describe_params(params: dict[str, Any]) -> str:

@@ -87,7 +87,7 @@ class ServerTrainer:
             num_validation=0,
             num_test=0,
             num_parameters=model.num_parameters,
-            push_bytes=4 * model.num_sent,
+            push_bytes=self.format.push_bytes(self.config.wire),
             device="cpu",
             node=socket.gethostname(),
             pid=os.getpid(),

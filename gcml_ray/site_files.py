@@ -3,17 +3,37 @@
 from __future__ import annotations
 
 import json
+import logging
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from gcml_ray.checkpoint import SiteState, keep_as, load_model, load_round, save_model, save_round, saved_rounds
+from gcml_ray.checkpoint import (
+    SiteState,
+    keep_as,
+    load_model,
+    load_round,
+    round_file,
+    save_model,
+    save_round,
+    saved_rounds,
+)
 from gcml_ray.config import Config
 from gcml_ray.data.contract import data_contract
-from gcml_ray.errors import CheckpointError
+from gcml_ray.errors import CheckpointError, DamagedError
 from gcml_ray.learner import Learner
 from gcml_ray.networks.registry import fingerprint
 from gcml_ray.records import PERSONALISED
 from gcml_ray.weights import FlatModel
+
+log = logging.getLogger(__name__)
+
+MEMBERS_FILE = "members.json"  # names the files of an ensemble beside the site's own model; the last to be written
+
+
+def _model_name(round_number: int) -> str:
+    """The file of a site's own model of a round."""
+    return f"model_{round_number:05d}.safetensors"
 
 
 class SiteFiles:
@@ -34,27 +54,52 @@ class SiteFiles:
     def restore(self, local: Learner, personal: Learner | None, *, resume_round: int | None) -> None:
         """Goes to the round asked for: 0 stays at the start, None takes the newest there is.
 
+        Where its file is damaged, the round before it that was kept.
+
         Raises:
-            CheckpointError: it is missing, or belongs to something else.
+            CheckpointError: it is missing, damaged with none before it, or belongs to something else.
         """
+        for path in self.folder.glob("*.tmp"):
+            path.unlink(missing_ok=True)  # a write that broke off with its process
         rounds = saved_rounds(self.folder)
         if resume_round is None:
             resume_round = rounds[-1] if rounds else 0
         if resume_round == 0:
             return
-        if resume_round not in rounds:
+        candidates = [number for number in reversed(rounds) if number <= resume_round]
+        if resume_round not in rounds and not (candidates and self._aside(resume_round).exists()):
             raise CheckpointError(
                 f"site {self.site} has no checkpoint of round {resume_round} in {self.folder} (found {rounds}); "
                 "resume where the run was made, or start it anew in another output.folder"
             )
+        damaged: dict[int, DamagedError] = {}
+        for number in candidates:
+            try:
+                self._load_round(local, personal, number)
+            except DamagedError as error:
+                if number == candidates[-1]:
+                    raise
+                damaged[number] = error
+            else:
+                break
+        for number, cause in damaged.items():
+            round_file(self.folder, number).replace(self._aside(number))
+            log.warning("site %s goes on from the checkpoint before round %d: %s", self.site, number, cause)
+
+    def _load_round(self, local: Learner, personal: Learner | None, number: int) -> None:
+        """Goes to a round whose checkpoint is there."""
         self.state = load_round(
             self.folder,
             local,
             site=self.site,
-            round_number=resume_round,
+            round_number=number,
             identity=self.config.identity,
             personal=personal,
         )
+
+    def _aside(self, number: int) -> Path:
+        """Where a damaged checkpoint is kept to be looked at, and never counted again."""
+        return round_file(self.folder, number).with_suffix(".damaged")
 
     @property
     def newest_round(self) -> int:
@@ -71,7 +116,7 @@ class SiteFiles:
             dice: its validation Dice, where it was measured.
             is_best: whether that is the best one so far.
         """
-        name = f"model_{round_number:05d}.safetensors"
+        name = _model_name(round_number)
         ends_warmup = round_number == self.config.federation.num_warmup
         if is_best or ends_warmup:
             self._save_model(self.folder / name, own.model, round_number, dice)
@@ -89,23 +134,54 @@ class SiteFiles:
         """Loads the model ``personalised`` or ``before_gossip``; returns the round it comes from.
 
         Raises:
-            CheckpointError: there is none.
+            CheckpointError: there is none, or it is another one than its name says.
         """
         name = self.state.best_file if model == PERSONALISED else self.state.before_gossip_file
         if not name:
             raise CheckpointError(f"site {self.site} has no {model} model: it was never evaluated or had no warm-up")
         facts = load_model(self.folder / name, into)
-        return int(facts["round"])
+        site, number = facts.get("site"), facts.get("round", "")
+        if site != self.site or not number.isdecimal() or name != _model_name(int(number)):
+            raise CheckpointError(
+                f"{self.folder / name} is the model of site {site}, round {number or 'unknown'}: it was copied or "
+                "renamed; put the right one back"
+            )
+        return int(number)
 
     def keep_personalised(self) -> None:
         """The best model under its lasting name."""
         keep_as(self.folder / self.state.best_file, self.folder / "personalised.safetensors")
 
-    def _save_model(self, path: Path, model: FlatModel, round_number: int, dice: float | None) -> None:
-        """A model to take away, with what it says of itself."""
-        network = self.config.network_of(self.site)
+    def save_peer(self, site: str, model: FlatModel, round_number: int) -> str:
+        """Writes a model that came from another site in this round; returns the name of its file."""
+        name = f"peer_{round_number:05d}_{site}.safetensors"
+        self._save_model(self.folder / name, model, round_number, None, site=site)
+        return name
+
+    def load_peer(self, name: str, into: FlatModel) -> None:
+        """Loads a model of another site.
+
+        Raises:
+            CheckpointError: its file is gone.
+        """
+        load_model(self.folder / name, into)
+
+    def keep_members(self, names: Sequence[str]) -> None:
+        """The peers' models of an ensemble, in their order, under lasting names; those of an earlier one go."""
+        for path in (self.folder / MEMBERS_FILE, *self.folder.glob("member_*.safetensors")):
+            path.unlink(missing_ok=True)
+        members = [f"member_{index:02d}.safetensors" for index in range(1, len(names) + 1)]
+        for name, member in zip(names, members, strict=True):
+            keep_as(self.folder / name, self.folder / member)
+        (self.folder / MEMBERS_FILE).write_text(json.dumps(members), encoding="utf-8")
+
+    def _save_model(
+        self, path: Path, model: FlatModel, round_number: int, dice: float | None, *, site: str | None = None
+    ) -> None:
+        """A model to take away, with what it says of itself: this site's, or another's."""
+        network = self.config.network_of(site or self.site)
         facts = {
-            "site": self.site,
+            "site": site or self.site,
             "round": str(round_number),
             "validation_dice": "" if dice is None else repr(dice),
             "method": self.config.method.name,

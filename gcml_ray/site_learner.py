@@ -9,14 +9,17 @@ from dataclasses import dataclass
 
 import torch
 
-from gcml_ray.config import Config, FedBnMethod, NetworkConfig, ProxyFlMethod, sends_buffers
+from gcml_ray.config import Config, NetworkConfig, ProxyFlMethod, keeps_norms, sends_buffers
+from gcml_ray.config_wire import WireConfig
 from gcml_ray.data.contract import data_contract
 from gcml_ray.errors import ConfigError
 from gcml_ray.learner import Learner, Precision
 from gcml_ray.networks.registry import build_network, fingerprint
+from gcml_ray.payload import push_bytes
 from gcml_ray.privacy import check_network
 from gcml_ray.seeding import derive_seed
 from gcml_ray.start_weights import load_start_weights
+from gcml_ray.weight_average import WeightAverage
 from gcml_ray.weights import FlatModel
 from gcml_ray.wire import WIRE_DTYPE, Buffer, Expectation, PushHeader, TensorSpec, checksum
 
@@ -53,7 +56,7 @@ def build_learner(
     module = module.to(device)
     if config.privacy.mode == "dp_sgd":
         check_network(module, name=network.name)
-    keep_norms = isinstance(config.method, FedBnMethod)
+    keep_norms = keeps_norms(config.method)
     learner = Learner(
         module,
         send_buffers=sends_buffers(config.method),
@@ -62,11 +65,29 @@ def build_learner(
         keep_norms=keep_norms,
     )
     if keep_norms and learner.model.num_sent == learner.model.flat.numel():
+        other = "fedavg" if config.method.name == "fedbn" else "the same as with share_norms: true"
         raise ConfigError(
-            f"method fedbn keeps normalisation layers local, but network {network.name} has none with weights or "
-            "statistics: it would be fedavg. Choose a norm that has them in network.options (norm: BATCH), or fedavg"
+            f"method {config.method.name} keeps normalisation layers local, but network {network.name} has none with "
+            f"weights or statistics: it would be {other}. "
+            "Choose a norm that has them in network.options (norm: BATCH, or norm: [INSTANCE, {affine: true}])"
         )
     return learner
+
+
+def start_averages(config: Config, local: Learner, personal: Learner | None) -> None:
+    """Gives a moving average to the model that a site keeps for itself, and to that which it pushes if averages are.
+
+    Args:
+        config: its ``optimiser`` section says whether there are any.
+        local: the exchanged model.
+        personal: the site's own beside it, for methods with two.
+    """
+    optimiser = config.optimiser
+    if optimiser.weight_average == 0:
+        return
+    learners = {personal or local, local} if optimiser.push_average else {personal or local}
+    for learner in learners:
+        learner.model.average = WeightAverage(learner.model.flat, decay=optimiser.weight_average)
 
 
 def _start_from(config: Config, site: str, network: NetworkConfig, *, is_private: bool) -> str | None:
@@ -98,6 +119,10 @@ class WireFormat:
             num_values=model.num_sent,
             num_exact=max(0, model.num_sent - model.num_parameters),
         )
+
+    def push_bytes(self, wire: WireConfig) -> int:
+        """What a push weighs as it travels; with ``topk`` one that is not the first to its receiver."""
+        return push_bytes(wire, self.num_values, num_exact=self.num_exact)
 
     def header(
         self,

@@ -17,9 +17,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from gcml_ray.checkpoint import CHECKSUM, read_tensors
 from gcml_ray.config import DataConfig
 from gcml_ray.data.contract import data_contract
-from gcml_ray.errors import ConfigError
+from gcml_ray.errors import CheckpointError, ConfigError
 from gcml_ray.model_card import WEIGHTS_FILE
 
 log = logging.getLogger(__name__)
@@ -77,8 +78,12 @@ def _read(path: Path) -> tuple[dict[str, Tensor], str | None]:
         if path.suffix == ".safetensors":
             with safe_open(path, framework="pt") as handle:
                 header = handle.metadata() or {}
+            if CHECKSUM in header:  # a model of gcml-ray; those of others have none
+                read_tensors(path)
             return load_file(path), header.get("data_contract")
         content = torch.load(path, map_location="cpu", weights_only=True)
+    except CheckpointError as error:
+        raise ConfigError(f"network.start_from: {error}") from error
     except (SafetensorError, OSError, EOFError, RuntimeError, pickle.UnpicklingError) as error:
         reason = str(error).strip().partition("\n")[0]
         raise ConfigError(

@@ -86,10 +86,22 @@ def comparison_verdict(alone: Sequence[EvaluationReport], together: Sequence[Eva
     )
 
 
-def run_facts(rounds: Sequence[RoundRecord], *, start_seconds: float) -> str:
-    """What a run took: time and how much of the sites' time was training, traffic, memory."""
+def judged_counts(rounds: Sequence[RoundRecord]) -> tuple[int, int]:
+    """How many incoming models receivers have judged, and how many of them they did not let in."""
+    judged = [each for record in rounds for report in record.trained for each in report.judged]
+    return len(judged), sum(not each.accepted for each in judged)
+
+
+def run_facts(rounds: Sequence[RoundRecord], *, start_seconds: float, chaos: str = "") -> str:
+    """What a run took: time and how much of the sites' time was training, traffic, memory.
+
+    Args:
+        rounds: its records.
+        start_seconds: how long it took to start.
+        chaos: the faults that it was run with.
+    """
     seconds = sum(record.seconds for record in rounds)
-    site_seconds = sum(record.seconds * len(record.plan.sites) for record in rounds)
+    site_seconds = _site_seconds(rounds)
     by_stage: Counter[str] = Counter()
     for record in rounds:
         for report in record.trained:
@@ -101,13 +113,31 @@ def run_facts(rounds: Sequence[RoundRecord], *, start_seconds: float) -> str:
     site_peak = max((report.peak_memory_bytes for record in rounds for report in record.trained), default=0)
     driver_peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     megabytes = sum(receipt.size_bytes for receipt in taken) / 1e6
+    num_judged, num_rejected = judged_counts(rounds)
+    judged = [f"judged       {num_judged} incoming models by their receivers; {num_rejected} not let in"]
+    faults = [f"FAULTS       were injected on purpose, what this run gives is no result: {chaos}"]
     lines = (
+        *(faults if chaos else ()),
         f"time         {start_seconds:.0f} s to start, {seconds:.0f} s for {len(rounds)} rounds",
         f"             of the sites' time {shares}",
         f"traffic      {len(taken)} pushes, {megabytes:.1f} MB; {refused} refused; {skipped} site rounds skipped",
+        *(judged if num_judged else ()),
         f"peak memory  driver {driver_peak / 1e6:.0f} MB, largest site {site_peak / 1e6:.0f} MB",
     )
     return "\n".join(lines)
+
+
+def _site_seconds(rounds: Sequence[RoundRecord]) -> float:
+    """The time of all sites together, each from the start to the last record that has it.
+
+    Without a barrier a slow site is missing in the records that others fill meanwhile: it trains all the same.
+    """
+    ends: dict[str, float] = {}
+    clock = 0.0
+    for record in rounds:
+        clock += record.seconds
+        ends.update(dict.fromkeys(record.plan.sites, clock))
+    return sum(ends.values())
 
 
 def where_things_are(config: Config) -> str:

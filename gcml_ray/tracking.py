@@ -36,6 +36,7 @@ log = logging.getLogger(__name__)
 Outcome = Literal["finished", "stopped", "failed"]
 _MLFLOW_STATUS = {"finished": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}
 _MAX_METRICS, _MAX_PARAMS = 1000, 100  # a batch of MLflow's protocol
+_MAX_TAG = 5000  # characters of a tag that MLflow takes
 _MAX_PENDING = 200_000  # metrics kept while the server is away, about 50 MB
 
 
@@ -285,6 +286,8 @@ class MlflowTracker:
             run = client.create_run(self._experiment_id, tags=tags, run_name=config.name)
             self._run_ids[""] = run.info.run_id
             self._pending.setdefault("", _Pending()).params = flat_params(config.model_dump(mode="json", by_alias=True))
+        if config.chaos:
+            client.set_tag(self._run_ids[""], "gcml.chaos", config.chaos[:_MAX_TAG])
         self._record_run_id()
 
     def _create_child(self, client: MlflowClient, site: str, *, info: SiteInfo | None) -> str:
@@ -305,7 +308,8 @@ class MlflowTracker:
         except ValueError as error:
             log.warning("%s cannot be read (%s): a new MLflow run begins", self._folder / "tracking.json", error)
             return None
-        return str(recorded["run_id"]) if recorded.get("uri") == self._uri else None
+        is_record = isinstance(recorded, dict) and isinstance(recorded.get("run_id"), str)
+        return recorded["run_id"] if is_record and recorded.get("uri") == self._uri else None
 
     def _record_run_id(self) -> None:
         names = {"uri": self._uri, "experiment_id": self._experiment_id, "run_id": self._run_ids[""]}

@@ -35,6 +35,7 @@ parent run (the federation)                 meaning
 ``test/dice_mean/MODEL``, ``dice_worst``    over the sites; likewise ``SITE/test/dice/MODEL``
 ``traffic/round_bytes``                     all pushes of the round
 ``traffic/num_accepted``, ``num_refused``   pushes
+``defence/num_judged``, ``num_rejected``    incoming models that receivers judged, and did not let in
 ``participation/num_trained``, ...          ``num_failed``, ``num_senders``, ``num_receivers``
 ``time/round_s``, ``time/STAGE_s``          seconds
 ==========================================  ==========================================================
@@ -74,6 +75,9 @@ def federation_metrics(record: RoundRecord) -> Metrics:
     epsilons = [epsilon for report in record.trained if (epsilon := report.privacy_epsilon) is not None]
     if any(map(math.isfinite, epsilons)):
         metrics["privacy/epsilon_max"] = max(filter(math.isfinite, epsilons))
+    if judged := [each for report in record.trained for each in report.judged]:
+        rejected = sum(not each.accepted for each in judged)
+        metrics |= {"defence/num_judged": len(judged), "defence/num_rejected": rejected}
     if dice:
         metrics |= {"val/dice/mean": _mean(dice.values()), "val/dice/worst": _worst(dice.values())}
     return metrics

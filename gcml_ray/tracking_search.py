@@ -1,5 +1,7 @@
 """Tracking a search in MLflow: one run for the search, one child run a trial.
 
+Below it are the final runs too, with a run a site of their own.
+
 A trial's own federation is not tracked; what it reports each round goes to its child run, with step = round:
 ``val/dice_mean``, ``val/dice_worst``, ``SITE/val/dice``, ``traffic/megabytes``, ``time/seconds`` and ``objective``.
 As with a federation, tracking never stops a search.
@@ -7,13 +9,16 @@ As with a federation, tracking never stops a search.
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import TYPE_CHECKING
 
 from gcml_ray.config import Config
-from gcml_ray.search_records import Objective, SearchRecord, TrialPoint, TrialRecord
+from gcml_ray.run_folder import RunFolder
+from gcml_ray.search_records import FinalRecord, Objective, SearchRecord, TrialPoint, TrialRecord, mean_dices
 from gcml_ray.tracking_metrics import flat_params, safe_key
 from gcml_ray.tracking_parent import TRACKING_FILE, ParentRun
 
@@ -77,6 +82,8 @@ class SearchTracker:
     def _reopen_children(self, client: MlflowClient) -> None:
         query = f"tags.`mlflow.parentRunId` = '{self._parent.run_id}'"
         for child in client.search_runs([self._parent.experiment_id], query):
+            if child.data.tags.get("gcml.role") != "trial":  # a final run
+                continue
             trial_id, run_id = child.data.tags["gcml.trial"], child.info.run_id
             self._children[trial_id] = run_id
             history = client.get_metric_history(run_id, "objective")
@@ -120,3 +127,43 @@ class SearchTracker:
             "time/seconds": point.seconds,
         }
         return values | {safe_key(f"{site}/val/dice"): dice for site, dice in point.site_dice.items()}
+
+
+class FinalTracker:
+    """Puts the final runs below the search's own; their sites' runs are below them. Does nothing where tracking is off.
+
+    Args:
+        base: the federation that the search varies; says where to track.
+        folder: the search's folder.
+        name: of the search.
+    """
+
+    def __init__(self, base: Config, folder: Path, *, name: str) -> None:
+        self._parent = ParentRun(base, folder, file=folder / TRACKING_FILE, name=name, role="search", params={})
+
+    def on_run(self, folder: RunFolder, *, is_default: bool) -> None:
+        """Puts a run that has ended below the search's."""
+
+        def adopt(client: MlflowClient) -> None:
+            if folder.tracking_file.exists():
+                run_id = json.loads(folder.tracking_file.read_text(encoding="utf-8"))["run_id"]
+                client.set_tag(run_id, "mlflow.parentRunId", self._parent.run_id)
+                client.set_tag(run_id, "gcml.final", "default" if is_default else "winner")
+
+        self._parent.guard("on_run", adopt)
+
+    def finish(self, final: FinalRecord | None) -> None:
+        """Logs what came of it, if anything did, and closes the search's run again."""
+
+        def close(client: MlflowClient) -> None:
+            if final is None:
+                client.set_terminated(self._parent.run_id, status="KILLED")
+                return
+            for name, scores in (("winner", final.scores), ("default", final.default_scores)):
+                if scores:
+                    client.log_metric(self._parent.run_id, f"final/{name}/test/dice", fmean(mean_dices(scores)))
+                    client.log_metric(self._parent.run_id, f"final/{name}/test/dice_sd", stdev(mean_dices(scores)))
+            client.set_tag(self._parent.run_id, "gcml.verdict", final.verdict)
+            client.set_terminated(self._parent.run_id, status="FINISHED")
+
+        self._parent.guard("finish", close)

@@ -7,23 +7,22 @@ was restored at a round goes on exactly as one that never stopped.
 from __future__ import annotations
 
 import os
-import resource
 import socket
 import time
 import warnings
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 
+from gcml_ray.allocator import keep_freed_memory
 from gcml_ray.checkpoint import SiteState
-from gcml_ray.config import Config, ProxyFlMethod, has_server, has_two_models
+from gcml_ray.config import Config, NetworkConfig, ProxyFlMethod, has_server, has_two_models
 from gcml_ray.data.datalist import check_files
 from gcml_ray.data.pooling import cases_to_train_on
 from gcml_ray.data.site_data import Batch, SiteData
 from gcml_ray.errors import SiteError
-from gcml_ray.evaluation import Evaluator
+from gcml_ray.evaluation import Evaluator, Scored
 from gcml_ray.exchange import Exchange
 from gcml_ray.judge import Judge
 from gcml_ray.learner import Learner, learning_rate
@@ -31,9 +30,12 @@ from gcml_ray.log_notes import collected_warnings
 from gcml_ray.losses.segmentation import build_segmentation_loss
 from gcml_ray.methods import METHODS
 from gcml_ray.methods.rounds import IncomingModel, RoundContext, RoundResult, take_plainly
+from gcml_ray.networks.registry import fingerprint
+from gcml_ray.peer_models import PeerModels
 from gcml_ray.privacy import private_training
 from gcml_ray.privacy_pushes import push_noise
 from gcml_ray.records import (
+    ENSEMBLE,
     PERSONALISED,
     AdoptReport,
     EvaluationReport,
@@ -45,9 +47,11 @@ from gcml_ray.records import (
 )
 from gcml_ray.seeding import derive_seed
 from gcml_ray.site_files import SiteFiles
-from gcml_ray.site_learner import build_learner, exchanged_network
+from gcml_ray.site_learner import build_learner, exchanged_network, start_averages
+from gcml_ray.stopwatch import peak_memory_bytes, timed
 from gcml_ray.visits import Visits
 from gcml_ray.wire import Buffer, Expectation, PushHeader
+from gcml_ray.workbench import Workbench, in_turn
 
 # Pushed weights are read-only on purpose; torch warns about that once a process.
 warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
@@ -67,6 +71,7 @@ class SiteTrainer:
         folder: the run folder; checkpoints go to ``checkpoints/<site>``, overlays to ``overlays/<site>``.
         use_gpu: whether a GPU was granted to this site.
         on_progress: told (stage, step, number of steps) while it works; raises to stop the work.
+        bench: what it shares with the other sites of its process; None where it is alone.
     """
 
     def __init__(
@@ -77,6 +82,7 @@ class SiteTrainer:
         *,
         use_gpu: bool,
         on_progress: Callable[[str, int, int], None],
+        bench: Workbench | None = None,
     ) -> None:
         self.config = config
         self.site = site
@@ -87,9 +93,12 @@ class SiteTrainer:
         self.wants_gpu = use_gpu
         self.seed = config.federation.seed
         self.is_spoilt = False
+        self.bench = bench or Workbench()
+        self.learners: tuple[Learner, ...] = ()
 
     # --- start -------------------------------------------------------------------------------
 
+    @in_turn
     def start(self, *, resume_round: int | None) -> SiteInfo:
         """Loads the data, builds the model and restores a checkpoint.
 
@@ -103,6 +112,8 @@ class SiteTrainer:
         """
         began = time.perf_counter()
         torch.set_num_threads(max(1, int(self.config.resources.cpus_per_site)))
+        if self.device.type == "cpu":
+            keep_freed_memory()
         with collected_warnings() as self.loading_notes:
             self.data = self._load_data()
         self.loss = build_segmentation_loss(self.config.loss, self.config.data)
@@ -110,7 +121,9 @@ class SiteTrainer:
         self.judge = Judge(self.config, self.site, self.files, self.evaluator)
         self.private = private_training(self.config, self.data, folder=self.files.folder, device=self.device)
         self._build_models()
-        self.files.restore(self.local, self.personal, resume_round=resume_round)
+        with collected_warnings() as notes:
+            self.files.restore(self.local, self.personal, resume_round=resume_round)
+        self.loading_notes += notes
         self._publish()
         return self._info(time.perf_counter() - began)
 
@@ -129,10 +142,14 @@ class SiteTrainer:
 
     def _build_models(self) -> None:
         """The models with their initial weights."""
-        self.local = build_learner(self.config, self.site, exchanged_network(self.config, self.site), self.device)
+        self.local = self._build("local", exchanged_network(self.config, self.site))
         self.personal = self._build_personal()
-        self.exchange = Exchange(self.config, self.site, self.local, num_train=self.data.num_cases("train"))
+        self.learners = (self.local,) if self.personal is None else (self.local, self.personal)
+        start_averages(self.config, self.local, self.personal)
+        num_train = self.data.num_cases("train")
+        self.exchange = Exchange(self.config, self.site, self.local, num_train=num_train, second=self.bench.second)
         self.exchange.noise = push_noise(self.config, self.site, self.local.model, self.files.folder)
+        self.peers = PeerModels(self.config, self.site, self.files, self.evaluator, self.exchange)
         self.visits = Visits(
             self.config, self.site, self.files, self.evaluator, self.exchange, on_progress=self.on_progress
         )
@@ -142,8 +159,12 @@ class SiteTrainer:
         if not has_two_models(self.config.method):
             return None
         is_private = isinstance(self.config.method, ProxyFlMethod)
-        network = self.config.network_of(self.site)
-        return build_learner(self.config, self.site, network, self.device, is_private=is_private)
+        return self._build("personal", self.config.network_of(self.site), is_private=is_private)
+
+    def _build(self, role: str, network: NetworkConfig, *, is_private: bool = False) -> Learner:
+        """A model of its own, at the bench."""
+        learner = build_learner(self.config, self.site, network, self.device, is_private=is_private)
+        return self.bench.place(learner, f"{role} {fingerprint(network, self.config.data)}")
 
     @property
     def own(self) -> Learner:
@@ -161,7 +182,7 @@ class SiteTrainer:
             num_validation=self.data.num_cases("validation"),
             num_test=self.data.num_cases("test"),
             num_parameters=self.local.model.num_parameters,
-            push_bytes=4 * self.local.model.num_sent,
+            push_bytes=self.exchange.push_bytes,
             device=str(self.device),
             node=socket.gethostname(),
             pid=os.getpid(),
@@ -174,7 +195,9 @@ class SiteTrainer:
 
     def export(self, run_id: str, round_number: int) -> tuple[PushHeader, Buffer]:
         """The weights to push, with their header; see :meth:`gcml_ray.exchange.Exchange.export`."""
-        self._mend()
+        if self.is_spoilt and self.config.federation.mode == "sync":  # without a barrier a round may be under way
+            with self.bench.turn(self):
+                self._mend()
         return self.exchange.export(run_id, round_number)
 
     def expectation(self, run_id: str, sender: str, *, peers: frozenset[str]) -> Expectation:
@@ -188,6 +211,7 @@ class SiteTrainer:
 
     # --- a round -----------------------------------------------------------------------------
 
+    @in_turn
     def train_round(self, order: TrainOrder, pushes: Sequence[tuple[PushHeader, Buffer]]) -> TrainReport:
         """One round: train, validate if asked, keep the best model, write the checkpoint if asked.
 
@@ -203,16 +227,17 @@ class SiteTrainer:
         incoming: Sequence[IncomingModel] = arrived
         judged: tuple[Judgement, ...] = ()
         if arrived and self.judge.is_active:
-            with _timed(judging, "judge"):
+            with timed(judging, "judge"):
                 self.on_progress("judge", 0, 1)
                 incoming, judged = self.judge.screen(arrived, self.local, self.exchange)
         seconds: dict[str, float] = {}
         self.is_spoilt = True  # until the round is whole
-        with _timed(seconds, "train"):
+        with timed(seconds, "train"):
             result = self._train(order, incoming, seconds)
         seconds["train"] -= sum(value for key, value in seconds.items() if key != "train")
         seconds |= judging
         self._check_finite(order.round_number)
+        self.peers.keep(incoming, order.round_number)
         dice, is_best = self._end_round(order, result.validation_dice, seconds)
         self.is_spoilt = False
         is_async = self.config.federation.mode == "async"
@@ -231,13 +256,14 @@ class SiteTrainer:
             is_best=is_best,
             seconds=seconds,
             learning_rate=self._rate(order.round_number, 0),
-            peak_memory_bytes=_peak_memory_bytes(),
+            peak_memory_bytes=peak_memory_bytes(),
             staleness=tuple(message.staleness for message in incoming) if is_async else (),
             age_s=tuple(message.age_s for message in incoming) if is_async else (),
             privacy_epsilon=spender.epsilon if (spender := self.private or self.exchange.noise) else None,
             judged=judged,
         )
 
+    @in_turn
     def adopt(self, order: TrainOrder, pushes: Sequence[tuple[PushHeader, Buffer]]) -> AdoptReport:
         """Ends a round with a server: goes on with the server's weights, where they have arrived, and validates.
 
@@ -253,21 +279,22 @@ class SiteTrainer:
             if self.exchange.noise is not None:
                 self.exchange.noise.note_known(torch.from_numpy(buffer))
         dice, is_best = self._end_round(order, None, seconds)
-        return AdoptReport(self.site, order.round_number, bool(weights), dice, is_best, seconds, _peak_memory_bytes())
+        return AdoptReport(self.site, order.round_number, bool(weights), dice, is_best, seconds, peak_memory_bytes())
 
     def _end_round(self, order: TrainOrder, dice: float | None, seconds: dict[str, float]) -> tuple[float | None, bool]:
         """Validates if asked and not done yet, keeps the best model, writes the checkpoint if asked."""
         is_best = False
         if order.evaluate:
-            with _timed(seconds, "validate"):
+            with timed(seconds, "validate"):
                 self.on_progress("validate", 0, 1)
                 self.judge.forget_own()
                 if dice is None:
                     dice = self.evaluator.validation_dice(self.own)
                     self.judge.note_own()
             is_best = dice >= self.state.best_dice
-        with _timed(seconds, "checkpoint"):
-            self.files.advance(order.round_number, self.own, dice=dice, is_best=is_best)
+        with timed(seconds, "checkpoint"):
+            with self.own.model.averaged():
+                self.files.advance(order.round_number, self.own, dice=dice, is_best=is_best)
             if order.checkpoint:
                 self.on_progress("checkpoint", 0, 1)
                 self.files.save(self.local, self.personal)
@@ -310,7 +337,7 @@ class SiteTrainer:
             learner.model.module.train()
 
         def score(learner: Learner) -> float:
-            with _timed(seconds, "merge"):
+            with timed(seconds, "merge"):
                 self.on_progress("merge", 0, 1)
                 return self.evaluator.validation_dice(learner)
 
@@ -342,13 +369,14 @@ class SiteTrainer:
 
     # --- evaluation --------------------------------------------------------------------------
 
+    @in_turn
     def evaluate(self, *, split: Split, model: str) -> EvaluationReport:
         """Scores one of this site's models on one split, and draws its best and worst test cases.
 
         Args:
             split: which of the site's cases.
-            model: ``personalised`` (best on validation), ``before_gossip`` (at the end of the warm-up), or
-                ``shared`` (the exchanged model as it is now).
+            model: ``personalised`` (best on validation), ``before_gossip`` (at the end of the warm-up),
+                ``shared`` (the exchanged model as it is now), or ``ensemble`` (with peers' models).
         """
         self._mend()
         learner, round_number = self._model_to_evaluate(model)
@@ -357,24 +385,15 @@ class SiteTrainer:
         )
         if model == PERSONALISED and split == "test":
             self.files.keep_personalised()
+            assert isinstance(learner, Learner)
             self.evaluator.draw(learner, report.scores, self.overlays)
         return report
 
-    def _model_to_evaluate(self, model: str) -> tuple[Learner, int]:
-        """A learner holding the model asked for, and the round it comes from."""
+    def _model_to_evaluate(self, model: str) -> tuple[Scored, int]:
+        """What predicts, and the round that it comes from."""
+        if model == ENSEMBLE:
+            return self.peers.choose()
         if model == SHARED:
             return self.local, self.state.round_number
         learner = self.exchange.learner_for(self.config.network_of(self.site))
         return learner, self.files.load(model, learner.model)
-
-
-def _peak_memory_bytes() -> int:
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-
-
-@contextmanager
-def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
-    """Adds the time of a block to ``seconds[stage]``."""
-    began = time.perf_counter()
-    yield
-    seconds[stage] = seconds.get(stage, 0.0) + time.perf_counter() - began

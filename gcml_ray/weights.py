@@ -10,10 +10,14 @@ into ``gradient``; so exporting, importing, mixing, clipping and stepping are op
 from __future__ import annotations
 
 import itertools
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from gcml_ray.weight_average import WeightAverage
 from gcml_ray.wire import TensorSpec
 
 NORMALISATION = (
@@ -27,6 +31,15 @@ NORMALISATION = (
     nn.GroupNorm,
     nn.LayerNorm,
 )
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """A model as it was: (P + F,) its values, and its average's with the steps that that had seen, if it has one."""
+
+    flat: Tensor
+    average: Tensor | None = None
+    average_steps: int = 0
 
 
 class FlatModel:
@@ -44,6 +57,7 @@ class FlatModel:
         gradient: (P,) their gradients; ``parameter.grad`` is this tensor.
         parameter: (P,) the one parameter that an optimiser sees; shares memory with ``flat``.
         num_sent: S, how many leading values of ``flat`` make up a push.
+        average: the moving average of the weights, where there is one; :meth:`load` and :meth:`mix` change it too.
     """
 
     def __init__(self, module: nn.Module, *, send_buffers: bool, keep_norms: bool = False) -> None:
@@ -63,6 +77,8 @@ class FlatModel:
         self._adopt(parameters | buffers, set(parameters))
         self.parameter = nn.Parameter(self.flat[: self.num_parameters])
         self.parameter.grad = self.gradient
+        self.average: WeightAverage | None = None
+        self._counters = {n: b.detach() for n, b in module.named_buffers() if not b.is_floating_point()}
 
     def _adopt(self, tensors: dict[str, Tensor], parameter_names: set[str]) -> None:
         """Moves every tensor's values into ``flat`` and points the module at the views."""
@@ -74,6 +90,26 @@ class FlatModel:
             tensor.data = view
             if spec.name in parameter_names:
                 tensor.grad = self.gradient[spec.offset : end].view(spec.shape)
+
+    def settle(self, module: nn.Module, gradient: Tensor) -> None:
+        """Gives up its own network and gradient for those that another model of this layout has brought along.
+
+        Args:
+            module: a network of the same architecture; :meth:`attach` lets it work with these weights.
+            gradient: (P,) what the network's gradients are views of.
+        """
+        self.module, self.gradient = module, gradient
+        self.parameter.grad = gradient
+
+    def attach(self) -> None:
+        """Points the network at these weights and counters: several models may take turns with one network."""
+        tensors = dict(self.module.named_parameters()) | dict(self.module.named_buffers())
+        for spec in self.layout:
+            tensor = tensors[spec.name]
+            tensor.data = self.flat[spec.offset : spec.offset + tensor.numel()].view(spec.shape)
+        for name, counter in self._counters.items():
+            tensors[name].data = counter
+        self.parameter.data = self.flat[: self.num_parameters]
 
     @property
     def sent_layout(self) -> tuple[TensorSpec, ...]:
@@ -87,14 +123,44 @@ class FlatModel:
     def load(self, weights: Tensor) -> None:
         """Takes over sent weights, (S,) float32 on any device: one copy. Unsent buffers stay."""
         self.flat[: self.num_sent].copy_(weights)
+        if self.average is not None:
+            self.average.replace(weights)
 
     def mix(self, other: Tensor, *, own_share: float) -> None:
         """``own_share`` x own weights + (1 - ``own_share``) x ``other``, (S,) on the same device, in place."""
         self.flat[: self.num_sent].lerp_(other, 1.0 - own_share)
+        if self.average is not None:
+            self.average.mix(other, own_share=own_share)
+
+    def snapshot(self) -> Snapshot:
+        """A copy to come back to."""
+        if self.average is None:
+            return Snapshot(self.flat.clone())
+        return Snapshot(self.flat.clone(), self.average.values.clone(), self.average.num_steps)
+
+    def restore(self, snapshot: Snapshot) -> None:
+        """Back to an earlier state of this model, average included."""
+        self.flat.copy_(snapshot.flat)
+        if self.average is not None:
+            assert snapshot.average is not None, "the average must be as old as the model"
+            self.average.restore(snapshot.average, snapshot.average_steps)
+
+    @contextmanager
+    def averaged(self) -> Iterator[None]:
+        """Within the block the model has its averaged weights, where there are any; the others come back after it."""
+        if self.average is None:
+            yield
+            return
+        trained = self.flat.clone()
+        self.flat.copy_(self.average.values)
+        try:
+            yield
+        finally:
+            self.flat.copy_(trained)
 
     def counters(self) -> dict[str, Tensor]:
         """The integer buffers: part of a checkpoint, never of a push."""
-        return {name: buffer for name, buffer in self.module.named_buffers() if not buffer.is_floating_point()}
+        return dict(self._counters)
 
 
 def norm_parameters(module: nn.Module) -> set[str]:

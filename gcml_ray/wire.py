@@ -69,7 +69,11 @@ class PushHeader:
 
 @dataclass(frozen=True)
 class Expectation:
-    """What a receiver accepts from one sender; ``oldest_round`` is the earliest round that is still fresh."""
+    """What a receiver accepts from one sender.
+
+    ``oldest_round`` is the earliest round that is still fresh; ``num_train`` the training cases that the sender is
+    registered with, None where it has not told any.
+    """
 
     run_id: str
     senders: frozenset[str]
@@ -80,6 +84,7 @@ class Expectation:
     oldest_round: int
     newest_round: int
     num_exact: int = 0
+    num_train: int | None = None
 
 
 def checksum(buffer: Payload) -> str:
@@ -208,6 +213,10 @@ def header_refusal(header: Any, expected: Expectation, *, encodings: frozenset[s
         (header.num_values == expected.num_values, f"size: {header.num_values} values, not {expected.num_values}"),
         (header.num_exact == expected.num_exact, f"size: {header.num_exact} exact values, not {expected.num_exact}"),
         (header.num_train >= 0, f"header: num_train is {header.num_train}, cases cannot be fewer than 0"),
+        (
+            expected.num_train in (None, header.num_train),
+            f"num_train: {header.num_train}, but {header.sender} has registered {expected.num_train} training cases",
+        ),
         (header.layout == expected.layout, "layout: names, shapes or order of the tensors differ"),
     )
     return next((reason for passed, reason in checks if not passed), "")

@@ -76,7 +76,7 @@ class Fault:
 
     ``kind``: ``raise`` an error, ``die`` (the process ends at once), ``hang`` (for an hour), ``slow`` (for
     ``seconds``); in ``export`` also a push that is malformed in one way: ``nan``, ``size``, ``contract``,
-    ``stale``, ``run``, ``fingerprint``, ``checksum``, ``dtype`` or ``sender``.
+    ``stale``, ``run``, ``fingerprint``, ``checksum``, ``dtype``, ``sender`` or ``num_train``.
     """
 
     site: str
@@ -283,6 +283,7 @@ class FlakyTrainer(FakeTrainer):
             "checksum": (header, buffer + np.float32(1)),
             "dtype": (header, buffer.astype(np.float64)),
             "sender": (replace(header, sender="stranger"), buffer),
+            "num_train": (replace(header, num_train=500), buffer),
         }
         if kind == "nan":
             bad = np.where(np.arange(buffer.size) == 1, np.float32(np.nan), buffer)

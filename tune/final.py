@@ -1,10 +1,11 @@
-"""The end of a search: its winner is trained anew with several seeds, and only then tested, once."""
+"""The end of a search: its winner and the own values of the federation, trained anew with new seeds and tested once."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
 
 from actors.federation import ray_session, run_federation
@@ -13,21 +14,36 @@ from actors.site import TrainerFactory
 from gcml_ray.averages import mean
 from gcml_ray.config import Config
 from gcml_ray.config_file import load_config
-from gcml_ray.errors import CheckpointError, ClusterError
-from gcml_ray.record_json import from_json, to_json
+from gcml_ray.errors import CheckpointError, ClusterError, ConfigError
+from gcml_ray.record_json import to_json
 from gcml_ray.records import PERSONALISED
 from gcml_ray.run_folder import RunFolder, replace_file
+from gcml_ray.search_folder import FINAL_FILE, read_final
 from gcml_ray.search_records import FinalRecord, FinalScore
 from gcml_ray.tracking import tracking_uri
+from gcml_ray.tracking_search import FinalTracker
 from tune.search import BEST_FILE
-from tune.trial_config import Search
+from tune.trial_config import Search, base_params, best_config
 
-FINAL_FILE, FINAL_FOLDER = "final.json", "final"
+FINAL_FOLDER = "final"
 Watch = Callable[[str], AbstractContextManager[tuple[Listener, threading.Event]]]
 
 
+@dataclass(frozen=True)
+class _Run:
+    """One final run: the winner's or that of the federation's own values."""
+
+    seed: int
+    is_default: bool
+    config: Config
+
+    @property
+    def folder(self) -> RunFolder:
+        return RunFolder(Path(self.config.output.folder))
+
+
 def run_final(search: Search, *, watch: Watch, make_trainer: TrainerFactory | None = None) -> FinalRecord | None:
-    """Trains and tests the winner for every seed of ``final.seeds``; runs that are over are not run again.
+    """Trains and tests winner and own values for every seed of ``final.seeds``; runs that are over are not run again.
 
     Args:
         search: a search that has a winner.
@@ -42,29 +58,29 @@ def run_final(search: Search, *, watch: Watch, make_trainer: TrainerFactory | No
         ClusterError: every site of a run was lost.
     """
     winner = _winner(search)
-    done = read_final(search)
+    runs = _runs(search, winner)
+    done = read_final(search.folder)
     if done is not None:
         if done.identity != _identity(winner):
             raise CheckpointError(_other_winner(search.folder / FINAL_FILE))
-        return done
-    configs = {seed: _final_config(search, winner, seed) for seed in search.config.final.seeds}
-    for config in configs.values():  # before the first of them looks at a test case
-        _check_same_winner(config)
-    scores = []
-    with ray_session(winner):
-        for seed, config in configs.items():
-            if not _run(config, watch=watch, make_trainer=make_trainer):
-                return None
-            scores.append(FinalScore(seed, _test_dice(RunFolder(Path(config.output.folder)))))
-    final = FinalRecord(search.config.name, _identity(winner), tuple(scores))
-    replace_file(search.folder / FINAL_FILE, to_json(final) + "\n")
+        if done.default_scores or not any(run.is_default for run in runs):
+            return done
+    for run in runs:  # before the first of them looks at a test case
+        _check_same_winner(run)
+    tracker = FinalTracker(search.base, search.folder, name=search.config.name)
+    final = None
+    try:
+        with ray_session(winner):
+            for run in runs:
+                if not _train_and_test(run, watch=watch, make_trainer=make_trainer):
+                    return None
+                tracker.on_run(run.folder, is_default=run.is_default)
+        scores = [[_score(run) for run in runs if run.is_default is default] for default in (False, True)]
+        final = FinalRecord(search.config.name, _identity(winner), tuple(scores[0]), tuple(scores[1]))
+        replace_file(search.folder / FINAL_FILE, to_json(final) + "\n")
+    finally:
+        tracker.finish(final)
     return final
-
-
-def read_final(search: Search) -> FinalRecord | None:
-    """The scores of a winner that was tested before."""
-    file = search.folder / FINAL_FILE
-    return from_json(FinalRecord, file.read_text(encoding="utf-8")) if file.exists() else None
 
 
 def _winner(search: Search) -> Config:
@@ -77,28 +93,47 @@ def _winner(search: Search) -> Config:
     return load_config(path)
 
 
-def _final_config(search: Search, winner: Config, seed: int) -> Config:
-    """The winner with another seed, in a folder of its own, tracked beside the search."""
-    folder = search.folder / FINAL_FOLDER / f"seed_{seed}"
-    uri = tracking_uri(search.base, search.folder) if winner.tracking.enabled else winner.tracking.uri
-    return winner.model_copy(
+def _runs(search: Search, winner: Config) -> list[_Run]:
+    """What is run, a seed after the other; the federation's own values only where others won."""
+    runs = []
+    default = _default(search)
+    for seed in search.config.final.seeds:
+        runs.append(_Run(seed, False, _final_config(search, winner, seed, what="seed")))
+        if default is not None and _identity(default) != _identity(winner):
+            runs.append(_Run(seed, True, _final_config(search, default, seed, what="default_seed")))
+    return runs
+
+
+def _default(search: Search) -> Config | None:
+    """The federation with its own values; None where a search of an older version did not try them."""
+    try:
+        return best_config(search, base_params(search))
+    except ConfigError:
+        return None
+
+
+def _final_config(search: Search, config: Config, seed: int, *, what: str) -> Config:
+    """A configuration with another seed, in a folder of its own, tracked beside the search."""
+    folder = search.folder / FINAL_FOLDER / f"{what}_{seed}"
+    uri = tracking_uri(search.base, search.folder) if config.tracking.enabled else config.tracking.uri
+    return config.model_copy(
         update={
-            "name": f"{search.config.name}-final-seed{seed}",
-            "federation": winner.federation.model_copy(update={"seed": seed}),
-            "output": winner.output.model_copy(update={"folder": str(folder)}),
-            "tracking": winner.tracking.model_copy(update={"uri": uri}),
+            "name": f"{search.config.name}-final-{what.replace('_', '-')}{seed}",
+            "federation": config.federation.model_copy(update={"seed": seed}),
+            "output": config.output.model_copy(update={"folder": str(folder)}),
+            "tracking": config.tracking.model_copy(update={"uri": uri}),
         }
     )
 
 
-def _identity(winner: Config) -> str:
-    """What decides the winner's results, its seed aside."""
-    return winner.model_copy(update={"federation": winner.federation.model_copy(update={"seed": 0})}).identity
+def _identity(config: Config) -> str:
+    """What decides a configuration's results, its seed aside."""
+    return config.model_copy(update={"federation": config.federation.model_copy(update={"seed": 0})}).identity
 
 
-def _check_same_winner(config: Config) -> None:
-    folder = RunFolder(Path(config.output.folder))
-    if folder.state_file.exists() and load_config(folder.config_file).identity != config.identity:
+def _check_same_winner(run: _Run) -> None:
+    folder = run.folder
+    if folder.state_file.exists() and load_config(folder.config_file).identity != run.config.identity:
         raise CheckpointError(_other_winner(folder.path))
 
 
@@ -109,23 +144,24 @@ def _other_winner(path: Path) -> str:
     )
 
 
-def _run(config: Config, *, watch: Watch, make_trainer: TrainerFactory | None) -> bool:
-    """One seed's run, unless it is over already; whether it is over now."""
-    folder = RunFolder(Path(config.output.folder))
+def _train_and_test(run: _Run, *, watch: Watch, make_trainer: TrainerFactory | None) -> bool:
+    """One run, unless it is over already; whether it is over now."""
+    folder = run.folder
     has_begun = folder.state_file.exists()
     if has_begun and folder.read_state().status == "finished" and folder.cases_file.exists():
         return True
-    with watch(config.name) as (listener, stop):
-        summary = run_federation(config, listener=listener, stop=stop, resume=has_begun, make_trainer=make_trainer)
+    with watch(run.config.name) as (listener, stop):
+        summary = run_federation(run.config, listener=listener, stop=stop, resume=has_begun, make_trainer=make_trainer)
     if summary.status == "failed":
         raise ClusterError(f"every site was lost; see {folder.log_file}, and run the final again")
     return summary.status == "finished"
 
 
-def _test_dice(folder: RunFolder) -> dict[str, float]:
+def _score(run: _Run) -> FinalScore:
     """Test Dice of each site's personalised model, mean over cases and classes."""
-    scores = [score for score in folder.cases() if (score.split, score.model) == ("test", PERSONALISED)]
-    return {
+    scores = [score for score in run.folder.cases() if (score.split, score.model) == ("test", PERSONALISED)]
+    dice = {
         site: mean(score.dice for score in scores if score.site == site)
         for site in sorted({score.site for score in scores})
     }
+    return FinalScore(run.seed, dice)

@@ -6,13 +6,12 @@ import logging
 import math
 from typing import Any
 
-from gcml_ray.search_records import SearchRecord, TrialRecord
+from gcml_ray.search_effects import MIN_TRIALS, value_at
+from gcml_ray.search_records import SearchRecord
 from tune.space import ChoiceDomain, Domain, IntegerDomain, LogUniformDomain
 from tune.trial_config import Search
 
 log = logging.getLogger(__name__)
-
-MIN_TRIALS = 4
 
 
 def importances(search: Search, record: SearchRecord) -> dict[str, float]:
@@ -25,7 +24,7 @@ def importances(search: Search, record: SearchRecord) -> dict[str, float]:
     if len(evaluated) < MIN_TRIALS:
         return {}
     common = min(trial.last_round for trial in evaluated)
-    values = [_value_at(trial, common, record) for trial in evaluated]
+    values = [value_at(trial, common, record) for trial in evaluated]
     if max(values) - min(values) == 0:
         return {}
     import optuna  # noqa: PLC0415 - slow, and only needed at the end
@@ -42,12 +41,6 @@ def importances(search: Search, record: SearchRecord) -> dict[str, float]:
         log.warning("no importance of the searched keys: %s", error)
         return {}
     return {key: float(value) for key, value in found.items() if math.isfinite(value)}
-
-
-def _value_at(trial: TrialRecord, round_number: int, record: SearchRecord) -> float:
-    """The objective at the newest evaluated round up to a round."""
-    points = [point for point in trial.points if point.round_number <= round_number] or trial.points[:1]
-    return points[-1].value(record.objective)
 
 
 def _distribution(domain: Domain) -> Any:

@@ -22,8 +22,10 @@ from actors.federation import sites_of
 from actors.site import TrainerFactory
 from gcml_ray.config_file import save_config
 from gcml_ray.errors import CheckpointError, ConfigError
+from gcml_ray.search_folder import write_search_record
 from gcml_ray.search_records import SearchRecord
 from tune.importance import importances
+from tune.node_cache import removed_at_the_end
 from tune.search_file import save_search
 from tune.space import (
     AshaScheduler,
@@ -37,7 +39,7 @@ from tune.space import (
     grid_values,
 )
 from tune.trainable import make_trainable
-from tune.trial_config import Search, best_config
+from tune.trial_config import Search, base_params, best_config
 from tune.watch import Deadline, SearchView, TuneEvents, Watch
 
 log = logging.getLogger(__name__)
@@ -73,12 +75,13 @@ def run_search(
         make_trainer: see :class:`actors.site.Site`.
 
     Raises:
-        ConfigError: the folder already holds a search.
+        ConfigError: the folder already holds a search, or the federation's own values are not in the space.
         CheckpointError: there is nothing to resume.
         ClusterError: the cluster is out of reach, or too small for a single trial.
     """
     experiment = search.folder / TUNE_FOLDER
     if not resume:
+        base_params(search)  # an error before there is a folder
         _create_folder(search)
     elif not ray_tune.Tuner.can_restore(str(experiment)):
         raise CheckpointError(f"{search.folder} has no state of Ray Tune to resume from: start anew in another folder")
@@ -102,7 +105,7 @@ def run_search(
             tuner = ray_tune.Tuner.restore(str(experiment), trainable=trainable, resume_errored=retry_failed)
         else:
             tuner = _new_tuner(search, trainable)
-        with _watched_by(watch), _stopping(stop):
+        with _stopping(stop), removed_at_the_end(search), _watched_by(watch):
             tuner.fit()
         watch.settle()
     return conclude(search, watch)
@@ -110,10 +113,21 @@ def run_search(
 
 def conclude(search: Search, watch: Watch) -> SearchRecord:
     """The result of a search, its best configuration written to ``best.yaml``."""
-    record = SearchRecord(search.config.name, search.config.objective, search.base.federation.rounds, watch.trials)
+    record = replace(blank_record(search), trials=watch.trials)
     if record.best is not None:
         save_config(best_config(search, record.best.params), search.folder / BEST_FILE)
-    return replace(record, importances=importances(search, record))
+    record = replace(record, importances=importances(search, record))
+    write_search_record(record, search.folder)
+    return record
+
+
+def blank_record(search: Search) -> SearchRecord:
+    """The record of a search without its trials."""
+    try:
+        default = base_params(search)
+    except ConfigError:  # of a search that began before its first trial had to be the federation's own
+        default = {}
+    return SearchRecord(search.config.name, search.config.objective, search.base.federation.rounds, (), default=default)
 
 
 def _create_folder(search: Search) -> None:
@@ -124,6 +138,7 @@ def _create_folder(search: Search) -> None:
         )
     try:
         save_search(search)
+        write_search_record(blank_record(search), search.folder)
     except OSError as error:
         raise ConfigError(f"folder: {search.folder} cannot be made or written ({error.strerror})") from error
 
@@ -229,7 +244,8 @@ def check_trial_fits(search: Search, sites: Sequence[str], available: Sequence[N
 def _new_tuner(search: Search, trainable: Any) -> ray_tune.Tuner:
     config = search.config
     is_grid = isinstance(config.searcher, GridSearcher)
-    space = {key: _tune_domain(domain, is_grid=is_grid) for key, domain in config.space.items()}
+    first = base_params(search)
+    space = {key: _tune_domain(domain, is_grid=is_grid, first=first[key]) for key, domain in config.space.items()}
     hours = config.budget.hours
     return ray_tune.Tuner(
         trainable,
@@ -240,7 +256,7 @@ def _new_tuner(search: Search, trainable: Any) -> ray_tune.Tuner:
             num_samples=1 if is_grid else config.budget.trials,
             max_concurrent_trials=config.budget.concurrent_trials,
             time_budget_s=None if hours is None else 3600 * hours,
-            search_alg=_searcher(search),
+            search_alg=_searcher(search, first),
             scheduler=_scheduler(search),
         ),
         run_config=ray_tune.RunConfig(
@@ -253,9 +269,9 @@ def _new_tuner(search: Search, trainable: Any) -> ray_tune.Tuner:
     )
 
 
-def _tune_domain(domain: Domain, *, is_grid: bool) -> Any:
-    if is_grid:
-        return ray_tune.grid_search(list(grid_values(domain)))
+def _tune_domain(domain: Domain, *, is_grid: bool, first: Any) -> Any:
+    if is_grid:  # the federation's own value first, so that its own values together are the first trial
+        return ray_tune.grid_search([first, *(value for value in grid_values(domain) if value != first)])
     if isinstance(domain, ChoiceDomain):
         return ray_tune.choice(list(domain.labels))
     if isinstance(domain, IntegerDomain):
@@ -269,7 +285,8 @@ def _is_pareto(search: Search) -> bool:
     return search.config.objective == "dice_and_megabytes"
 
 
-def _searcher(search: Search) -> Any:
+def _searcher(search: Search, first: dict[str, Any]) -> Any:
+    """The searcher, with what it tries first."""
     searcher = search.config.searcher
     if isinstance(searcher, TpeSearcher):
         import optuna  # noqa: PLC0415 - slow, and only where it is used
@@ -277,9 +294,12 @@ def _searcher(search: Search) -> Any:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         sampler = optuna.samplers.TPESampler(seed=searcher.seed, n_startup_trials=searcher.start_trials)
         if _is_pareto(search):
-            return OptunaSearch(sampler=sampler, metric=["mean_dice", "megabytes"], mode=["max", "min"])
-        return OptunaSearch(sampler=sampler)
-    return BasicVariantGenerator(random_state=getattr(searcher, "seed", None))
+            two: dict[str, Any] = {"metric": ["mean_dice", "megabytes"], "mode": ["max", "min"]}
+            return OptunaSearch(sampler=sampler, points_to_evaluate=[first], **two)
+        return OptunaSearch(sampler=sampler, points_to_evaluate=[first])
+    if isinstance(searcher, GridSearcher):
+        return BasicVariantGenerator()
+    return BasicVariantGenerator(points_to_evaluate=[first], random_state=searcher.seed)
 
 
 def _scheduler(search: Search) -> TrialScheduler | None:

@@ -148,9 +148,13 @@ class BudgetConfig(Section):
 
 
 class FinalConfig(Section):
-    """The winner is trained anew with each of these seeds, and only then tested."""
+    """The winner and the federation's own values are trained anew with each of these seeds, and only then tested.
+
+    ``at_end``: as soon as the search has ended by itself, without ``gcml tune --final``.
+    """
 
     seeds: Annotated[tuple[int, ...], Field(strict=False, min_length=3)] = (1, 2, 3)
+    at_end: bool = False
 
 
 class SearchConfig(Section):

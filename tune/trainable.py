@@ -21,6 +21,7 @@ from gcml_ray.errors import GcmlError
 from gcml_ray.records import RoundRecord, to_plain
 from gcml_ray.run_folder import RunFolder
 from gcml_ray.search_records import Objective, TrialPoint
+from tune.node_cache import cache_folder
 from tune.objective import Progress
 from tune.trial_config import Search, trial_config
 
@@ -38,20 +39,24 @@ def trial_folder(search: Search, trial_id: str) -> Path:
 
 def make_trainable(search: Search, *, make_trainer: TrainerFactory | None) -> Callable[[dict[str, Any]], None]:
     """The function that Ray Tune runs for every trial, in a process of its own."""
+    cache = cache_folder(search)  # the same on every node, whatever its own temporary folder
 
     def federation_trial(params: dict[str, Any]) -> None:
-        run_trial(search, params, trial_id=ray_tune.get_context().get_trial_id(), make_trainer=make_trainer)
+        trial_id = ray_tune.get_context().get_trial_id()
+        run_trial(search, params, trial_id=trial_id, make_trainer=make_trainer, cache=cache)
 
     return federation_trial
 
 
-def run_trial(search: Search, params: dict[str, Any], *, trial_id: str, make_trainer: TrainerFactory | None) -> None:
+def run_trial(
+    search: Search, params: dict[str, Any], *, trial_id: str, make_trainer: TrainerFactory | None, cache: str | None
+) -> None:
     """Runs a trial's federation to its end; Ray Tune may end it at any report.
 
     Raises:
         GcmlError: the drawn values contradict each other, a site cannot start, or every site was lost.
     """
-    config = trial_config(search, params, folder=trial_folder(search, trial_id))
+    config = trial_config(search, params, folder=trial_folder(search, trial_id), cache=cache)
     folder = RunFolder(Path(config.output.folder))
     reporter = RoundReporter(sites_of(config), last_round=config.federation.rounds)
     is_resumed = _can_resume(folder)

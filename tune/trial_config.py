@@ -36,7 +36,7 @@ class Search:
         return wanted or min(federation.rounds, federation.num_warmup + max(1, federation.rounds // 4))
 
 
-def trial_config(search: Search, params: dict[str, Any], *, folder: Path) -> Config:
+def trial_config(search: Search, params: dict[str, Any], *, folder: Path, cache: str | None = None) -> Config:
     """The federation with the values that a trial drew.
 
     All trials share the federation's seed, so that they differ by their values alone.
@@ -45,15 +45,18 @@ def trial_config(search: Search, params: dict[str, Any], *, folder: Path) -> Con
         search: the search.
         params: value, or label of a choice, by key.
         folder: the trial's run folder.
+        cache: ``data.cache_folder``; None leaves the federation's.
 
     Raises:
         ConfigError: the values contradict each other or the federation.
     """
     base = search.base
-    values: dict[str, Any] = json.loads(base.model_dump_json(by_alias=True))
+    values = _dump(base)
     values["name"] = search.config.name
     values["tracking"] = {"enabled": False}
     values["output"] = {**values["output"], "folder": str(folder), "num_overlays": 0}
+    if cache is not None:
+        values["data"]["cache_folder"] = cache
     if base.resources.placement == "pg":  # the trial has a placement group of its own
         values["resources"]["placement"] = "none"
     drawn = {key: _value(search.config.space[key], param) for key, param in params.items()}
@@ -77,6 +80,66 @@ def best_config(search: Search, params: dict[str, Any]) -> Config:
             "resources": search.base.resources,
         }
     )
+
+
+def base_params(search: Search) -> dict[str, Any]:
+    """The federation's own values as a trial's: the first trial runs them, so that a winner can be held against them.
+
+    Raises:
+        ConfigError: one of them is not in its domain, which the searcher therefore cannot learn from.
+    """
+    own = _dump(search.base)
+    federation = own["federation"]
+    federation |= {"warmup_rounds": search.base.federation.num_warmup}  # what null stands for
+    federation |= {"cooldown_rounds": search.base.federation.num_cooldown}
+    found = {key: _own_param(search, own, key) for key in search.config.space}
+    missing = [key for key, param in found.items() if param is _NONE]
+    if missing:
+        lines = [
+            f"space.{key}: the federation's own value, {json.dumps(_at(own, key), default=lambda _: None)}, is not in "
+            "it, but the first trial runs the federation as it is; add the value, or change it by base_overrides"
+            for key in missing
+        ]
+        raise ConfigError("\n".join([f"search {search.config.name}: {len(lines)} problem(s)", *lines]))
+    return found
+
+
+_NONE = object()  # None is a value too
+
+
+def _own_param(search: Search, own: dict[str, Any], key: str) -> Any:
+    """The federation's value of a key as a trial's parameter; any value where its variant uses none."""
+    domain, value = search.config.space[key], _at(own, key)
+    if value is _NONE and key.removeprefix("method.dcml.") in DCML_KEYS:
+        return domain.labels[0] if isinstance(domain, ChoiceDomain) else domain.low
+    if isinstance(domain, ChoiceDomain):
+        return next((label for label in domain.labels if _means(search, key, label, value)), _NONE)
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    return value if is_number and domain.low <= value <= domain.high else _NONE
+
+
+def _means(search: Search, key: str, label: Any, value: Any) -> bool:
+    """Whether a choice, with its defaults filled in, is a value."""
+    if _value(search.config.space[key], label) == value:
+        return True
+    try:
+        return bool(_at(_dump(trial_config(search, {key: label}, folder=search.folder)), key) == value)
+    except ConfigError:
+        return False
+
+
+def _dump(config: Config) -> dict[str, Any]:
+    plain: dict[str, Any] = json.loads(config.model_dump_json(by_alias=True))
+    return plain
+
+
+def _at(values: Any, key: str) -> Any:
+    """The value of a dotted key."""
+    for part in key.split("."):
+        if not isinstance(values, dict) or part not in values:
+            return _NONE
+        values = values[part]
+    return values
 
 
 def _value(domain: Domain, param: Any) -> Any:

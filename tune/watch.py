@@ -13,8 +13,9 @@ from typing import Any, ClassVar, Protocol
 
 from ray import tune as ray_tune
 
-from gcml_ray.record_json import from_json, to_json
+from gcml_ray.record_json import to_json
 from gcml_ray.run_folder import replace_file
+from gcml_ray.search_folder import TRIALS_FOLDER, read_trials
 from gcml_ray.search_records import TrialRecord, TrialStatus
 from tune.trainable import points_in
 
@@ -55,9 +56,7 @@ class Watch:
         self._keep_checkpoints = keep_checkpoints
         self._trials: dict[str, TrialRecord] = {}
         self._seen: set[str] = set()
-        for path in sorted((folder / "records").glob("*.json")):
-            record = from_json(TrialRecord, path.read_text(encoding="utf-8"))
-            self._trials[record.trial_id] = record
+        self._trials |= {record.trial_id: record for record in read_trials(folder)}
 
     @property
     def trials(self) -> tuple[TrialRecord, ...]:
@@ -106,13 +105,13 @@ class Watch:
                 self._keep(replace(trial, status="stopped"))
             elif trial.status == "waiting" and trial.trial_id not in self._seen:
                 del self._trials[trial.trial_id]
-                (self._folder / "records" / f"{trial.trial_id}.json").unlink()
+                (self._folder / TRIALS_FOLDER / f"{trial.trial_id}.json").unlink()
 
     def _keep(self, record: TrialRecord) -> None:
         if self._trials.get(record.trial_id) == record:
             return
         self._trials[record.trial_id] = record
-        replace_file(self._folder / "records" / f"{record.trial_id}.json", to_json(record) + "\n")
+        replace_file(self._folder / TRIALS_FOLDER / f"{record.trial_id}.json", to_json(record) + "\n")
         for view in self._views:
             view.on_trial(record)
 

@@ -26,6 +26,8 @@ from gcml_ray.records import Split
 log = logging.getLogger(__name__)
 
 MAX_LISTED = 20
+MAX_THRESHOLD = 1e30
+FIRST_PRINTED = 32  # characters before this one control a terminal
 SPLITS: tuple[Split, ...] = get_args(Split)
 CASE_KEYS = ("site", "case", "image", "label", "split", "label_threshold")
 
@@ -76,7 +78,10 @@ def read_datalist(path: str | Path, *, only_images: bool = False) -> tuple[Case,
         wrong = _entry_problems(entry, needed=("image",) if only_images else ("site", "image", "label"))
         problems += [f"entry {index}: {problem}" for problem in wrong]
         if not wrong:
-            cases.append(_case(entry, path.parent))
+            case = _case(entry, path.parent)
+            problem = name_problem("the case's name, from its file's,", case.name)
+            problems += [f"entry {index}: {problem}; give it a `case` name"] if problem else []
+            cases.append(case)
     problems += duplicate_problems(cases)
     if problems:
         raise DataError(f"{path}: {len(problems)} problem(s) in the datalist:{listed(problems)}")
@@ -115,16 +120,20 @@ def name_problem(key: str, value: str) -> str | None:
         return f"{key} is empty"
     if any(mark in value for mark in "/\\\0") or value in (".", ".."):
         return f"{key} is {value!r}; it becomes a file name and must not hold a slash"
+    if any(ord(mark) < FIRST_PRINTED or "\ud800" <= mark <= "\udfff" for mark in value):
+        return f"{key} is {value!r}; it becomes a file name and a table's cell and must not hold control characters"
     return None
 
 
 def _entries(path: Path) -> list[Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_without_doubles)
     except FileNotFoundError:
         raise DataError(f"{path}: no such datalist; check data.datalist, or make one with `gcml prepare`") from None
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: cannot be read as JSON ({error})") from error
+    except RecursionError:
+        raise DataError(f"{path}: is no datalist: its brackets are nested hundreds deep") from None
     if not isinstance(content, dict):
         raise DataError(f"{path}: holds a {type(content).__name__}; an object with a list `cases` was expected")
     keys = [key for key in ("cases", "training") if key in content]
@@ -137,6 +146,14 @@ def _entries(path: Path) -> list[Any]:
         if content.get(key):
             log.warning("%s: the list `%s` is not read; put the cases into `cases` with a `split` each", path, key)
     return entries
+
+
+def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON, where Python would let the last of two equal keys win: half of the cases could be lost."""
+    counts = Counter(key for key, _ in pairs)
+    if len(counts) < len(pairs):
+        raise ValueError(f"the key {counts.most_common(1)[0][0]!r} stands twice in one object; keep one")
+    return dict(pairs)
 
 
 def _entry_problems(entry: Any, *, needed: Sequence[str]) -> list[str]:
@@ -154,10 +171,13 @@ def _entry_problems(entry: Any, *, needed: Sequence[str]) -> list[str]:
     if not isinstance(image, str) and not (isinstance(image, list) and image and all(_is_text(p) for p in image)):
         problems.append(f"`image` must be one path or a list of channel paths, got {_shown(image)}")
     problems += [f"`{key}` is empty" for key in ("image", "label") if entry.get(key, "x") == ""]
+    paths = [*(image if isinstance(image, list) else [image]), entry.get("label")]
+    problems += [f"path {_shown(path)} holds a NUL" for path in paths if isinstance(path, str) and "\0" in path]
     if entry.get("split") is not None and entry["split"] not in SPLITS:
         problems.append(f"`split` must be one of {', '.join(SPLITS)}, got {_shown(entry['split'])}")
     threshold = entry.get("label_threshold")
-    if threshold is not None and (isinstance(threshold, bool) or not isinstance(threshold, int | float)):
+    is_number = isinstance(threshold, int | float) and not isinstance(threshold, bool)
+    if threshold is not None and not (is_number and -MAX_THRESHOLD < threshold < MAX_THRESHOLD):  # nor NaN
         problems.append(f"`label_threshold` must be a number, got {_shown(threshold)}")
     return problems
 

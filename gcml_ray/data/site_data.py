@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from gcml_ray.config import DataConfig
+from gcml_ray.data.case_cache import cached_sample
 from gcml_ray.data.datalist import SPLITS, Case, cases_of_site, listed
-from gcml_ray.data.loading import Sample, load_sample
+from gcml_ray.data.loading import Sample
 from gcml_ray.data.patches import PatchSampler
 from gcml_ray.errors import DataError
 from gcml_ray.records import Split
@@ -65,7 +66,7 @@ class SiteData:
         problems: list[str] = []
         for done, case in enumerate(self._cases, start=1):
             try:
-                samples[case.split or "train"].append(load_sample(case, self._data))
+                samples[case.split or "train"].append(cached_sample(case, self._data))
             except DataError as error:
                 problems.append(str(error))
             if progress is not None:
@@ -82,6 +83,13 @@ class SiteData:
     def num_cases(self, name: Split) -> int:
         """Number of cases in a split; known before loading."""
         return sum(case.split == name for case in self._cases)
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """Those of the loaded cases."""
+        samples = [sample for part in self._samples.values() for sample in part]
+        parts = [part for one in samples for part in (one.image, one.label, one.foreground, one.background)]
+        return [part for part in parts if part.numel()]
 
     @property
     def num_bytes(self) -> int:

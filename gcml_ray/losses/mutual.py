@@ -43,6 +43,23 @@ class MutualStatistics:
 
 
 @dataclass(frozen=True)
+class _Prediction:
+    """What one model says, all (B, K or C, *spatial).
+
+    ``log_yes`` and ``log_no`` are the logarithms of the probabilities that are compared: of yes and of no (K), or of
+    every class (C), with ``log_no`` None. ``label`` is the hard prediction, boolean or integer, foreground above 0.
+    """
+
+    log_yes: Tensor
+    log_no: Tensor | None
+    label: Tensor
+
+    def detach(self) -> _Prediction:
+        """The same as somebody who only listens hears it."""
+        return _Prediction(self.log_yes.detach(), None if self.log_no is None else self.log_no.detach(), self.label)
+
+
+@dataclass(frozen=True)
 class _Comparison:
     """Learner against peer, all (B, K, *spatial).
 
@@ -97,18 +114,48 @@ def mutual_divergence(
     """
     _check_shapes(learner_logits, peer_logits, target, sigmoid=sigmoid)
     if dcml.variant == "none":
-        zero = learner_logits.new_zeros((), dtype=torch.float32)
-        return zero, MutualStatistics(zero, zero, zero, zero, zero)
+        return _nothing(learner_logits)
     with torch.autocast(device_type=learner_logits.device.type, enabled=False):
-        learner, peer = _full_precision(learner_logits), _full_precision(peer_logits.detach())
-        with_lead = dcml.variant == "contrast_soft"
-        if sigmoid:
-            comparison = _compare_regions(learner, peer, target, with_lead=with_lead)
-        elif dcml.classwise:
-            comparison = _compare_each_class(learner, peer, target, with_lead=with_lead)
-        else:
-            comparison = _compare_classes(learner, peer, target, with_lead=with_lead)
-        return _divergence(comparison, dcml)
+        truth = _truth(learner_logits, target, dcml=dcml, sigmoid=sigmoid)
+        learner = _predict(learner_logits, dcml=dcml, sigmoid=sigmoid)
+        peer = _predict(peer_logits.detach(), dcml=dcml, sigmoid=sigmoid)
+        return _divergence(_compare(learner, peer, truth, target, dcml), dcml)
+
+
+def mutual_divergences(
+    local_logits: Tensor, incoming_logits: Tensor, target: Tensor, *, dcml: DcmlConfig, sigmoid: bool
+) -> tuple[Tensor, Tensor, MutualStatistics]:
+    """:func:`mutual_divergence` in both directions, sharing what they have in common; bit for bit the same.
+
+    Args:
+        local_logits: (B, C, *spatial), the main head of one model.
+        incoming_logits: (B, C, *spatial), the main head of the other.
+        target: as in :func:`mutual_divergence`.
+        dcml: as there.
+        sigmoid: as there.
+
+    Returns:
+        D for the first model to learn by, D for the second, and what the first consisted of.
+
+    Raises:
+        ValueError: where the shapes do not belong together.
+    """
+    _check_shapes(local_logits, incoming_logits, target, sigmoid=sigmoid)
+    if dcml.variant == "none":
+        zero, nothing = _nothing(local_logits)
+        return zero, zero, nothing
+    with torch.autocast(device_type=local_logits.device.type, enabled=False):
+        truth = _truth(local_logits, target, dcml=dcml, sigmoid=sigmoid)
+        local, incoming = (_predict(logits, dcml=dcml, sigmoid=sigmoid) for logits in (local_logits, incoming_logits))
+        local_term, seen = _divergence(_compare(local, incoming.detach(), truth, target, dcml), dcml)
+        incoming_term, _ = _divergence(_compare(incoming, local.detach(), truth, target, dcml), dcml)
+        return local_term, incoming_term, seen
+
+
+def _nothing(logits: Tensor) -> tuple[Tensor, MutualStatistics]:
+    """The divergence of the variant that has none."""
+    zero = logits.new_zeros((), dtype=torch.float32)
+    return zero, MutualStatistics(zero, zero, zero, zero, zero)
 
 
 def mutual_weight(dcml: DcmlConfig, exchange_round_index: int) -> float:
@@ -132,59 +179,52 @@ def mutual_weight(dcml: DcmlConfig, exchange_round_index: int) -> float:
 # --- comparing two predictions ------------------------------------------------------------------
 
 
-def _compare_classes(learner: Tensor, peer: Tensor, target: Tensor, *, with_lead: bool) -> _Comparison:
-    """Softmax: one divergence a voxel over all classes."""
-    log_p, log_q = learner.log_softmax(1), peer.log_softmax(1)
-    divergence = _kl(log_p, log_q).sum(1, keepdim=True).clamp_min(0)  # rounding may leave -1e-8
-    truth, lead = target.long(), None
-    if with_lead:
-        lead = log_q.gather(1, truth).exp() - log_p.detach().gather(1, truth).exp()
-    return _Comparison(divergence, truth, _top_class(learner), _top_class(peer), lead)
+def _truth(logits: Tensor, target: Tensor, *, dcml: DcmlConfig, sigmoid: bool) -> Tensor:
+    """The target as labels like those of :class:`_Prediction`."""
+    if sigmoid:
+        return target > 0
+    return target == _foreground_classes(logits) if dcml.classwise else _comparable(target, logits.shape[1])
 
 
-def _compare_each_class(learner: Tensor, peer: Tensor, target: Tensor, *, with_lead: bool) -> _Comparison:
-    """Softmax, class-wise: each foreground class against the rest."""
-    num_classes = learner.shape[1]
-    classes = torch.arange(1, num_classes, device=learner.device).view(1, -1, *[1] * (learner.ndim - 2))
-    learner_label, peer_label = _top_class(learner), _top_class(peer)
-    return _compare_bernoulli(
-        _log_one_and_rest(learner, learner_label),
-        _log_one_and_rest(peer, peer_label),
-        truth=target == classes,
-        learner=learner_label == classes,
-        peer=peer_label == classes,
-        with_lead=with_lead,
-    )
+def _predict(logits: Tensor, *, dcml: DcmlConfig, sigmoid: bool) -> _Prediction:
+    """What a model says by its logits (B, C, *spatial).
+
+    Softmax: over all classes; class-wise each foreground class against the rest. Sigmoid: each channel against its
+    complement; it is predicted where its probability exceeds 0.5.
+    """
+    logits = _full_precision(logits)
+    if sigmoid:
+        return _Prediction(F.logsigmoid(logits), F.logsigmoid(-logits), logits.detach() > 0)
+    if not dcml.classwise:
+        return _Prediction(logits.log_softmax(1), None, _comparable(_top_class(logits), logits.shape[1]))
+    top = _top_class(logits)
+    return _Prediction(*_log_one_and_rest(logits, top), top == _foreground_classes(logits))
 
 
-def _compare_regions(learner: Tensor, peer: Tensor, target: Tensor, *, with_lead: bool) -> _Comparison:
-    """Sigmoid: one divergence a voxel and channel; a channel is predicted where its probability exceeds 0.5."""
-    return _compare_bernoulli(
-        (F.logsigmoid(learner), F.logsigmoid(-learner)),
-        (F.logsigmoid(peer), F.logsigmoid(-peer)),
-        truth=target > 0,
-        learner=learner > 0,
-        peer=peer > 0,
-        with_lead=with_lead,
-    )
+def _compare(learner: _Prediction, peer: _Prediction, truth: Tensor, target: Tensor, dcml: DcmlConfig) -> _Comparison:
+    """One divergence a voxel over all classes, or one a voxel and yes-or-no prediction."""
+    lead, with_lead = None, dcml.variant == "contrast_soft"
+    if learner.log_no is None or peer.log_no is None:
+        divergence = _kl(learner.log_yes, peer.log_yes).sum(1, keepdim=True)
+        if with_lead:
+            true = target.long()
+            lead = peer.log_yes.gather(1, true).exp() - learner.log_yes.detach().gather(1, true).exp()
+    else:
+        divergence = _kl(learner.log_yes, peer.log_yes) + _kl(learner.log_no, peer.log_no)
+        if with_lead:
+            advantage = peer.log_yes.exp() - learner.log_yes.detach().exp()
+            lead = torch.where(truth, advantage, -advantage)
+    return _Comparison(divergence.clamp_min(0), truth, learner.label, peer.label, lead)  # rounding may leave -1e-8
 
 
-def _compare_bernoulli(
-    log_p: tuple[Tensor, Tensor],
-    log_q: tuple[Tensor, Tensor],
-    *,
-    truth: Tensor,
-    learner: Tensor,
-    peer: Tensor,
-    with_lead: bool,
-) -> _Comparison:
-    """Yes-or-no predictions, given as the logarithms of yes and of no, each (B, K, *spatial)."""
-    divergence = (_kl(log_p[0], log_q[0]) + _kl(log_p[1], log_q[1])).clamp_min(0)
-    lead = None
-    if with_lead:
-        advantage = log_q[0].exp() - log_p[0].detach().exp()
-        lead = torch.where(truth, advantage, -advantage)
-    return _Comparison(divergence, truth, learner, peer, lead)
+def _foreground_classes(logits: Tensor) -> Tensor:
+    """The numbers 1 to C - 1, (1, C - 1, 1, ...)."""
+    return torch.arange(1, logits.shape[1], device=logits.device).view(1, -1, *[1] * (logits.ndim - 2))
+
+
+def _comparable(label: Tensor, num_classes: int) -> Tensor:
+    """Labels (B, 1, *spatial) to be compared with one another: of two classes as booleans, which is faster."""
+    return _foreground(label) if num_classes == 2 else label.long()
 
 
 def _log_one_and_rest(logits: Tensor, top: Tensor) -> tuple[Tensor, Tensor]:
@@ -195,10 +235,10 @@ def _log_one_and_rest(logits: Tensor, top: Tensor) -> tuple[Tensor, Tensor]:
 
     Args:
         logits: (B, C, *spatial).
-        top: the likeliest class, (B, 1, *spatial).
+        top: the likeliest class, (B, 1, *spatial), integer or boolean.
     """
     log_p = logits.log_softmax(1)
-    is_top = torch.zeros_like(logits, dtype=torch.bool).scatter_(1, top, value=True)
+    is_top = torch.zeros_like(logits, dtype=torch.bool).scatter_(1, top.long(), value=True)
     rest_of_top = log_p.masked_fill(is_top, -torch.inf).logsumexp(1, keepdim=True)
     log_p, is_top = log_p[:, 1:], is_top[:, 1:]
     rest_of_others = torch.log1p(-log_p.exp().masked_fill(is_top, 0.0))
@@ -206,8 +246,14 @@ def _log_one_and_rest(logits: Tensor, top: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def _top_class(logits: Tensor) -> Tensor:
-    """The likeliest class, (B, 1, *spatial); max, as argmax over this axis is ten times slower on a CPU."""
-    return logits.detach().max(1, keepdim=True).indices
+    """The likeliest class, the first of equals, (B, 1, *spatial); booleans for two classes.
+
+    By max, as argmax over this axis is ten times slower on a CPU; two are compared, faster again.
+    """
+    logits = logits.detach()
+    if logits.shape[1] == 2:
+        return logits[:, 1:] > logits[:, :1]
+    return logits.max(1, keepdim=True).indices
 
 
 def _kl(log_p: Tensor, log_q: Tensor) -> Tensor:

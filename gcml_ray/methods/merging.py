@@ -6,10 +6,9 @@ merging", and ``replace``, which is Def-KT's). All weights are flat vectors; S v
 
 from __future__ import annotations
 
-from torch import Tensor
-
 from gcml_ray.learner import Learner
 from gcml_ray.methods.rounds import IncomingModel, RoundContext, RoundResult
+from gcml_ray.weights import Snapshot
 
 
 def own_share_by_score(own: float, other: float) -> float:
@@ -43,7 +42,7 @@ def merge_after(
     result: RoundResult,
     *,
     mode: str,
-    before: Tensor | None,
+    before: Snapshot | None,
 ) -> None:
     """Leaves in ``local`` the model that goes on, and says in ``result`` which one that is.
 
@@ -54,7 +53,7 @@ def merge_after(
         context: for scores on the receiver's validation cases.
         result: gets ``merge``, ``candidate_dice`` and, where the kept model was scored, ``validation_dice``.
         mode: one of the specification's merge modes.
-        before: the local weights before the round (``select_best`` only).
+        before: the local model before the round (``select_best`` only).
     """
     incoming_weights = incoming.model.flat[: incoming.model.num_sent]
     result.merge = mode
@@ -74,26 +73,26 @@ def merge_after(
 
 
 def _select_best(
-    local: Learner, incoming: Learner, context: RoundContext, result: RoundResult, *, before: Tensor
+    local: Learner, incoming: Learner, context: RoundContext, result: RoundResult, *, before: Snapshot
 ) -> None:
     """Keeps the best on validation of: local after, the mix, incoming after, local before; ties in that order.
 
     The order prefers what has trained on: validation sets are small and ties are common.
     """
-    after = local.model.flat.clone()
+    after = local.model.snapshot()
     scores = {"local_after": context.score(local), "incoming_after": context.score(incoming)}
     incoming_weights = incoming.model.flat[: incoming.model.num_sent]
     local.model.mix(incoming_weights, own_share=own_share_by_score(*scores.values()))
-    mixed = local.model.flat.clone()
+    mixed = local.model.snapshot()
     scores["mix"] = context.score(local)
-    local.model.flat.copy_(before)
+    local.model.restore(before)
     scores["local_before"] = context.score(local)
     best = max(("local_after", "mix", "incoming_after", "local_before"), key=lambda name: scores[name])
     if best == "incoming_after":
-        local.model.flat.copy_(after)
+        local.model.restore(after)
         local.model.load(incoming_weights)
     elif best != "local_before":
-        local.model.flat.copy_(after if best == "local_after" else mixed)
+        local.model.restore(after if best == "local_after" else mixed)
     result.merge = best
     result.candidate_dice = scores
     result.validation_dice = scores[best]

@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from gcml_ray.config import DcmlConfig, Method, ProxyFlMethod
 from gcml_ray.data.site_data import Batch
 from gcml_ray.learner import Learner, Statistics, local_step
-from gcml_ray.losses.mutual import mutual_divergence
+from gcml_ray.losses.mutual import mutual_divergences
 from gcml_ray.methods.local import train_alone
 from gcml_ray.methods.rounds import IncomingModel, RoundContext, RoundResult, run_steps
 
@@ -63,8 +63,9 @@ def proxy_step(
     private_heads, proxy_heads = private.forward(batch.image), proxy.forward(batch.image)
     private_loss, proxy_loss = context.loss(private_heads, batch.label), context.loss(proxy_heads, batch.label)
     sigmoid = context.sigmoid
-    private_term, _ = mutual_divergence(private_heads[0], proxy_heads[0], batch.label, dcml=MUTUAL, sigmoid=sigmoid)
-    proxy_term, _ = mutual_divergence(proxy_heads[0], private_heads[0], batch.label, dcml=MUTUAL, sigmoid=sigmoid)
+    private_term, proxy_term, _ = mutual_divergences(
+        private_heads[0], proxy_heads[0], batch.label, dcml=MUTUAL, sigmoid=sigmoid
+    )
     private.apply_gradients((1 - alpha) * private_loss + alpha * private_term)
     proxy.apply_gradients((1 - beta) * proxy_loss + beta * proxy_term)
     return {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -13,9 +14,10 @@ import ray
 from ray.cluster_utils import Cluster
 from ray.experimental.locations import get_object_locations
 
+from actors import sync_rounds
 from actors.pool import ObjectStoreTransport, SiteActor
 from gcml_ray.errors import ClusterError
-from gcml_ray.records import PushReceipt, RoundRecord
+from gcml_ray.records import PushReceipt, RoundRecord, SiteStatus
 from gcml_ray.wire import PushHeader
 from tests.cluster.conftest import live_actors, wait_until
 from tests.cluster.ray_runs import run_on_ray
@@ -118,3 +120,35 @@ def test_site_whose_node_is_lost_is_dropped_after_the_rejoin_timeout_and_the_res
     assert run.summary.status == "finished"
     assert list(run.summary.dropped) == ["C"]
     assert [run.trained(site) for site in (*SITES, "C")] == [[1, 2, 3, 4], [1, 2, 3, 4], [1]]
+
+
+def test_site_whose_node_is_lost_for_a_while_goes_on_there_from_its_checkpoint(
+    tmp_path: Path, cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Twelve seconds are more than the first few attempts to reach it take."""
+    monkeypatch.setattr(sync_rounds, "RETURN_PATIENCE", 1e4)  # rounds of fakes are over in milliseconds
+    lost = cluster.add_node(num_cpus=2, labels={"site": "D"}, object_store_memory=100 * 2**20)
+    cluster.wait_for_nodes()
+
+    class Engineer(RecordingListener):
+        """Takes the node away after round 1, and brings it back when that has been long enough."""
+
+        lost_at = 0.0
+
+        def on_round_end(self, record: RoundRecord) -> None:
+            super().on_round_end(record)
+            if record.plan.round_number == 1:
+                cluster.remove_node(lost, allow_graceful=False)
+                self.lost_at = time.monotonic()
+
+        def on_status(self, statuses: Sequence[SiteStatus]) -> None:
+            super().on_status(statuses)
+            if self.lost_at and time.monotonic() > self.lost_at + 12:
+                self.lost_at = 0.0
+                cluster.add_node(num_cpus=2, labels={"site": "D"}, object_store_memory=100 * 2**20)
+
+    config = fake_config(tmp_path, sites=(*SITES, "D"), federation={"rejoin_timeout_s": 120.0, "rounds": 6}, **LABELLED)
+    run = run_on_ray(config, listener=Engineer())
+    assert (run.summary.status, run.summary.dropped) == ("finished", {})
+    assert run.trained("D")[-1] == 6
+    assert [info.restored_round for info in run.listener.ready if info.site == "D"] == [0, 1]

@@ -73,9 +73,10 @@ class RecordingView:
         return most
 
 
-def make_search(folder: Path, *, cpus_per_site: float = 1.0, **keys: Any) -> Search:
-    """A search over sites A and B as actors; every grid point is a trial."""
-    base = {"sites": ("A", "B"), "resources": {"pool": "ray", "cpus_per_site": cpus_per_site}}
+def make_search(folder: Path, *, cpus_per_site: float = 1.0, gpus_per_site: float = 0.0, **keys: Any) -> Search:
+    """A search over sites A and B as actors, which take 3 local steps; every grid point is a trial."""
+    resources = {"pool": "ray", "cpus_per_site": cpus_per_site, "gpus_per_site": gpus_per_site}
+    base = {"sites": ("A", "B"), "resources": resources, "federation": {"local_steps": 3}}
     given: dict[str, Any] = {"searcher": {"name": "grid"}, "space": STEPS, "budget": {"trials": 8}}
     return load_search(write_search(folder, base=base, **(given | {"keep_checkpoints": True} | keys)))
 
@@ -165,6 +166,53 @@ def test_trial_whose_site_cannot_start_fails_with_the_words_of_the_site(tmp_path
     assert [trial.status for trial in record.trials] == ["failed"]
     assert "broken start of B" in record.trials[0].reason
     assert record.best is None
+
+
+def test_more_trials_than_the_cluster_holds_wait_for_their_share_of_a_gpu(tmp_path: Path) -> None:
+    """Two sites with half a GPU each: of 3 trials 2 run at a time on 2 GPUs. The first has the federation's values."""
+    space = {"federation.local_steps": {"name": "choice", "values": [1, 2, 3]}}
+    view = RecordingView()
+    record = search_now(make_search(tmp_path, gpus_per_site=0.5, space=space), views=[view])
+    assert [trial.status for trial in record.trials] == ["finished"] * 3
+    assert view.most_at_a_time == 2
+    assert record.default_trial == record.trials[0]
+    assert [trial.params["federation.local_steps"] for trial in record.trials] == [3, 1, 2]
+
+
+def test_site_that_dies_within_a_trial_does_not_end_it(tmp_path: Path) -> None:
+    """Its new process may come too late for the fakes' short rounds; test_faults.py has the restart itself."""
+    search = make_search(tmp_path, searcher={"name": "random"}, budget={"trials": 1})
+    record = search_now(search, Fault("A", 2, "train", "die"))
+    assert [(trial.status, trial.last_round) for trial in record.trials] == [("finished", 4)]
+    run = trial_run(search, record.trials[0])
+    assert calls_of(run, "B", "train") == [1, 2, 3, 4]
+    failed = [(failure.site, failure.round_number) for each in run.rounds() for failure in each.failures]
+    assert failed == [("A", 2)]
+
+
+def test_trial_in_the_time_of_which_the_budget_runs_out_is_stopped(tmp_path: Path) -> None:
+    """A round in which A hangs for an hour, and 4 seconds for the search."""
+    search = make_search(tmp_path, budget={"trials": 2, "hours": 4 / 3600}, cpus_per_site=3.0)
+    began = time.monotonic()
+    record = search_now(search, Fault("A", 2, "train", "hang"))
+    assert time.monotonic() - began < 60
+    assert {trial.status for trial in record.trials} <= {"stopped", "waiting"}, "waiting where it had no time to begin"
+    assert record.best is None
+
+
+def test_second_ctrl_c_ends_the_search_now(tmp_path: Path) -> None:
+    """While A hangs; no site and no placement group is left behind, as after every test here."""
+    search = make_search(tmp_path)
+
+    def interrupt(trial: TrialRecord) -> None:
+        if trial.last_round == 1:
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        search_now(search, Fault("A", 2, "train", "hang"), views=[RecordingView(interrupt)])
+    again = search_now(reopen_search(search.folder), resume=True)
+    assert {trial.status for trial in again.trials} == {"finished"}
 
 
 def test_trial_that_needs_more_than_the_cluster_has_is_an_error_in_seconds(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from gcml_ray.chaos import parse_chaos
 from gcml_ray.config import Config
 from gcml_ray.errors import ConfigError, SiteError
 from gcml_ray.records import TrainOrder
+from gcml_ray.run_folder import RunFolder
 from gcml_ray.wire import Buffer, PushHeader, refusal
 from tests.fake_runs import Run, drive, run_locally
 from tests.fakes import FakeTrainers, calls_of, fake_config
@@ -249,4 +250,5 @@ def test_run_with_chaos_says_in_its_log_that_it_gives_no_result(
     with caplog.at_level(logging.WARNING):
         run_federation(config, listener=NullListener(), stop=threading.Event(), make_trainer=FakeTrainers(), test=False)
     assert "faults on purpose (chaos: slow:Ax1): what this run gives is no result" in caplog.text
+    assert RunFolder(Path(config.output.folder)).faults() == ("slow:Ax1",)
     assert "no result" in (Path(config.output.folder) / "log.txt").read_text()

@@ -18,6 +18,7 @@ from actors.local_pool import LocalTransport
 from actors.site import Site
 from gcml_ray.config import SERVER
 from gcml_ray.outbox import Outbox, Parcel
+from gcml_ray.records import Peer
 from gcml_ray.signing import SigningKey
 from gcml_ray.wire import Buffer, PushHeader, TensorSpec, checksum
 from tests.fakes import FakeTrainers, fake_config
@@ -48,9 +49,9 @@ class Bench:
             make = FakeTrainers(num_values=NUM_VALUES)
             sites[name] = Site(config, name, str(folder), run_id="run", use_gpu=False, make_trainer=make)
         transport = LocalTransport(sites)
-        keys = {name: site.start(transport, ("A", "B"), 0).public_key for name, site in sites.items()}
+        infos = {name: site.start(transport, ("A", "B"), 0) for name, site in sites.items()}
         for site in sites.values():
-            site.register(transport, keys)
+            site.register(transport, {name: Peer(info.public_key, info.num_train) for name, info in infos.items()})
         self.a, self.b = sites["A"], sites["B"]
         self.stranger = Outbox(config.wire, key=SigningKey() if self.is_signed else None)
         self.round_number = 0
@@ -130,7 +131,7 @@ SPOILERS: list[Callable[[Parcel, Random], tuple[Any, Any]]] = [
 
 def describes_another_push(header: Any, payload: Any, honest: Parcel) -> bool:
     """Whether what was sent differs from the honest push in more than what nobody checks without signatures."""
-    unchecked = {"num_train", "exported_at", "round_number", "receivers", "digest", "signature", "base"}
+    unchecked = {"exported_at", "round_number", "receivers", "digest", "signature", "base"}
     same_payload = isinstance(payload, np.ndarray) and payload.tobytes() == honest.payload.tobytes()
     same_fields = isinstance(header, PushHeader) and all(
         getattr(header, name, None) == getattr(honest.header, name)

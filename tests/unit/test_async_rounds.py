@@ -15,7 +15,7 @@ from gcml_ray.config import Config
 from gcml_ray.records import RoundRecord
 from gcml_ray.run_folder import RunFolder
 from gcml_ray.wire import Expectation, PushHeader, TensorSpec, checksum
-from tests.fake_runs import RecordingListener, run_locally
+from tests.fake_runs import RecordingListener, Run, run_locally
 from tests.fakes import Fault, calls_of, fake_config
 
 
@@ -62,6 +62,30 @@ def test_site_that_raises_does_its_round_again(tmp_path: Path) -> None:
     assert run.trained("A") == run.trained("C") == [1, 2, 3, 4]
 
 
+def pushes_of(run: Run, sender: str) -> list[tuple[int, str]]:
+    """Round and, where it was refused, the reason of each push, in the order of the records."""
+    pushes = [push for record in run.folder.rounds() for push in record.pushes if push.sender == sender]
+    return [(push.round_number, push.reason) for push in pushes]
+
+
+def test_site_that_goes_back_to_an_older_checkpoint_is_heard_at_once(tmp_path: Path) -> None:
+    """B dies in its fifth round and has a checkpoint of the third: its pushes of rounds 3 and 4 are news again."""
+    config = fake_config(tmp_path, federation={"mode": "async", "rounds": 8}, output={"checkpoint_every": 3})
+    run = run_locally(config.model_copy(update={"chaos": "kill:B@r5"}))
+    assert run.failures() == [("B", 5, "died", "restart")]
+    assert calls_of(run.folder, "B", "train") == [1, 2, 3, 4, 5, 4, 5, 6, 7, 8]
+    assert pushes_of(run, "B")[:7] == [(number, "") for number in (0, 1, 2, 3, 4, 3, 4)]
+
+
+def test_push_that_a_restart_repeats_is_refused_without_blame(tmp_path: Path) -> None:
+    """With a checkpoint of every round the new process sends first what the old one has sent last."""
+    config = async_config(tmp_path, rounds=6).model_copy(update={"chaos": "kill:B@r4"})
+    run = run_locally(config)
+    refused = [push for push in pushes_of(run, "B") if push[1]]
+    assert refused == [(3, "duplicate: B has sent exactly this before its restart")]
+    assert not any(report.judged for record in run.folder.rounds() for report in record.trained)
+
+
 def test_stop_finishes_the_rounds_in_flight_and_resume_does_the_rest(tmp_path: Path) -> None:
     config = async_config(tmp_path, rounds=6)
     stopped = run_locally(config, listener=RecordingListener(stop_after=2))
@@ -85,6 +109,21 @@ def test_crash_of_the_driver_loses_at_most_what_is_not_in_a_record(tmp_path: Pat
     resumed = run_locally(config, resume=True)
     assert reported(RunFolder(tmp_path / "run").rounds()) == Counter((s, n) for s in "ABC" for n in range(1, 7))
     assert resumed.summary.status == "finished"
+
+
+def test_rounds_that_are_done_again_after_a_resume_are_read_once(tmp_path: Path) -> None:
+    """The driver dies after record 3; checkpoints are of round 2, so every site does its round 3 a second time."""
+
+    def crash(record: Any) -> None:
+        if record.plan.round_number == 3:
+            raise MemoryError("killed")
+
+    config = fake_config(tmp_path, federation={"mode": "async", "rounds": 6}, output={"checkpoint_every": 2})
+    with pytest.raises(MemoryError, match="killed"):
+        run_locally(config, listener=RecordingListener(on_end=crash))
+    resumed = run_locally(config, resume=True)
+    assert calls_of(resumed.folder, "A", "train").count(3) == 2
+    assert reported(resumed.folder.rounds()) == Counter((s, n) for s in "ABC" for n in range(1, 7))
 
 
 def test_time_limit_ends_the_run_with_what_there_is_and_tests_it(tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from typing import Any
 
 import pytest
 
-from actors.cluster import Node, check_capacity, connected
+from actors.cluster import Node, check_capacity, connected, num_that_fit
 from gcml_ray.config import ResourcesConfig
 from gcml_ray.errors import ClusterError
 
@@ -46,6 +46,13 @@ def test_fractions_of_a_gpu_do_not_add_up_over_two_gpus() -> None:
     with pytest.raises(ClusterError, match="room for 2 site"):
         check_capacity(resources(gpus_per_site=0.6), SITES, [node(8, 2)])
     check_capacity(resources(gpus_per_site=0.5), SITES, [node(8, 2)])
+
+
+def test_bundles_that_are_parts_of_a_gpu_hold_a_site_each() -> None:
+    """As in the placement group of a trial; half a GPU has no room for 0.6."""
+    check_capacity(resources(gpus_per_site=0.5), SITES, [node(1, 0.5)] * 3)
+    with pytest.raises(ClusterError, match="room for 0 site"):
+        check_capacity(resources(gpus_per_site=0.6), SITES, [node(1, 0.5)] * 3)
 
 
 def test_advice_for_fractions_is_a_share_that_fits() -> None:
@@ -112,3 +119,18 @@ def test_ray_address_of_the_environment_is_used_and_named(monkeypatch: pytest.Mo
     monkeypatch.setenv("RAY_ADDRESS", "127.0.0.1:1")
     with pytest.raises(ClusterError, match=r"127.0.0.1:1 .*resources.address=local"), connected(resources()):
         pytest.fail("connected to nowhere")
+
+
+def test_sites_that_share_an_actor_need_its_room_once() -> None:
+    """64 sites in two actors fit on two CPUs, in three actors they do not."""
+    sites = [f"site{number}" for number in range(64)]
+    check_capacity(resources(sites_per_actor=32), sites, [node(2)])
+    words = r"64 sites in 3 actors x \(1 CPU, 0 GPU\) do not fit: .* room for 2 actor\(s\)\. Add nodes, "
+    with pytest.raises(ClusterError, match=words + "for a simulation --set resources.sites_per_actor=32") as error:
+        check_capacity(resources(sites_per_actor=30), sites, [node(2)])
+    assert str(error.value).endswith("--set resources.cpus_per_site=0.66")
+
+
+def test_federations_at_once_are_counted_in_actors() -> None:
+    """Three sites in two actors: four CPUs hold two such federations."""
+    assert num_that_fit(resources(sites_per_actor=2), SITES, [node(4)]) == 2

@@ -300,8 +300,8 @@ def test_method_without_a_name_lists_the_methods(tmp_path: Path) -> None:
 def test_key_of_another_method_names_the_method_and_how_to_replace_it(tmp_path: Path) -> None:
     lines = problems(write(tmp_path), "method.name=gml")
     assert lines == [
-        "  method.dcml: method 'gml' has no such key; allowed: topology, max_incoming, buffers, name, lambda. "
-        "To change method, replace it whole, e.g. --set 'method={name: local}'"
+        "  method.dcml: method 'gml' has no such key; allowed: buffers, share_norms, topology, max_incoming, name, "
+        "lambda. To change method, replace it whole, e.g. --set 'method={name: local}'"
     ]
 
 

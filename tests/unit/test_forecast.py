@@ -105,6 +105,23 @@ def test_unsent_buffers_do_not_count_as_traffic() -> None:
     assert needs.pushed_bytes == 7 * (4000 + 4400)
 
 
+@pytest.mark.parametrize(
+    ("wire", "first", "later"),
+    [
+        ({"encoding": "float16"}, 2 * 1000 + 4 * 100, 2 * 1000 + 4 * 100),  # 100 buffers travel as they are
+        ({"encoding": "int8"}, 1000 + 4 + 4 * 100, 1000 + 4 + 4 * 100),  # one scale for a block of up to 4096 values
+        ({"encoding": "topk", "topk_share": 0.01}, 4400, 8 + 40 + 20 + 400),  # 10 places of 4 bytes, values of 2
+        ({"encoding": "topk", "topk_share": 0.5}, 4400, 8 + 128 + 1000 + 400),  # places as a bitmap: 32 words
+    ],
+)
+def test_traffic_counts_what_travels(wire: dict[str, Any], first: int, later: int) -> None:
+    """Two sites push to each other in 7 rounds: 2 first pushes, 12 later ones."""
+    needs = forecast(config(wire=wire), [cases("A"), cases("B")], [costs("A"), costs("B")], ONE_PROCESS)
+    assert needs.pushed_bytes == 2 * first + 12 * later
+    assert needs.sites[0].push_bytes == later
+    assert needs.sites[0].vector_bytes == 4400
+
+
 def test_local_training_has_no_pushes_and_no_exchange_rounds() -> None:
     needs = forecast(config(method={"name": "local"}), [cases("A")], [costs("A")], ONE_PROCESS)
     assert (needs.num_pushes, needs.num_exchange_rounds, needs.exchange_round_s) == (0, 0, 0.0)
@@ -248,6 +265,20 @@ def test_processes_have_an_interpreter_each_and_ray_its_own() -> None:
     needs = forecast(config(), [cases("A"), cases("B")], [costs("A"), costs("B")], place)
     own = (6000 * 9 + 12000) + 4400 + 2 * 4 * 4100 + 3 * 4400 + 5_000_000
     assert needs.machine_memory_bytes == 500_000_000 + 2 * (1_000_000 + own)
+
+
+def test_sites_that_share_a_process_share_all_that_only_the_working_one_needs() -> None:
+    """Each keeps cases, mailbox, weights and two moments; gradient, second learner, candidates, activations once."""
+    place = Place(slots=1, sites_per_machine=2, interpreter_bytes=1_000_000, one_process=False, sites_per_process=2)
+    both = [cases("A"), cases("B")], [costs("A"), costs("B")]
+    needs = forecast(config(resources={"sites_per_actor": 2}), *both, place)
+    waiting = (6000 * 9 + 12000) + 4400 + 4400 + 8000
+    working = 4000 + 4 * (1100 + 1000 + 2 * 1000) + 3 * 4400 + 5_000_000
+    assert needs.machine_memory_bytes == 500_000_000 + 1_000_000 + 2 * waiting + working
+    on_disk = forecast(config(resources={"sites_per_actor": 2, "park": "disk"}), *both, place)
+    gone = 2 * (waiting - 4400)  # the mailbox stays
+    back = waiting - 4400  # of the one that works
+    assert on_disk.machine_memory_bytes == needs.machine_memory_bytes - gone + back
 
 
 def test_object_store_holds_own_and_incoming_pushes_twice() -> None:

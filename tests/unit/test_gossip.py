@@ -10,6 +10,7 @@ import pytest
 
 from gcml_ray.config import (
     BernoulliTopology,
+    DpsgdMethod,
     ExponentialTopology,
     FederationConfig,
     GcmlMethod,
@@ -314,11 +315,72 @@ def test_weights_of_one_and_of_absent_sites_change_nothing() -> None:
         assert weighted == sample_rounds(topology, SIX_SITES, num_rounds=5)
 
 
-def test_weights_do_not_touch_fixed_graphs() -> None:
-    weights = {Edge("A", "B"): 0.0}
-    for topology in (RingTopology(name="ring"), ExponentialTopology(name="exponential")):
-        weighted = sample_rounds(topology, SIX_SITES, edge_weights=weights, num_rounds=3)
-        assert weighted == sample_rounds(topology, SIX_SITES, num_rounds=3)
+THINNED_TOPOLOGIES = pytest.mark.parametrize(
+    "topology",
+    [
+        MatchingTopology(name="matching", symmetric=True),
+        MatchingTopology(name="matching", symmetric=False),
+        RingTopology(name="ring"),
+        ExponentialTopology(name="exponential"),
+    ],
+    ids=str,
+)
+
+
+def plain_and_weighted(
+    topology: Topology, weights: dict[Edge, float], *, num_rounds: int
+) -> list[tuple[set[Edge], set[Edge]]]:
+    """The graphs of the same rounds without and with weights; each round has a generator of its own, as in a run."""
+
+    def graph(index: int, edge_weights: dict[Edge, float] | None) -> set[Edge]:
+        rng = np.random.default_rng(index)
+        sites = SIX_SITES
+        return set(
+            sample_edges(topology, sites, max_incoming=1, rng=rng, exchange_round=index, edge_weights=edge_weights)
+        )
+
+    return [(graph(index, None), graph(index, weights)) for index in range(num_rounds)]
+
+
+@THINNED_TOPOLOGIES
+def test_edge_of_a_given_graph_takes_place_as_often_as_its_weight_says(topology: Topology) -> None:
+    """A to B has 0.25, B to A nothing said, so 1; and no other edge of the graph moves."""
+    rounds = plain_and_weighted(topology, {Edge("A", "B"): 0.25}, num_rounds=4000)
+    drawn = [(Edge("A", "B") in weighted) for plain, weighted in rounds if Edge("A", "B") in plain]
+    assert len(drawn) > 300
+    assert np.mean(drawn) == pytest.approx(0.25, abs=4.5 * math.sqrt(0.25 * 0.75 / len(drawn)))
+    assert all(plain - weighted <= {Edge("A", "B")} and weighted <= plain for plain, weighted in rounds)
+
+
+@THINNED_TOPOLOGIES
+def test_edge_of_weight_zero_never_takes_place_and_one_above_one_always(topology: Topology) -> None:
+    weights = {Edge("A", other): 0.0 for other in "BCDEF"} | {Edge("B", other): 3.0 for other in "ACDEF"}
+    for plain, weighted in plain_and_weighted(topology, weights, num_rounds=200):
+        assert weighted == {edge for edge in plain if edge.sender != "A"}
+
+
+def test_directions_of_a_pair_are_lost_one_by_one() -> None:
+    """Two sites, both edges at 0.5: both, one or none take place in a quarter, a half and a quarter of the rounds."""
+    weights = {Edge("A", "B"): 0.5, Edge("B", "A"): 0.5}
+    topology = MatchingTopology(name="matching", symmetric=True)
+    rng = np.random.default_rng(3)
+    counts = Counter(
+        len(sample_edges(topology, {"A": 1, "B": 1}, max_incoming=1, rng=rng, exchange_round=0, edge_weights=weights))
+        for _ in range(4000)
+    )
+    for number, share in ((0, 0.25), (1, 0.5), (2, 0.25)):
+        assert counts[number] / 4000 == pytest.approx(share, abs=4.5 * math.sqrt(share * (1 - share) / 4000))
+
+
+@pytest.mark.parametrize("name", ["ring", "exponential"])
+def test_mixing_by_fixed_shares_loses_no_edge(name: str) -> None:
+    """D-PSGD: a lost push would make the mixing matrix other than doubly stochastic, and the mean would drift."""
+    method = DpsgdMethod.model_validate({"name": "dpsgd", "topology": {"name": name}})
+    never = {Edge("A", other): 0.0 for other in "BCDEF"}
+    for number in range(3, 8):
+        plain = plan_round(method, federation(), round_number=number, num_train=SIX_SITES)
+        weighted = plan_round(method, federation(), round_number=number, num_train=SIX_SITES, edge_weights=never)
+        assert plain == weighted
 
 
 def test_order_of_the_weights_changes_nothing() -> None:

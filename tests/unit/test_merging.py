@@ -11,6 +11,7 @@ from gcml_ray.config import OptimiserConfig
 from gcml_ray.learner import Learner, Precision
 from gcml_ray.methods.merging import merge_after, merge_before, own_share_by_score
 from gcml_ray.methods.rounds import IncomingModel, RoundContext, RoundResult
+from gcml_ray.weights import Snapshot
 
 BEFORE, LOCAL, INCOMING = 0.0, 1.0, 3.0
 PRECISION = Precision("cpu", "none")
@@ -74,7 +75,7 @@ def merged(mode: str, *, num_train: int = 1, score: SCORE = never) -> tuple[Tens
         context(num_train=num_train, score=score),
         result,
         mode=mode,
-        before=torch.full((4,), BEFORE) if mode == "select_best" else None,
+        before=Snapshot(torch.full((4,), BEFORE)) if mode == "select_best" else None,
     )
     return local.model.flat, result
 
@@ -196,7 +197,7 @@ def test_select_best_never_changes_the_incoming_model(best: str) -> None:
     local, incoming = make_learner(LOCAL), make_learner(INCOMING)
     scores = dict.fromkeys(("before", "local", "incoming", "mix"), 0.2) | {best: 0.6}
     around = context(score=scored_by_value(**scores))
-    merge_after(local, incoming, message(), around, RoundResult(), mode="select_best", before=torch.zeros(4))
+    merge_after(local, incoming, message(), around, RoundResult(), mode="select_best", before=Snapshot(torch.zeros(4)))
     assert equals(incoming.model.flat, INCOMING)
 
 
@@ -212,5 +213,5 @@ def test_select_best_of_the_incoming_model_keeps_the_receivers_unsent_buffers() 
     local, incoming = (make_batchnorm_learner(value, send_buffers=False) for value in (LOCAL, INCOMING))
     scores = {"before": 0.1, "local": 0.1, "incoming": 0.9, "mix": 0.1}
     around = context(score=scored_by_value(**scores))
-    merge_after(local, incoming, message(), around, RoundResult(), mode="select_best", before=torch.zeros(4))
+    merge_after(local, incoming, message(), around, RoundResult(), mode="select_best", before=Snapshot(torch.zeros(4)))
     assert local.model.flat.tolist() == [INCOMING, INCOMING, LOCAL, LOCAL]

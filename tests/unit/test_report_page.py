@@ -319,6 +319,22 @@ def test_slider_goes_from_all_rounds_to_each_round_with_pushes(tmp_path: Path) -
     assert labels == ["all", *(str(record.plan.round_number) for record in run.rounds if record.pushes)]
 
 
+def test_faults_on_purpose_stand_at_the_top_of_the_page(tmp_path: Path) -> None:
+    page = page_of(make_run(tmp_path / "broken", chaos="kill:CS@r3"))
+    words = "Faults were injected on purpose: kill:CS@r3. What this run gives is no result."
+    assert page.index(words) < page.index('id="summary"')
+    assert "on purpose" not in page_of(make_run(tmp_path / "sound"))
+
+
+def test_faults_of_a_resume_stand_there_too(tmp_path: Path) -> None:
+    """config.yaml is what the run began with."""
+    folder = make_run(tmp_path / "run")
+    for chaos in ("slow:CSx5", "", "kill:DU@r9", "kill:DU@r9"):
+        folder.note_faults(chaos)
+    assert folder.faults() == ("slow:CSx5", "kill:DU@r9")
+    assert "on purpose: slow:CSx5; then kill:DU@r9." in page_of(folder)
+
+
 def test_refused_push_has_a_cross_and_stands_in_the_map(tmp_path: Path) -> None:
     folder = make_run(tmp_path / "run", ("A", "B"), rounds=1)
     without_pushes(folder)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import errno
 import json
 import math
 from dataclasses import replace
@@ -166,6 +167,16 @@ def test_json_of_another_record_is_refused() -> None:
         from_json(RunState, to_json(make_round(1)))
 
 
+def test_round_that_a_site_did_again_counts_where_it_was_done_last(folder: RunFolder) -> None:
+    """Without a barrier DU did its rounds 1 and 2, went back to its checkpoint of round 1 and did round 2 again."""
+    folder.path.mkdir()
+    for number, (own_round, loss) in enumerate([(1, 0.9), (2, 0.8), (2, 0.7)], start=1):
+        folder.append_round(replace(make_round(number), trained=(make_report("DU", own_round, loss=loss),)))
+    rounds = folder.rounds()
+    assert [[report.losses["segmentation"] for report in record.trained] for record in rounds] == [[0.9], [], [0.7]]
+    assert [record.plan.sites for record in rounds] == [("CS", "DU"), ("CS",), ("CS", "DU")]
+
+
 def test_torn_last_line_is_ignored_on_reading(started: RunFolder) -> None:
     started.rounds_file.write_bytes(started.rounds_file.read_bytes()[:-40])
     assert started.rounds() == (make_round(1), make_round(2))
@@ -243,12 +254,15 @@ def test_a_write_that_fails_leaves_the_old_state(started: RunFolder, monkeypatch
     started.write_state(old)
 
     def full_disk(_: int) -> None:
-        raise OSError("no space left on device")
+        raise OSError(errno.ENOSPC, "No space left on device")
 
     monkeypatch.setattr("gcml_ray.run_folder.os.fsync", full_disk)
-    with pytest.raises(OSError, match="no space left"):
+    with pytest.raises(CheckpointError, match=r"No space left.*Make room on this disk, then `gcml run --resume"):
         started.write_state(replace(old, last_complete_round=2))
+    with pytest.raises(CheckpointError, match="No space left"):
+        started.append_round(make_round(4))
     assert started.read_state() == old
+    assert not list(started.path.glob("*.tmp"))
 
 
 # --- cases -------------------------------------------------------------------------------------

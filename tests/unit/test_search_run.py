@@ -6,11 +6,13 @@ import io
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 import typer
+from mlflow import MlflowClient
 from rich.console import Console
 from rich.table import Table
 from typer.testing import CliRunner
@@ -20,6 +22,7 @@ from gcml_ray.cli_tune import tune
 from gcml_ray.config_file import load_config, save_config
 from gcml_ray.console_search import SearchConsole, final_table, search_table, search_verdict
 from gcml_ray.errors import CheckpointError, ClusterError, GcmlError
+from gcml_ray.record_json import to_json
 from gcml_ray.report_search import write_search_plots
 from gcml_ray.run_folder import RunFolder
 from gcml_ray.search_records import FinalRecord, FinalScore, SearchRecord, TrialPoint, TrialRecord
@@ -213,6 +216,56 @@ def test_the_final_score_is_the_mean_over_test_cases_then_sites(tmp_path: Path) 
     assert final.scores[0].mean_dice == pytest.approx(0.7)
 
 
+def test_the_federations_own_values_are_tested_beside_the_winner(tmp_path: Path) -> None:
+    """With the same seeds; the fake scores 0.7 whatever its values, so nothing is gained."""
+    search = searched(tmp_path)
+    final = run_final(search, watch=watching, make_trainer=FakeTrainers())
+    assert final is not None
+    assert [score.seed for score in final.default_scores] == [1, 2, 3]
+    assert final.gain == pytest.approx(0.0)
+    assert "within the spread of each other" in final.verdict
+    for seed in (1, 2, 3):
+        config = load_config(search.folder / "final" / f"default_seed_{seed}" / "config.yaml")
+        assert (config.federation.seed, config.method.dcml.weight) == (seed, 0.1)  # type: ignore[union-attr]
+
+
+def test_own_values_that_won_are_not_tested_twice(tmp_path: Path) -> None:
+    final = run_final(searched(tmp_path, weight=0.1), watch=watching, make_trainer=FakeTrainers())
+    assert final is not None
+    assert final.default_scores == ()
+    assert "own values won the search" in final.verdict
+    assert "own" not in text_of(final_table(final))
+
+
+def test_a_final_of_the_winner_alone_is_completed(tmp_path: Path) -> None:
+    """As an older version left it; the winner's runs are not run again."""
+    search = searched(tmp_path)
+    first = run_final(search, watch=watching, make_trainer=FakeTrainers())
+    assert first is not None
+    (search.folder / "final.json").write_text(to_json(replace(first, default_scores=())))
+    assert run_final(search, watch=watching, make_trainer=FakeTrainers()) == first
+    assert calls_of(RunFolder(search.folder / "final" / "seed_1"), "A", "train") == [1, 2, 3, 4]
+
+
+def test_final_runs_are_below_the_searchs_run_and_their_sites_below_them(tmp_path: Path) -> None:
+    uri = f"sqlite:///{tmp_path / 'mlflow.db'}"
+    search = make_search(tmp_path, base={"tracking": {"enabled": True, "uri": uri}}, final={"seeds": [1, 2, 3]})
+    save_search(search)
+    save_config(best_config(search, {"method.dcml.lambda": 0.25}), search.folder / "best.yaml")
+    assert run_final(search, watch=watching, make_trainer=FakeTrainers()) is not None
+    client = MlflowClient(tracking_uri=uri)
+    experiment = client.get_experiment_by_name("gcml-ray")
+    assert experiment is not None
+    runs = client.search_runs([experiment.experiment_id])
+    by_role = {role: [run for run in runs if run.data.tags["gcml.role"] == role] for role in ("search", "federation")}
+    (parent,) = by_role["search"]
+    assert parent.info.status == "FINISHED"
+    assert {run.data.tags["mlflow.parentRunId"] for run in by_role["federation"]} == {parent.info.run_id}
+    assert [run.data.tags["gcml.final"] for run in by_role["federation"]].count("winner") == 3
+    parents = {run.data.tags["mlflow.parentRunId"] for run in runs if run.data.tags["gcml.role"] == "site"}
+    assert parents == {run.info.run_id for run in by_role["federation"]}
+
+
 def test_a_second_winner_is_not_tested(tmp_path: Path) -> None:
     run_final(searched(tmp_path), watch=watching, make_trainer=FakeTrainers())
     with pytest.raises(CheckpointError, match="would be tuning on test cases"):
@@ -274,6 +327,29 @@ def test_a_console_without_a_terminal_gets_one_line_a_change_of_status() -> None
         "trial 1 running: lambda=0.1",
         "trial 1 finished in round 4/4: mean_dice 0.4",
     ]
+
+
+@pytest.mark.parametrize(
+    ("winner", "words"),
+    [
+        ((0.7, 0.8, 0.9), "beats the federation's own values by more than the spread (+0.200"),
+        ((0.55, 0.65, 0.75), "within the spread of each other (+0.050"),
+        ((0.3, 0.4, 0.5), "worse than the federation's own values by more than the spread (-0.200"),
+    ],
+)
+def test_the_verdict_of_the_final_holds_the_gain_against_the_spread(winner: tuple[float, ...], words: str) -> None:
+    """Own values: 0.5, 0.6, 0.7, mean 0.6; standard deviation over seeds 0.1 for both."""
+
+    def scores(dice: tuple[float, ...]) -> tuple[FinalScore, ...]:
+        return tuple(FinalScore(seed, {"A": value}) for seed, value in enumerate(dice, start=1))
+
+    assert words in FinalRecord("x", "id", scores(winner), scores((0.5, 0.6, 0.7))).verdict
+
+
+def test_the_end_of_a_search_holds_the_winner_against_the_federations_own_values() -> None:
+    """Trial 1 reached 0.4, the best one 0.5."""
+    text = search_verdict(replace(mixed(), default={"method.dcml.lambda": 0.1}))
+    assert "the federation's own values (trial 1): 0.4, so +0.1000 on validation" in text
 
 
 def test_the_final_table_has_mean_and_deviation_over_the_seeds() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -14,10 +15,11 @@ from gcml_ray.errors import CheckpointError, ConfigError
 from gcml_ray.records import PushReceipt, RoundPlan, RoundRecord, TrainReport
 from gcml_ray.search_records import SearchRecord, TrialPoint, TrialRecord
 from tests.fakes import fake_config
+from tune.node_cache import cache_folder
 from tune.objective import points_of
 from tune.search_file import load_search, reopen_search, save_search
 from tune.space import ChoiceDomain
-from tune.trial_config import Search, best_config, trial_config
+from tune.trial_config import Search, base_params, best_config, trial_config
 from tune.watch import reason_of
 
 WEIGHT = {"method.dcml.lambda": {"name": "log_uniform", "low": 0.01, "high": 1.0}}
@@ -145,7 +147,61 @@ def test_a_folder_without_a_search_cannot_be_reopened(tmp_path: Path) -> None:
 
 def test_the_search_of_the_phantom_is_in_order() -> None:
     search = load_search(Path(__file__).parents[2] / "configs" / "tune_phantom.yaml")
-    assert search.config.budget.trials == 8
+    assert search.config.budget.trials == 24
+    assert base_params(search) == {
+        "method.dcml.lambda": 0.1,
+        "method.dcml.beta": 0.1,
+        "method.dcml.tau": 1.0,
+        "method.dcml.variant": "contrast",
+        "method.merge": "keep_local",
+        "method.topology": "matching(symmetric=true)",
+    }
+
+
+def test_the_overnight_search_and_its_short_form_are_in_order() -> None:
+    """The short form's overrides are those of the file's own comment."""
+    path = Path(__file__).parents[2] / "configs" / "tune_lgg.yaml"
+    comment = path.read_text().partition("name: tune_lgg")[0].replace("\\\n#", "")
+    words = next(line for line in comment.splitlines() if "tune_lgg_short" in line).split()
+    given = {flag: tuple(b for a, b in pairwise(words) if a == flag) for flag in words}
+    short = load_search(path, given["--set"], given["--base-set"])
+    assert (short.base.federation.rounds, short.grace_rounds) == (12, 4)
+    for search in (load_search(path), short):
+        assert base_params(search)["optimiser.learning_rate"] == 2e-3
+
+
+def test_the_federations_own_values_are_those_of_the_first_trial(tmp_path: Path) -> None:
+    """A default that is written out in the choice is the same topology; null as warm-up is a tenth of the rounds."""
+    space = {
+        "method.topology": {"name": "choice", "values": [{"name": "matching"}, {"name": "push_k", "k": 1}]},
+        "federation.warmup_rounds": {"name": "integer", "low": 0, "high": 2},
+    }
+    method = {"name": "gcml", "topology": {"name": "push_k", "k": 1}}
+    federation = {"rounds": 10, "local_steps": 2, "seed": 7, "warmup_rounds": None, "cooldown_rounds": None}
+    search = make_search(tmp_path, base={"method": method, "federation": federation}, space=space)
+    assert base_params(search) == {"method.topology": "push_k(k=1)", "federation.warmup_rounds": 1}
+
+
+def test_a_weight_that_the_federations_own_variant_ignores_takes_any_value(tmp_path: Path) -> None:
+    method = {"name": "gcml", "topology": {"name": "ring"}, "dcml": {"variant": "regional"}}
+    space = {
+        "method.dcml.variant": {"name": "choice", "values": ["contrast", "regional"]},
+        "method.dcml.beta": {"name": "uniform", "low": 0.2, "high": 1},
+    }
+    params = base_params(make_search(tmp_path, base={"method": method}, space=space))
+    assert params == {"method.dcml.variant": "regional", "method.dcml.beta": 0.2}
+
+
+def test_own_values_outside_the_space_are_all_named(tmp_path: Path) -> None:
+    """The federation has lambda 0.1 and merges by select_best."""
+    space = {
+        "method.dcml.lambda": {"name": "log_uniform", "low": 0.2, "high": 1.0},
+        "method.merge": {"name": "choice", "values": ["keep_local", "replace"]},
+    }
+    with pytest.raises(ConfigError) as caught:
+        base_params(make_search(tmp_path, space=space))
+    assert "space.method.dcml.lambda: the federation's own value, 0.1, is not in it" in str(caught.value)
+    assert 'space.method.merge: the federation\'s own value, "select_best", is not in it' in str(caught.value)
 
 
 # --- a trial's configuration -------------------------------------------------------------------
@@ -160,6 +216,16 @@ def test_a_trial_differs_from_the_federation_by_its_drawn_values_alone(tmp_path:
     assert not config.tracking.enabled
     assert config.data == search.base.data
     assert config.federation == search.base.federation
+
+
+def test_trials_share_a_cache_of_cases_and_the_winner_has_none(tmp_path: Path) -> None:
+    search = make_search(tmp_path)
+    folder = cache_folder(search)
+    assert folder is not None
+    assert trial_config(search, {}, folder=tmp_path, cache=folder).data.cache_folder == folder
+    assert best_config(search, {}).data.cache_folder is None
+    own = make_search(tmp_path, base={"data": {"cache_folder": str(tmp_path / "kept")}})
+    assert cache_folder(own) is None, "one that the federation names is its own and stays"
 
 
 def test_a_section_can_be_a_choice(tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ import pytest
 from actors.local_pool import LocalTransport
 from actors.site import NotStartedError, Site, StopRequestedError
 from gcml_ray.errors import SiteError
-from gcml_ray.records import TrainOrder, TrainReport
+from gcml_ray.records import Peer, TrainOrder, TrainReport
 from gcml_ray.wire import Buffer, PushHeader
 from tests.fakes import FakeTrainer, fake_config
 
@@ -175,6 +175,35 @@ def test_sender_that_is_not_a_peer_is_refused(tmp_path: Path) -> None:
     stranger = make_sites(tmp_path / "other", names="ABX")["X"]
     header, buffer = stranger.trainer.export("run", 1)  # type: ignore[union-attr]
     assert sites["A"].receive(header, buffer).reason == "sender: X is not a site of this run"
+
+
+def test_rounds_of_a_peer_are_forgotten_when_it_has_a_new_process_or_has_left(tmp_path: Path) -> None:
+    """Not where it is only introduced again, as happens when a third site comes back."""
+    sites = make_sites(tmp_path)
+    transport, first = LocalTransport(sites), {"A": Peer(num_train=5), "B": Peer(num_train=5)}
+    sites["B"].register(transport, first)
+    assert sites["A"].push(3, ("B",)).receipts[0].accepted
+    changes = (
+        (first, "duplicate: round 3 of A has been here"),
+        (first | {"A": Peer(num_train=5, incarnation=2)}, "duplicate: A has sent exactly this before its restart"),
+    )
+    for peers, reason in changes:
+        sites["B"].register(transport, peers)
+        assert sites["A"].push(3, ("B",)).receipts[0].reason == reason
+    sites["A"].trainer.weights = sites["A"].trainer.weights + np.float32(1)  # type: ignore[union-attr]
+    assert sites["A"].push(2, ("B",)).receipts[0].accepted
+    sites["B"].register(transport, {"B": Peer(num_train=5)})
+    sites["B"].register(transport, first)
+    sites["A"].trainer.weights = sites["A"].trainer.weights + np.float32(1)  # type: ignore[union-attr]
+    assert sites["A"].push(1, ("B",)).receipts[0].accepted
+
+
+def test_training_cases_are_those_that_the_driver_has_registered(tmp_path: Path) -> None:
+    """The fake trainers of A and B have five each."""
+    sites = make_sites(tmp_path)
+    sites["B"].register(LocalTransport(sites), {"A": Peer(num_train=7), "B": Peer(num_train=5)})
+    receipt = sites["A"].push(1, ("B",)).receipts[0]
+    assert receipt.reason == "num_train: 5, but A has registered 7 training cases"
 
 
 def test_own_push_that_comes_back_is_refused(tmp_path: Path) -> None:

@@ -18,6 +18,7 @@ from gcml_ray.records import (
     CaseScore,
     Edge,
     EvaluationReport,
+    Judgement,
     PushReceipt,
     RoundPlan,
     RoundRecord,
@@ -325,6 +326,33 @@ def test_sites_are_child_runs_of_the_federation(tracked: tuple[Path, dict[str, R
         "made-up": None,
         **dict.fromkeys(SITES, parent),
     }
+
+
+def test_run_with_faults_on_purpose_has_a_tag_that_says_so(tmp_path: Path) -> None:
+    """Also where they come with a resume."""
+    config = made_up_config(tmp_path)
+    for chaos in ("", "kill:CS@r3"):
+        tracker = build_tracker(config, tmp_path)
+        tracker.start(config.model_copy(update={"chaos": chaos}))
+        client = MlflowClient(tracking_uri(config, tmp_path))
+        experiment = client.get_experiment_by_name("gcml-ray")
+        assert experiment is not None
+        (run,) = client.search_runs([experiment.experiment_id])
+        assert run.data.tags.get("gcml.chaos") == (chaos or None)
+
+
+@pytest.mark.parametrize("content", ["[]", "3", "{}", '{"uri": 1}', '{"run_id": 3}', "x", '"run_id"'])
+def test_damaged_ids_of_a_run_begin_a_new_one(tmp_path: Path, content: str) -> None:
+    (tmp_path / "tracking.json").write_text(content)
+    tracker = flaky_tracker(FlakyClient(), tmp_path)
+    assert tracker._recorded_run_id() is None
+
+
+def test_judged_models_are_counted() -> None:
+    judged = tuple(Judgement("HT", is_good, "", None, None, None, None) for is_good in (True, False, True))
+    record = replace(make_round(), trained=(replace(make_report("CS", dice=None), judged=judged),))
+    metrics = federation_metrics(record)
+    assert (metrics["defence/num_judged"], metrics["defence/num_rejected"]) == (3, 1)
 
 
 def test_resume_goes_on_with_the_same_runs(tracked: tuple[Path, dict[str, Run]]) -> None:

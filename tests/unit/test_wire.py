@@ -37,6 +37,15 @@ def header(buffer: Buffer, **changes: Any) -> PushHeader:
 # --- refusal -----------------------------------------------------------------------------------
 
 
+def test_another_number_of_training_cases_than_registered_is_refused() -> None:
+    """It is the weight in a mean over sites: who makes it up makes itself heard."""
+    registered = replace(EXPECTED, num_train=3)
+    assert refusal(header(values()), values(), registered) == ""
+    for claimed in (2, 300):
+        reason = refusal(header(values(), num_train=claimed), values(), registered)
+        assert reason == f"num_train: {claimed}, but A has registered 3 training cases"
+
+
 @pytest.mark.parametrize("round_number", [4, 5, 6])
 def test_a_fitting_push_is_taken(round_number: int) -> None:
     assert refusal(header(values(), round_number=round_number), values(), EXPECTED) == ""

@@ -1,0 +1,58 @@
+"""What the roster writes down: a site that takes part, a call that is open, a site that is being started."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+
+from actors.failure_policy import History
+from actors.pace import CallKind
+from gcml_ray.records import SiteInfo
+
+FIRST_PAUSE_S = 0.5  # before the second attempt; each pause is twice the one before, up to the longest
+LONGEST_PAUSE_S = 8.0
+LEAST_START_S = 5.0  # for the last attempt, however little time is left: its answer says why there is none
+
+
+@dataclass
+class Member:
+    """What the driver knows of one site, or of the server."""
+
+    info: SiteInfo
+    history: History = field(default_factory=History)
+    checkpoint_round: int = 0
+
+
+@dataclass(frozen=True)
+class OpenCall:
+    """A call that was not answered yet."""
+
+    number: int
+    kind: CallKind
+    began: float
+    deadline: float
+    timeout_s: float
+
+
+@dataclass(frozen=True)
+class Absence:
+    """A site that is being started.
+
+    ``number`` is the round in which that began. ``retry_at`` is None while it is asked to start, else the time at which
+    it will be asked again.
+    """
+
+    number: int
+    deadline: float
+    attempts: int = 1
+    retry_at: float | None = None
+
+    def next_attempt(self, now: float) -> Absence | None:
+        """After a process that could not be reached; None where the time to come back is over.
+
+        After a restart calls may go to the process that is ending, or find none yet: on a busy machine for a while, and
+        where its node is lost until that is back.
+        """
+        if now >= self.deadline:
+            return None
+        pause_s = min(LONGEST_PAUSE_S, FIRST_PAUSE_S * 2 ** min(self.attempts - 1, 10))
+        return replace(self, attempts=self.attempts + 1, retry_at=min(now + pause_s, self.deadline))

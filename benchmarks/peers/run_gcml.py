@@ -1,0 +1,66 @@
+"""gcml-ray: sites are Ray actors, as in any run; a method by name."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from actors.federation import run_federation
+from actors.listener import NullListener
+from benchmarks.peers.scenario import Case, config_values
+from gcml_ray.config import Config
+from gcml_ray.config_file import parse_config
+
+ONE_PEER = {"name": "push_k", "k": 1}  # every site pushes to one other in every round
+METHODS: dict[str, dict[str, Any]] = {
+    "gcml-ray": {"name": "fedavg"},
+    "gcml-ray-gossip": {"name": "gossip_avg", "topology": ONE_PEER},
+    # mixed before the mutual steps, not chosen by validation after them: nobody validates here
+    "gcml-ray-gcml": {"name": "gcml", "topology": ONE_PEER, "merge_first": "size_weighted", "merge": "keep_local"},
+}
+
+
+def noting_trainer(
+    config: Config, site: str, folder: Path, *, use_gpu: bool, on_progress: Callable[[str, int, int], None]
+) -> Any:
+    """The trainer of every run, whose last step of a round leaves a line in the benchmark's folder."""
+    from benchmarks.peers.workload import note_training  # noqa: PLC0415 - the driver imports no torch
+    from gcml_ray.trainer import SiteTrainer  # noqa: PLC0415
+
+    rounds = 0
+
+    def note(stage: str, step: int, num_steps: int) -> None:
+        nonlocal rounds
+        if stage == "train" and step == num_steps:
+            rounds += 1
+            note_training(folder.parent, site, rounds, trainer.local.model.parameter.detach())
+        on_progress(stage, step, num_steps)
+
+    trainer = SiteTrainer(config, site, folder, use_gpu=use_gpu, on_progress=note)
+    return trainer
+
+
+def make_trainer(config: Config, site: str, folder: Path, **options: Any) -> Any:
+    """A site's trainer, or the server's, which has nothing to note."""
+    from gcml_ray.config import SERVER  # noqa: PLC0415
+    from gcml_ray.server import ServerTrainer  # noqa: PLC0415
+
+    return (ServerTrainer if site == SERVER else noting_trainer)(config, site, folder, **options)
+
+
+def main(folder: Path) -> None:
+    """Runs the case; neither tests nor plots at the end, as nobody else does."""
+    case = Case.read(folder)
+    config = parse_config(config_values(case, folder, method=METHODS[case.contender]), source="benchmarks.peers")
+    summary = run_federation(
+        config, listener=NullListener(), stop=threading.Event(), make_trainer=make_trainer, test=False
+    )
+    if summary.status != "finished":
+        sys.exit(f"the run ended as {summary.status}: {summary.dropped}")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

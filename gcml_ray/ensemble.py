@@ -1,0 +1,61 @@
+"""Several models that predict as one: the mean of their probabilities.
+
+Legend: C channels or classes, F all values of a model, *spatial = D H W (3D) or H W (2D).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from gcml_ray.learner import Learner
+
+
+@dataclass(frozen=True, eq=False)
+class Member:
+    """One model: (F,) its values, and a learner of its network, which members of one network share.
+
+    ``site``: whose model it is; ``file``: the name of its file among the site's checkpoints.
+    """
+
+    site: str
+    file: str
+    learner: Learner
+    values: Tensor
+
+
+@dataclass(frozen=True)
+class Ensemble:
+    """The members, the site's own model first."""
+
+    members: tuple[Member, ...]
+
+    def joined_by(self, member: Member) -> Ensemble:
+        """The same with one more."""
+        return Ensemble((*self.members, member))
+
+    def loaded(self) -> Iterator[Learner]:
+        """A learner with each member in turn."""
+        for member in self.members:
+            member.learner.model.flat.copy_(member.values)
+            yield member.learner
+
+    def scores(self, logits_of: Callable[[Learner], Tensor], *, sigmoid: bool) -> Tensor:
+        """What ``predict_labels`` decides by, (C, *spatial): of one member its logits, of several the mean probability.
+
+        Args:
+            logits_of: the logits (C, *spatial) of one model.
+            sigmoid: channels that overlap, decided at a probability of 0.5, which comes out as 0.
+        """
+        if len(self.members) == 1:
+            return logits_of(next(self.loaded()))
+        total: Tensor | None = None
+        for learner in self.loaded():
+            logits = logits_of(learner)
+            shares = logits.sigmoid() if sigmoid else logits.softmax(dim=0)
+            total = shares if total is None else total + shares
+        assert total is not None
+        return torch.sub(total / len(self.members), 0.5)

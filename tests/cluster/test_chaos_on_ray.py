@@ -1,0 +1,73 @@
+"""Faults of ``--chaos`` where sites are processes: a kill ends one, a hang keeps it from answering for good."""
+
+from __future__ import annotations
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+
+from actors import sync_rounds
+from gcml_ray.config import Config
+from gcml_ray.records import RoundRecord
+from tests.cluster.conftest import wait_until
+from tests.cluster.ray_runs import run_on_ray
+from tests.fake_runs import RecordingListener, Run
+from tests.fakes import calls_of, fake_config
+
+pytestmark = pytest.mark.usefixtures("ray_local", "_waits_for_returns")
+
+
+@pytest.fixture
+def _waits_for_returns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A round of fakes is over in milliseconds, a restart takes seconds: here a round's start is put off for it."""
+    monkeypatch.setattr(sync_rounds, "RETURN_PATIENCE", 1e4)
+
+
+def chaotic(folder: Path, text: str, **federation: float) -> Config:
+    """Three fake sites, each in a process of its own, with faults."""
+    config = fake_config(folder, federation=federation, resources={"pool": "ray"})
+    return Config.model_validate(config.model_dump(by_alias=True) | {"chaos": text})
+
+
+def check_came_back(run: Run) -> None:
+    """B missed its second round alone, and went on from its checkpoint of the first."""
+    assert run.summary.status == "finished"
+    assert [run.trained(site) for site in "ABC"] == [[1, 2, 3, 4], [1, 3, 4], [1, 2, 3, 4]]
+    assert [info.restored_round for info in run.listener.ready if info.site == "B"] == [0, 1]
+    first, second = (info.pid for info in run.listener.ready if info.site == "B")
+    assert first != second
+
+
+def test_chaos_kill_ends_the_process_once_and_the_site_is_back_in_the_next_round(tmp_path: Path) -> None:
+    run = run_on_ray(chaotic(tmp_path, "kill:B@r2"))
+    assert run.failures() == [("B", 2, "unreachable", "restart")]
+    check_came_back(run)
+    assert calls_of(run.folder, "B", "train").count(2) <= 1
+
+
+def test_chaos_hang_is_given_up_after_the_timeout_and_the_site_is_back_in_the_next_round(tmp_path: Path) -> None:
+    run = run_on_ray(chaotic(tmp_path, "hang:B@r2", round_timeout_s=3.0))
+    assert run.failures() == [("B", 2, "late", "restart")]
+    check_came_back(run)
+
+
+def test_frozen_process_is_given_up_and_ended_although_it_can_answer_nothing(tmp_path: Path) -> None:
+    """SIGSTOP, as where a machine swaps itself to death: no call is answered, not even the one that would end it."""
+
+    def freeze(record: RoundRecord) -> None:
+        if record.plan.round_number == 1:
+            os.kill(pid_of("B"), signal.SIGSTOP)
+
+    def pid_of(site: str) -> int:
+        return next(info.pid for info in listener.ready if info.site == site)
+
+    listener = RecordingListener(on_end=freeze)
+    run = run_on_ray(
+        fake_config(tmp_path, federation={"round_timeout_s": 3.0, "push_timeout_s": 3.0}), listener=listener
+    )
+    assert run.summary.status == "finished"
+    assert [decision for site, _, _, decision in run.failures() if site == "B"] == ["restart"]
+    assert run.trained("B")[-1] == 4
+    assert wait_until(lambda: not Path(f"/proc/{pid_of('B')}").exists())

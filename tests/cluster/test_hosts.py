@@ -1,0 +1,211 @@
+"""Several sites in one actor: the weights of an actor each, and what happens when the actor dies."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import ray
+from safetensors.numpy import load_file
+
+from actors import sync_rounds
+from actors.pool import RayPool
+from gcml_ray.config import Config
+from gcml_ray.errors import ClusterError
+from gcml_ray.records import RoundRecord, TrainOrder
+from tests.cluster.conftest import CPUS, live_actors, placement_groups, wait_until
+from tests.cluster.ray_runs import ray_pool, run_on_ray
+from tests.fake_runs import RecordingListener, Run, drive, run_locally
+from tests.fakes import Fault, calls_of, fake_config, final_weights
+from tests.makers import make_config
+
+pytestmark = pytest.mark.usefixtures("ray_local")
+
+SITES = "ABCD"
+METHOD = {"name": "gcml", "topology": {"name": "matching"}, "merge": "select_best"}
+ROUNDS = {"rounds": 4, "local_steps": 2, "warmup_rounds": 1, "cooldown_rounds": 0}
+
+
+def fake(folder: Path, per_actor: int = 2, **sections: Any) -> Config:
+    resources = {"sites_per_actor": per_actor} | sections.pop("resources", {})
+    return fake_config(folder, sites=SITES, resources=resources, **sections)
+
+
+def dies_after_a_while(site: str, number: int) -> tuple[Fault, Fault]:
+    """Long enough for what its mate has just done to be told; an answer dies with a process that ends at once."""
+    return Fault(site, number, "train", "slow", seconds=1.0), Fault(site, number, "train", "die")
+
+
+def restored(run: Run, site: str) -> list[int]:
+    """The round that each process of a site began from."""
+    return [info.restored_round for info in run.listener.ready if info.site == site]
+
+
+# --- the same results ----------------------------------------------------------------------------
+
+
+def test_weights_of_real_sites_in_two_actors_equal_those_of_an_actor_each(tmp_path: Path) -> None:
+    runs = {}
+    for per_actor in (1, 2):
+        (tmp_path / str(per_actor)).mkdir()
+        config = make_config(
+            tmp_path / str(per_actor),
+            num_sites=4,
+            spatial_dims=2,
+            method=METHOD,
+            federation=ROUNDS,
+            resources={"sites_per_actor": per_actor},
+        )
+        runs[per_actor] = drive(config, RayPool(config, config.output.folder, run_id="run"))
+    assert [len({info.pid for info in run.summary.infos}) for run in runs.values()] == [4, 2]
+    assert any(report.merge for report in runs[2].listener.trained)
+    for site in SITES:
+        name = f"checkpoints/{site}/round_00004.safetensors"
+        alone, together = (load_file(run.folder.path / name) for run in runs.values())
+        assert alone.keys() == together.keys()
+        for key, values in alone.items():
+            np.testing.assert_array_equal(together[key], values, err_msg=f"{site} {key}")
+
+
+@pytest.mark.parametrize("method", ["gcml", "fedavg"])
+def test_weights_of_fake_sites_equal_those_of_the_local_pool(tmp_path: Path, method: str) -> None:
+    sections = {} if method == "gcml" else {"method": {"name": method}}
+    on_ray = final_weights(run_on_ray(fake(tmp_path / "ray", **sections)).folder)
+    locally = final_weights(run_locally(fake(tmp_path / "local", 1, **sections)).folder)
+    assert on_ray.keys() == locally.keys()
+    for site, weights in locally.items():
+        np.testing.assert_array_equal(on_ray[site], weights)
+
+
+def test_pushes_between_sites_of_one_actor_are_counted_and_signed_as_any_other(tmp_path: Path) -> None:
+    run = run_on_ray(fake(tmp_path, 4, wire={"sign": True}))
+    assert len({info.pid for info in run.summary.infos}) == 1
+    assert len({info.public_key for info in run.summary.infos}) == 4
+    pushes = [push for record in run.folder.rounds() for push in record.pushes]
+    assert len(pushes) == 16
+    assert all(push.accepted and push.size_bytes == 32 for push in pushes)
+
+
+# --- the end of an actor -----------------------------------------------------------------------
+
+
+@pytest.fixture
+def _waits_for_returns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A round of fakes is over in milliseconds, a restart takes seconds: here a round's start is put off for it."""
+    monkeypatch.setattr(sync_rounds, "RETURN_PATIENCE", 1e4)
+
+
+@pytest.mark.usefixtures("_waits_for_returns")
+def test_a_kill_takes_its_mates_along_and_both_are_back_from_their_checkpoints(tmp_path: Path) -> None:
+    """A and C share an actor and A trains first, so C has not trained when it ends."""
+    config = fake(tmp_path).model_copy(update={"chaos": "kill:A@r2"})
+    run = run_on_ray(config.model_copy(update={"resources": config.resources.model_copy(update={"pool": "ray"})}))
+    assert run.summary.status == "finished"
+    assert [(f.site, f.round_number, f.culprit) for f, _ in run.listener.failures] == [("A", 2, ""), ("C", 2, "A")]
+    assert [restored(run, site) for site in SITES] == [[0, 1], [0], [0, 1], [0]]
+    assert [run.trained(site) for site in SITES] == [[1, 3, 4], [1, 2, 3, 4], [1, 3, 4], [1, 2, 3, 4]]
+    assert run.summary.dropped == {}
+
+
+@pytest.mark.usefixtures("_waits_for_returns")
+def test_a_mate_that_had_done_its_round_is_started_again_too(tmp_path: Path) -> None:
+    """C trains after A: A's round 2 is whole, and its checkpoint is where it goes on."""
+    run = run_on_ray(fake(tmp_path), *dies_after_a_while("C", 2))
+    assert [(f.site, f.round_number, f.culprit) for f, _ in run.listener.failures] == [("C", 2, "")]
+    assert [restored(run, site) for site in SITES] == [[0, 2], [0], [0, 1], [0]]
+    assert [calls_of(run.folder, site, "train") for site in SITES] == [[1, 2, 3, 4]] * 4
+    assert run.trained("A") == [1, 2, 3, 4]
+
+
+@pytest.mark.usefixtures("_waits_for_returns")
+def test_an_actor_killed_between_rounds_is_found_and_all_its_sites_return(tmp_path: Path) -> None:
+    pool = ray_pool(fake(tmp_path))
+
+    def kill(record: RoundRecord) -> None:
+        if record.plan.round_number == 1:
+            ray.kill(pool._handles["A"].actor, no_restart=False)
+            assert wait_until(lambda: is_replaced(pool))
+
+    run = drive(fake(tmp_path), pool, listener=RecordingListener(on_end=kill))
+    assert run.summary.status == "finished"
+    assert [restored(run, site) for site in SITES] == [[0, 1], [0], [0, 1], [0]]
+    assert [run.trained(site)[-2:] for site in SITES] == [[3, 4]] * 4
+
+
+def is_replaced(pool: RayPool) -> bool:
+    """Whether a new process of the first actor answers."""
+    try:
+        return not ray.get(pool._hosts[0].statuses.options(concurrency_group="control").remote(), timeout=10)
+    except ray.exceptions.RayError:
+        return False
+
+
+@pytest.mark.usefixtures("_waits_for_returns")
+def test_a_hanging_site_is_late_and_its_mates_do_not_wait_for_their_own_timeouts(tmp_path: Path) -> None:
+    limits = {"round_timeout_s": 3.0, "push_timeout_s": 3.0}
+    run = run_on_ray(fake(tmp_path, federation=limits), Fault("A", 2, "train", "hang"))
+    kinds = [(f.site, f.kind, f.culprit) for f, _ in run.listener.failures]
+    assert kinds == [("A", "late", ""), ("C", "unreachable", "A")]
+    assert run.summary.status == "finished"
+    assert [restored(run, site) for site in SITES] == [[0, 1], [0], [0, 1], [0]]
+
+
+@pytest.mark.usefixtures("_waits_for_returns")
+def test_only_the_site_that_dies_in_every_round_is_dropped(tmp_path: Path) -> None:
+    run = run_on_ray(fake(tmp_path), *(fault for number in range(1, 5) for fault in dies_after_a_while("C", number)))
+    assert list(run.summary.dropped) == ["C"]
+    assert run.summary.status == "finished"
+    assert [run.trained(site)[-1] for site in "ABD"] == [4, 4, 4]
+
+
+# --- small calls, room, placement ----------------------------------------------------------------
+
+
+def test_small_calls_and_pushes_do_not_wait_for_a_mate_that_trains(tmp_path: Path) -> None:
+    """A trains for 30 s. Its own status, a push to it, and a push of its mate C, come through at once."""
+    pool = ray_pool(fake(tmp_path), Fault("A", 1, "train", "slow", seconds=30))
+    pool.launch(SITES)
+    for site in SITES:
+        pool.start(site, resume_round=0)
+    outcomes: list[Any] = []
+    assert wait_until(lambda: len(outcomes) == 4 or bool(outcomes.extend(pool.wait(0.1))))
+    pool.submit("A", "train", TrainOrder(1, "exchange", evaluate=False, checkpoint=False), round_number=1)
+    assert wait_until(lambda: [each.stage for each in pool.statuses() if each.site == "A"] == ["train"])
+    for sender, receiver in (("C", "A"), ("B", "C")):
+        pool.submit(sender, "push", 1, (receiver,), round_number=1)
+        (outcome,) = pool.wait(10.0)
+        assert [receipt.accepted for receipt in outcome.result.receipts] == [True]
+    pool.shutdown()
+
+
+def test_room_is_counted_in_actors(tmp_path: Path) -> None:
+    """More sites than CPUs: refused with an actor each, fine in two."""
+    names = [f"site{number:02d}" for number in range(CPUS + 4)]
+    rounds = {"rounds": 1}
+    with pytest.raises(ClusterError, match=f"{len(names)} sites"):
+        run_on_ray(fake_config(tmp_path / "alone", sites=names, federation=rounds))
+    seen: list[int] = []
+    listener = RecordingListener(on_end=lambda _: seen.append(len(live_actors())))
+    config = fake_config(tmp_path / "two", sites=names, federation=rounds, resources={"sites_per_actor": 6})
+    assert run_on_ray(config, listener=listener).summary.status == "finished"
+    assert seen == [2]
+
+
+def test_a_placement_group_has_a_bundle_an_actor(tmp_path: Path) -> None:
+    seen: list[int] = []
+    listener = RecordingListener(on_end=lambda _: seen.append(placement_groups()))
+    config = fake(tmp_path, federation={"rounds": 1}, resources={"placement": "pg", "cpus_per_site": CPUS / 2})
+    assert run_on_ray(config, listener=listener).summary.status == "finished"
+    assert seen == [1]
+
+
+def test_a_site_can_leave_and_come_back_while_its_mate_goes_on(tmp_path: Path) -> None:
+    schedule = {"C": {"joins": 1, "leaves": 3}, "D": {"joins": 3}}
+    run = run_on_ray(fake(tmp_path, federation={"rounds": 5, "schedule": schedule}))
+    assert run.summary.status == "finished"
+    assert run.trained("A") == [1, 2, 3, 4, 5]
+    assert run.trained("C") == [1, 2]
+    assert run.trained("D")[-1] == 5
+    assert calls_of(run.folder, "A", "start") == [0]

@@ -1,0 +1,41 @@
+"""The live table of a search: what runs and what leads is in sight, whatever the terminal's size."""
+
+from __future__ import annotations
+
+import io
+
+import pytest
+from rich.console import Console
+
+from gcml_ray.console_search import SearchConsole
+from gcml_ray.search_records import SearchRecord, TrialPoint, TrialRecord
+
+PARAMS = {f"method.dcml.weight{index}": 0.123456 for index in range(8)}
+
+
+def shown(*, width: int, height: int) -> list[str]:
+    """The lines of the table: trial 2 is the best of 30, trial 3 still runs, the others were cut."""
+    console = Console(file=io.StringIO(), force_terminal=True, width=width, height=height, record=True)
+    live = SearchConsole(console, search=SearchRecord("x", "mean_dice", 4, ()))
+    for number in range(1, 31):
+        status = {2: "finished", 3: "running"}.get(number, "cut")
+        point = TrialPoint(4, {"A": 0.5}, 1.0, 1.0)
+        live.trials[number] = TrialRecord(number, str(number), status, PARAMS, (point,))  # type: ignore[arg-type]
+    console.print(live._live_table())
+    return console.export_text().splitlines()
+
+
+@pytest.mark.parametrize(("width", "height"), [(80, 24), (130, 24), (130, 12)])
+def test_the_table_fits_and_shows_the_best_the_running_and_the_newest(width: int, height: int) -> None:
+    lines = shown(width=width, height=height)
+    rows = [line.split() for line in lines if "4/4" in line]
+    assert len(lines) < height
+    assert max(map(len, lines)) <= width
+    assert [row[1] for row in rows[:2]] == ["2", "3"]
+    assert rows[-1][1] == "30"
+
+
+def test_a_narrow_table_leaves_out_what_matters_least() -> None:
+    narrow, wide = " ".join(shown(width=80, height=24)), " ".join(shown(width=130, height=24))
+    assert ("worst Dice" in narrow, "worst Dice" in wide) == (False, True)
+    assert "mean Dice" in narrow

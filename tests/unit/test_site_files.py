@@ -1,0 +1,92 @@
+"""A site's files where one of them is damaged."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from gcml_ray.checkpoint import round_file, save_round, saved_rounds
+from gcml_ray.config import Config
+from gcml_ray.errors import CheckpointError, DamagedError
+from gcml_ray.learner import Learner
+from gcml_ray.site_files import SiteFiles
+from tests.makers import make_config
+from tests.unit.test_checkpoint import make_learner
+
+
+def files_of(config: Config, folder: Path) -> SiteFiles:
+    return SiteFiles(config, "A", folder)
+
+
+def saved(config: Config, folder: Path, *rounds: int) -> None:
+    """Checkpoints of these rounds, whose weights are the round's number."""
+    for number in rounds:
+        learner = make_learner()
+        learner.model.flat.fill_(float(number))
+        save_round(folder, learner, replace(files_of(config, folder).state, round_number=number))
+
+
+def cut_short(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-10])
+
+
+def restored(config: Config, folder: Path, *, resume_round: int | None) -> tuple[Learner, SiteFiles]:
+    learner, files = make_learner(), files_of(config, folder)
+    files.restore(learner, None, resume_round=resume_round)
+    return learner, files
+
+
+@pytest.mark.parametrize("resume_round", [4, None])
+def test_damaged_checkpoint_is_put_aside_and_the_one_before_it_taken(
+    tmp_path: Path, resume_round: int | None, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = make_config(tmp_path)
+    saved(config, tmp_path / "A", 3, 4)
+    cut_short(round_file(tmp_path / "A", 4))
+    with caplog.at_level(logging.WARNING):
+        learner, files = restored(config, tmp_path / "A", resume_round=resume_round)
+    assert set(learner.model.flat.tolist()) == {3.0}
+    assert files.state.round_number == 3
+    assert saved_rounds(tmp_path / "A") == [3]
+    assert (tmp_path / "A" / "round_00004.damaged").exists()
+    assert "site A goes on from the checkpoint before round 4" in caplog.text
+
+
+def test_damaged_checkpoint_with_none_before_it_is_an_error_and_stays_where_it_is(tmp_path: Path) -> None:
+    config = make_config(tmp_path)
+    saved(config, tmp_path / "A", 3, 4)
+    for number in (3, 4):
+        cut_short(round_file(tmp_path / "A", number))
+    with pytest.raises(DamagedError, match="round_00003"):
+        restored(config, tmp_path / "A", resume_round=4)
+    assert saved_rounds(tmp_path / "A") == [3, 4]
+
+
+def test_damaged_checkpoint_that_the_driver_still_counts_on_is_passed_over_again(tmp_path: Path) -> None:
+    """It was put aside in a start after which the driver did not live to write down the round before it."""
+    config = make_config(tmp_path)
+    saved(config, tmp_path / "A", 3, 4)
+    cut_short(round_file(tmp_path / "A", 4))
+    for _ in range(2):
+        _, files = restored(config, tmp_path / "A", resume_round=4)
+        assert files.state.round_number == 3
+
+
+def test_start_takes_away_what_a_broken_write_has_left(tmp_path: Path) -> None:
+    config = make_config(tmp_path)
+    saved(config, tmp_path / "A", 3)
+    (tmp_path / "A" / "round_00004.tmp").write_bytes(b"half")
+    restored(config, tmp_path / "A", resume_round=3)
+    assert [path.name for path in (tmp_path / "A").iterdir()] == ["round_00003.safetensors"]
+
+
+def test_checkpoint_of_another_configuration_is_no_damage(tmp_path: Path) -> None:
+    config = make_config(tmp_path)
+    saved(config, tmp_path / "A", 3, 4)
+    other = make_config(tmp_path, federation={"seed": 77})
+    with pytest.raises(CheckpointError, match="resume with the configuration"):
+        restored(other, tmp_path / "A", resume_round=4)
+    assert saved_rounds(tmp_path / "A") == [3, 4]

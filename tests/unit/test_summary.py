@@ -1,0 +1,44 @@
+"""The last words of a run."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from gcml_ray.records import Judgement, RoundPlan, RoundRecord
+from gcml_ray.summary import judged_counts, run_facts
+from tests.unit.test_run_folder import make_report
+
+
+def record_of(number: int, *sites: str) -> RoundRecord:
+    """One second; each of these sites reports that it has trained for a quarter of a second."""
+    plan = RoundPlan(number, "exchange", sites, ())
+    return RoundRecord(plan, tuple(make_report(site, number) for site in sites), (), (), seconds=1.0)
+
+
+@pytest.mark.parametrize(
+    ("records", "share"),
+    [
+        ([record_of(1, "A", "B"), record_of(2, "A", "B")], 25),  # 4 x 0.25 s of 2 sites x 2 s
+        ([record_of(1, "A"), record_of(2, "A"), record_of(3, "A", "B")], 17),  # B had 3 s as well: 4 x 0.25 of 6 s
+        ([record_of(1, "A", "B"), record_of(2, "A")], 25),  # B has left after 1 s: 3 x 0.25 of 3 s
+    ],
+)
+def test_share_of_training_is_of_the_time_that_each_site_had(records: list[RoundRecord], share: int) -> None:
+    assert f"of the sites' time {share} % train" in run_facts(records, start_seconds=0.0)
+
+
+def test_faults_on_purpose_come_first_in_the_last_words() -> None:
+    facts = run_facts([record_of(1, "A")], start_seconds=0.0, chaos="kill:A@r1")
+    assert facts.splitlines()[0].endswith("injected on purpose, what this run gives is no result: kill:A@r1")
+    assert "purpose" not in run_facts([record_of(1, "A")], start_seconds=0.0)
+
+
+def test_judged_models_are_counted_with_those_not_let_in() -> None:
+    judged = tuple(Judgement("B", is_good, "", None, None, None, None) for is_good in (True, False, True))
+    report = replace(make_report("A", 1), judged=judged)
+    records = [replace(record_of(1, "A"), trained=(report,)), record_of(2, "A")]
+    assert judged_counts(records) == (3, 1)
+    assert "judged       3 incoming models by their receivers; 1 not let in" in run_facts(records, start_seconds=0.0)
+    assert "judged" not in run_facts([record_of(2, "A")], start_seconds=0.0)

@@ -1,0 +1,61 @@
+"""Where the trials of a search keep preprocessed cases: once a node, on its own disk, for the length of the search."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from tune.trial_config import Search
+
+log = logging.getLogger(__name__)
+
+REMOVE_TIMEOUT_S = 20.0
+
+
+def cache_folder(search: Search) -> str | None:
+    """The folder on every node, one a search; None where the federation names one itself, which stays."""
+    if search.base.data.cache_folder is not None:
+        return None
+    name = hashlib.blake2b(str(search.folder.resolve()).encode(), digest_size=6).hexdigest()
+    return str(Path(tempfile.gettempdir()) / f"gcml-cases-{name}")
+
+
+@contextmanager
+def removed_at_the_end(search: Search) -> Iterator[None]:
+    """Removes a search's cache from every node, however the block ends; a killed driver's goes when it is resumed."""
+    folder = cache_folder(search)
+    try:
+        yield
+    finally:
+        if folder is not None:
+            _remove(folder)
+            _remove_elsewhere(folder)
+
+
+def _remove(folder: str) -> None:
+    """This node's: it holds patients' images."""
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _remove_elsewhere(folder: str) -> None:
+    here = ray.get_runtime_context().get_node_id()
+    found: list[dict[str, Any]] = ray.nodes()  # type: ignore[no-untyped-call]  # Ray has no hints here
+    others = [node["NodeID"] for node in found if node["Alive"] and node["NodeID"] != here]
+    task: Any = ray.remote(num_cpus=0)(_remove)
+    calls = [
+        task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False)).remote(folder)
+        for node in others
+    ]
+    if calls:
+        _, late = ray.wait(calls, num_returns=len(calls), timeout=REMOVE_TIMEOUT_S)
+        if late:
+            log.warning("%d node(s) did not remove %s in time: remove it there by hand", len(late), folder)
