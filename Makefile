@@ -4,10 +4,10 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-unit check docs notebook package clean
+.PHONY: help demo test test-unit check bench-smoke docs notebook package clean
 
 help: ## Show this list
-	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 demo: $(VENV)/installed ## Install, then train four phantom sites together and alone, and compare
 	$(BIN)/gcml demo
@@ -23,6 +23,9 @@ check: $(VENV)/installed ## ruff, mypy
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+bench-smoke: $(VENV)/installed ## Two minutes: fails where orchestration costs more than it should
+	$(BIN)/python -m benchmarks.smoke
 
 docs: $(VENV)/docs ## Build the documentation site into site/; every broken link is an error
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet

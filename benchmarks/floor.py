@@ -6,12 +6,13 @@ The same steps are then run
 - as bare loops in as many processes at once as there are cores: what the machine gives, without any federation;
 - as a federation, each site a Ray actor, gossip averaging: every site pushes every round, with a barrier or without.
 
-Efficiency = floor / wall time of the rounds, from the first order to the last record but one (the last round also
-validates and writes checkpoints). "Of bare processes" divides those by the same wall time. "Of processor time"
-compares the processor time of the bare processes with that of driver and sites together: other load does not change it,
-but it does not see waiting. "Share of the cores" is what the bare processes were given of theirs: far below 1, others
-were at work, and only the processor time says anything. Ray's workers run with the niceness of the benchmark itself,
-not with Ray's own 15, so that whatever else runs here hinders all of them alike. All are run in turn.
+Efficiency = floor / wall time of the rounds, from record to record; the first round, in which libraries make themselves
+ready, and the last one, which validates and writes checkpoints, do not count. "Of bare processes" divides those by
+the same wall time. "Of processor time" compares the processor time of the bare processes with that of driver and sites
+together: other load does not change it much, but it does not see waiting. "Share of the cores" is what the bare
+processes were given of theirs: far below 1, others were at work, and only the processor time says anything. Ray's
+workers run with the niceness of the benchmark itself, not with Ray's own 15, so that whatever else runs here hinders
+all of them alike. All are run in turn.
 
     python -m benchmarks.floor --sites 4 --rounds 10 --steps 10 --repeats 5
 """
@@ -40,7 +41,7 @@ from gcml_ray.config import Config
 from gcml_ray.config_file import parse_config
 from gcml_ray.data.datalist import write_datalist
 from gcml_ray.data.phantom import prepare_phantom
-from gcml_ray.records import RoundPlan, RoundRecord, SiteInfo, TrainOrder
+from gcml_ray.records import RoundRecord, SiteInfo, TrainOrder
 from gcml_ray.trainer import SiteTrainer
 
 SHAPE = (36, 32, 20)
@@ -98,7 +99,7 @@ class Times:
 
 
 def make_config(folder: Path, size: Size, *, run: str, mode: str = "sync", **sections: Any) -> Config:
-    """A federation that only trains and pushes, and one round more, which also validates and writes checkpoints."""
+    """A federation that only trains and pushes, but in the last of two rounds more."""
     datalist = folder / "datalist.json"
     if not datalist.exists():
         cases = prepare_phantom(folder / "volumes", sites=size.names, cases_per_site=6, shape=SHAPE, seed=0)
@@ -119,15 +120,15 @@ def make_config(folder: Path, size: Size, *, run: str, mode: str = "sync", **sec
             "method": {"name": "gossip_avg", "topology": {"name": "push_k", "k": 1}},
             "federation": {
                 "mode": mode,
-                "rounds": size.rounds + 1,
+                "rounds": size.rounds + 2,
                 "local_steps": size.steps,
                 "warmup_rounds": 0,
                 "cooldown_rounds": 0,
-                "evaluate_every": size.rounds + 1,
+                "evaluate_every": size.rounds + 2,
             },
             "resources": {"cpus_per_site": min(1.0, size.cores / size.sites), "address": "local"},
             "tracking": {"enabled": False},
-            "output": {"folder": str(folder / run), "checkpoint_every": size.rounds + 1, "num_overlays": 0},
+            "output": {"folder": str(folder / run), "checkpoint_every": size.rounds + 2, "num_overlays": 0},
         }
         | sections,
         source="benchmarks/floor.py",
@@ -135,7 +136,7 @@ def make_config(folder: Path, size: Size, *, run: str, mode: str = "sync", **sec
 
 
 def bare_loop(config: Config, sites: Sequence[str], folder: Path) -> tuple[float, float, float]:
-    """All steps of these sites in one thread, without pushes.
+    """All steps of these sites in one thread, without pushes, once each has done a round.
 
     Returns:
         When it began and ended, and the processor seconds in between.
@@ -144,11 +145,12 @@ def bare_loop(config: Config, sites: Sequence[str], folder: Path) -> tuple[float
     for site in sites:
         trainers.append(SiteTrainer(config, site, folder / "bare", use_gpu=False, on_progress=lambda *_: None))
         trainers[-1].start(resume_round=0)
+        trainers[-1].train_round(TrainOrder(1, "exchange", evaluate=False, checkpoint=False), [])
     if _barrier is not None:
         _barrier.wait(timeout=WAIT_S)
     began, worked = time.monotonic(), time.process_time()
     for trainer in trainers:
-        for number in range(1, config.federation.rounds):
+        for number in range(2, config.federation.rounds):
             trainer.train_round(TrainOrder(number, "exchange", evaluate=False, checkpoint=False), [])
     return began, time.monotonic(), time.process_time() - worked
 
@@ -180,7 +182,7 @@ class BareProcesses:
 
 
 class Clock(NullListener):
-    """Takes the time of a run's rounds but the last, and the processor time of driver and sites."""
+    """Takes the time of a run's rounds but the first and the last, and the processor time of driver and sites."""
 
     def __init__(self, num_rounds: int) -> None:
         self.num_rounds = num_rounds
@@ -193,15 +195,11 @@ class Clock(NullListener):
         """Notes a site's process."""
         self.pids[info.site] = info.pid
 
-    def on_round_begin(self, plan: RoundPlan) -> None:
-        """The first one starts the clock."""
-        del plan
+    def on_round_end(self, record: RoundRecord) -> None:
+        """The first one starts the clock, the last one that counts stops it."""
         if self.began is None:
             self.began, self.worked = time.monotonic(), self._cpu_seconds()
-
-    def on_round_end(self, record: RoundRecord) -> None:
-        """The last one that counts stops it."""
-        if record.plan.round_number <= self.num_rounds and self.began is not None:
+        elif record.plan.round_number <= self.num_rounds + 1:
             self.span = Span(time.monotonic() - self.began, self._cpu_seconds() - self.worked)
 
     def _cpu_seconds(self) -> float:
@@ -216,7 +214,7 @@ def cpu_seconds(pid: int) -> float:
 
 def federation(config: Config) -> Span:
     """The same steps as a federation."""
-    clock = Clock(config.federation.rounds - 1)
+    clock = Clock(config.federation.rounds - 2)
     run_federation(config, listener=clock, stop=threading.Event())
     return clock.span
 

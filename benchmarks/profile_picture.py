@@ -40,6 +40,7 @@ PARTS = {
     "_find_and_load": "start: imports",
 }
 REST = "the rest"
+WAITING = "_worker (concurrent/futures/thread.py"  # innermost: a thread with nothing to do, which py-spy takes for busy
 
 
 def parts_of(lines: Iterable[str]) -> Counter[str]:
@@ -47,6 +48,8 @@ def parts_of(lines: Iterable[str]) -> Counter[str]:
     found: Counter[str] = Counter()
     for line in lines:
         stack, _, count = line.rstrip().rpartition(" ")
+        if not stack or stack.rpartition(";")[2].startswith(WAITING):
+            continue
         inner = (part for frame in reversed(stack.split(";")) for name, part in PARTS.items() if name in frame)
         found[next(inner, REST)] += int(count)
     return found

@@ -22,7 +22,7 @@ from benchmarks.floor import Size, Times, line_of, measure
 
 LIMIT = 0.85
 QUIET = 0.95  # share of the cores
-SIZE = Size(sites=2, rounds=4, steps=10, cores=2)
+SIZE = Size(sites=2, rounds=6, steps=10, cores=2)
 MODE = "sync"
 
 
