@@ -17,7 +17,7 @@ from gcml_ray.records import CaseScore
 from gcml_ray.run_folder import RunFolder
 from gcml_ray.trainer import SiteTrainer
 from tests.fake_runs import Run, drive, run_locally
-from tests.fakes import Fault, fake_config, final_weights
+from tests.fakes import Fault, fake_config, final_weights, first_weight_as_dice
 from tests.makers import make_config
 from tests.message_audit import AuditedLocalPool, Book, assert_only_weights_and_records
 
@@ -42,12 +42,12 @@ def test_every_model_is_scored_at_every_site_whatever_the_method_sends(tmp_path:
 
 
 def test_what_is_scored_is_the_owners_model(tmp_path: Path) -> None:
-    """The fake's Dice of a visitor is its first weight."""
+    """The fake's Dice of a visitor follows from its first weight."""
     run = run_locally(fake_config(tmp_path, evaluation=ON))
     weights = final_weights(run.folder)
     away = [score for score in run.folder.cross_site() if score.model != score.site]
     assert len(away) == 6
-    assert all(score.dice == float(weights[score.model][0]) for score in away)
+    assert all(score.dice == first_weight_as_dice(weights[score.model]) for score in away)
 
 
 def test_at_home_stands_what_the_test_said(tmp_path: Path) -> None:

@@ -88,7 +88,7 @@ def test_phases_are_named(tmp_path: Path) -> None:
 def test_nan_dice_is_left_out(tmp_path: Path) -> None:
     folder = made_up_run(tmp_path / "run", ("CS",), rounds=2)
     last = folder.rounds()[-1]
-    report = replace(last.trained[0], validation_dice=math.nan)
+    report = replace(last.trained[0], round_number=3, validation_dice=math.nan)
     folder.append_round(replace(last, plan=replace(last.plan, round_number=3), trained=(report,)))
     assert plot_dice_by_round(folder).axes[0].lines[0].get_xdata().tolist() == [1, 2]  # type: ignore[union-attr]
 
