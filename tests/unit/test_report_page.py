@@ -19,9 +19,7 @@ import torch
 from PIL import Image
 
 from gcml_ray.cli import main
-from gcml_ray.comparison import Cell, Score, write_cell
-from gcml_ray.config import Config, Method
-from gcml_ray.config_file import save_config
+from gcml_ray.config import Method
 from gcml_ray.data.loading import Sample
 from gcml_ray.errors import DataError
 from gcml_ray.records import CaseScore, Judgement, PushReceipt, RoundRecord, SiteFailure
@@ -34,23 +32,14 @@ from gcml_ray.report_page_run import FAILURES, text_without_secrets
 from gcml_ray.report_page_summary import METHODS
 from gcml_ray.report_regions import _clearest_channel, _compare, draw_regions
 from gcml_ray.run_folder import RunFolder, RunState
-from tests.made_up_run import made_up_config, made_up_round, made_up_run
+from tests.made_up_run import made_up_config, made_up_round
 from tests.model_files import write_run
+from tests.report_runs import SITES, make_run, without_pushes
 
-SITES = ("CS", "DU", "FG")
 SECTIONS = [
     "summary", "dice", "cases", "overlays", "gossip", "teaching", "regions", "time", "failures", "config",
 ]  # fmt: skip
 NASTY = "<img src=x onerror=alert(1)>"
-
-
-def make_run(path: Path, sites: tuple[str, ...] = SITES, *, rounds: int = 12, **changes: Any) -> RunFolder:
-    """A finished run with its configuration; ``changes`` replace sections of it."""
-    folder = made_up_run(path, sites, rounds=rounds)
-    values = made_up_config(path, rounds=rounds).model_dump(mode="json", by_alias=True) | changes
-    save_config(Config.model_validate_json(json.dumps(values)), folder.config_file)
-    folder.write_state(RunState(rounds, "finished", sites))
-    return folder
 
 
 def page_of(folder: RunFolder, **options: Any) -> str:
@@ -146,13 +135,6 @@ def test_every_kind_of_method_has_a_page(tmp_path: Path, method: dict[str, Any],
     page = page_of(folder)
     assert words in page
     assert ("Nothing was sent" in page) == (method["name"] in ("local", "pooled"))
-
-
-def without_pushes(folder: RunFolder) -> None:
-    rounds = folder.rounds()
-    folder.truncate_after(0)
-    for record in rounds:
-        folder.append_round(replace(record, pushes=()))
 
 
 def test_server_stands_in_the_graph_beside_the_sites(tmp_path: Path) -> None:
@@ -353,55 +335,6 @@ def test_what_is_left_of_a_round_is_waiting() -> None:
         "A": {WAITING: 1.5, "training": 10.0, "validation": 1.0},
         "B": {WAITING: 12.5},
     }
-
-
-# --- comparison --------------------------------------------------------------------------------
-
-
-def make_comparison(path: Path) -> Path:
-    """Two methods, two seeds; the second seed of ``local`` is not tested yet."""
-    for method, changes in {"gcml": {}, "local": {"method": {"name": "local"}}}.items():
-        for seed in (0, 1):
-            federation = {"rounds": 4, "local_steps": 20, "seed": seed}
-            folder = make_run(path / f"{method}_seed{seed}", rounds=4, name=method, federation=federation, **changes)
-            if method == "local":
-                without_pushes(folder)
-                better = [replace(s, dice=s.dice - 0.1) for s in folder.cases() if s.model == "personalised"]
-                folder.write_cases(better)
-    (path / "local_seed1" / "cases.csv").unlink()
-    return path
-
-
-def test_comparison_ranks_methods_and_names_what_is_missing(tmp_path: Path) -> None:
-    page = write_report(make_comparison(tmp_path / "runs"), with_regions=False).read_text(encoding="utf-8")
-    assert "gcml reaches the highest mean Dice" in page
-    assert "local: " in page
-    assert "-10.0 Dice points against gcml" in page
-    assert "Not tested yet, and so not in the tables: local (seed 1)" in page
-
-
-def test_comparison_shows_the_settings_that_differ_and_no_others(tmp_path: Path) -> None:
-    page = write_report(make_comparison(tmp_path / "runs"), with_regions=False).read_text(encoding="utf-8")
-    config = page[page.index('<section id="config"') :]
-    rows = re.findall(r'<th scope="row" class="name">([^<]*)</th>', config[: config.index("<details>")])
-    assert "method.name" in rows
-    assert all(row.startswith("method.") for row in rows)
-
-
-def test_folder_of_finished_cells_has_a_page_without_rounds(tmp_path: Path) -> None:
-    for method, dice in (("gcml", 0.8), ("local", 0.7)):
-        scores = tuple(Score("A", str(case), "personalised", "x", dice, 1.0, 0.9) for case in range(3))
-        write_cell(tmp_path / f"{method}_seed0.csv", Cell(method, 0, "id", 1_000_000, 5.0, 10, scores))
-    page = write_report(tmp_path).read_text(encoding="utf-8")
-    assert re.findall(r'<section id="(\w+)"', page) == ["summary", "methods", "sites", "cases"]
-
-
-def test_runs_with_other_test_cases_are_marked(tmp_path: Path) -> None:
-    for method, case in (("gcml", "1"), ("local", "2")):
-        score = Score("A", case, "personalised", "x", 0.5, 1.0, 0.9)
-        shared = Score("A", "0", "personalised", "x", 0.5, 1.0, 0.9)
-        write_cell(tmp_path / f"{method}_seed0.csv", Cell(method, 0, "id", 0, 5.0, 10, (shared, score)))
-    assert "not all tested on the same cases" in write_report(tmp_path).read_text(encoding="utf-8")
 
 
 # --- command and browser -----------------------------------------------------------------------

@@ -1,0 +1,57 @@
+"""The page about a comparison."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+from gcml_ray.comparison import Cell, Score, write_cell
+from gcml_ray.report_page import write_report
+from tests.report_runs import make_run, without_pushes
+
+
+def make_comparison(path: Path) -> Path:
+    """Two methods, two seeds; the second seed of ``local`` is not tested yet."""
+    for method, changes in {"gcml": {}, "local": {"method": {"name": "local"}}}.items():
+        for seed in (0, 1):
+            federation = {"rounds": 4, "local_steps": 20, "seed": seed}
+            folder = make_run(path / f"{method}_seed{seed}", rounds=4, name=method, federation=federation, **changes)
+            if method == "local":
+                without_pushes(folder)
+                better = [replace(s, dice=s.dice - 0.1) for s in folder.cases() if s.model == "personalised"]
+                folder.write_cases(better)
+    (path / "local_seed1" / "cases.csv").unlink()
+    return path
+
+
+def test_comparison_ranks_methods_and_names_what_is_missing(tmp_path: Path) -> None:
+    page = write_report(make_comparison(tmp_path / "runs"), with_regions=False).read_text(encoding="utf-8")
+    assert "gcml reaches the highest mean Dice" in page
+    assert "local: " in page
+    assert "-10.0 Dice points against gcml" in page
+    assert "Not tested yet, and so not in the tables: local (seed 1)" in page
+
+
+def test_comparison_shows_the_settings_that_differ_and_no_others(tmp_path: Path) -> None:
+    page = write_report(make_comparison(tmp_path / "runs"), with_regions=False).read_text(encoding="utf-8")
+    config = page[page.index('<section id="config"') :]
+    rows = re.findall(r'<th scope="row" class="name">([^<]*)</th>', config[: config.index("<details>")])
+    assert "method.name" in rows
+    assert all(row.startswith("method.") for row in rows)
+
+
+def test_folder_of_finished_cells_has_a_page_without_rounds(tmp_path: Path) -> None:
+    for method, dice in (("gcml", 0.8), ("local", 0.7)):
+        scores = tuple(Score("A", str(case), "personalised", "x", dice, 1.0, 0.9) for case in range(3))
+        write_cell(tmp_path / f"{method}_seed0.csv", Cell(method, 0, "id", 1_000_000, 5.0, 10, scores))
+    page = write_report(tmp_path).read_text(encoding="utf-8")
+    assert re.findall(r'<section id="(\w+)"', page) == ["summary", "methods", "sites", "cases"]
+
+
+def test_runs_with_other_test_cases_are_marked(tmp_path: Path) -> None:
+    for method, case in (("gcml", "1"), ("local", "2")):
+        score = Score("A", case, "personalised", "x", 0.5, 1.0, 0.9)
+        shared = Score("A", "0", "personalised", "x", 0.5, 1.0, 0.9)
+        write_cell(tmp_path / f"{method}_seed0.csv", Cell(method, 0, "id", 0, 5.0, 10, (shared, score)))
+    assert "not all tested on the same cases" in write_report(tmp_path).read_text(encoding="utf-8")
