@@ -13,11 +13,11 @@ demo: $(VENV)/installed ## Install, then train four phantom sites together and a
 	$(BIN)/gcml demo
 
 test: $(VENV)/installed ## All tests: unit, driver with fakes, real Ray
-	$(BIN)/python -m pytest -q -m "not cluster"
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not cluster"
 	$(BIN)/python -m pytest -q -m cluster
 
 test-unit: $(VENV)/installed ## Only the tests that need no Ray
-	$(BIN)/python -m pytest -q -m "not cluster"
+	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not cluster"
 
 check: $(VENV)/installed ## ruff, mypy
 	$(BIN)/ruff check .
