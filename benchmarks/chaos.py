@@ -39,7 +39,7 @@ from benchmarks.chaos_faults import (
     mount_small,
     unmount,
 )
-from benchmarks.chaos_table import Episode
+from benchmarks.chaos_table import FELL, Episode
 from gcml_ray.averages import mean
 from gcml_ray.config import Config
 from gcml_ray.run_folder import RunFolder
@@ -150,7 +150,7 @@ def run_episode(soak: Soak, number: int, undisturbed: dict[str, float]) -> Episo
         problem = "; ".join([*scene.problems, *_problems(soak, scene)])
         dice = _dice_change(folder, struck, undisturbed)
         if not problem and dice < -TOLERANCE:
-            problem = f"Dice of the spared sites fell by {-100 * dice:.1f} points"
+            problem = f"{FELL} {-100 * dice:.1f} points"
         return Episode(
             number,
             " + ".join(str(fault) for fault in struck) or "none",

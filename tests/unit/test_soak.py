@@ -50,13 +50,15 @@ def test_table_counts_a_run_that_failed_against_each_of_its_faults() -> None:
     rows = [
         episode(0, "kill north@r3 + driver@r2", lost_rounds=1, seconds=20.0, dice_change=-0.002),
         episode(1, "kill west@r3", problem="hangs", seconds=40.0, dice_change=math.nan),
+        episode(2, "kill east@r3", problem=f"{chaos_table.FELL} 1.2 points", seconds=30.0, dice_change=-0.012),
     ]
     lines = chaos_table.table(rows).splitlines()
-    assert "| kill | 2 | 1 | 1 | 30 |" in lines
-    assert "| driver | 1 | 1 | 1 | 20 |" in lines
-    assert "1 of 2 runs ended as they should; finished rounds lost to a killed driver: at most 1." in lines
-    assert "-0.20 points on average, from -0.20 to -0.20." in lines[-2]
-    assert lines[-1] == "- run 1 (kill west@r3): hangs"
+    assert "| kill | 3 | 2 | 1 | 1 | 30 |" in lines
+    assert "| driver | 1 | 1 | 1 | 1 | 20 |" in lines
+    words = "2 of 3 runs were whole at the end, 1 of them with the spared sites' Dice within a point; "
+    assert f"{words}finished rounds lost to a killed driver: at most 1." in lines
+    assert "-0.70 points on average, from -1.20 to -0.20." in lines[-3]
+    assert lines[-2] == "- run 1 (kill west@r3): hangs"
 
 
 def test_table_goes_between_its_markers_and_nowhere_else(tmp_path: Path) -> None:
