@@ -93,8 +93,8 @@ def table(episodes: Sequence[Episode]) -> str:
     changes = [one.dice_change for one in episodes if one.dice_change == one.dice_change]
     whole, good = sum(one.is_whole for one in episodes), sum(not one.problem for one in episodes)
     lines.append(
-        f"\n{whole} of {len(episodes)} runs were whole at the end, {good} of them with the spared sites' Dice within a point; "
-        f"finished rounds lost to a killed driver: at most {max((one.lost_rounds for one in episodes), default=0)}."
+        f"\n{whole} of {len(episodes)} runs were whole at the end, {good} of them with the spared sites' Dice within a "
+        f"point; finished rounds lost to a killed driver: at most {max((one.lost_rounds for one in episodes), default=0)}."
     )
     if changes:
         low, high = 100 * min(changes), 100 * max(changes)
