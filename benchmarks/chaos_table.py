@@ -92,9 +92,10 @@ def table(episodes: Sequence[Episode]) -> str:
         lines.append(f"| {kind} | {len(having)} | {whole} | {good} | {lost} | {seconds:.0f} |")
     changes = [one.dice_change for one in episodes if one.dice_change == one.dice_change]
     whole, good = sum(one.is_whole for one in episodes), sum(not one.problem for one in episodes)
+    lost = max((one.lost_rounds for one in episodes), default=0)
     lines.append(
         f"\n{whole} of {len(episodes)} runs were whole at the end, {good} of them with the spared sites' Dice within a "
-        f"point; finished rounds lost to a killed driver: at most {max((one.lost_rounds for one in episodes), default=0)}."
+        f"point; finished rounds lost to a killed driver: at most {lost}."
     )
     if changes:
         low, high = 100 * min(changes), 100 * max(changes)
