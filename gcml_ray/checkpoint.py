@@ -4,7 +4,7 @@ Two kinds of file lie in ``checkpoints/<site>/``. ``round_00012.safetensors`` is
 weights, counters, optimiser moments, the weights' average and a :class:`SiteState`.
 ``model_00012.safetensors`` is a model to take away: weights (averaged where there is an average) and counters
 under the network's own names; the best one is kept as ``personalised.safetensors`` once it has been tested.
-The last two rounds are kept, so that a site which is one round ahead of the others can go back.
+The last three rounds are kept, so that a site which is ahead of what the driver has written down can go back.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ log = logging.getLogger(__name__)
 Array = np.ndarray[tuple[int, ...], np.dtype[np.generic]]
 
 ROUND_FILE = re.compile(r"round_(\d{5,})\.safetensors")
-KEPT_ROUNDS = 2
+KEPT_ROUNDS = 3  # without a barrier a site may be two rounds ahead of what the driver has written down
 CHECKSUM = "checksum"  # in a file's header
 
 
