@@ -51,8 +51,8 @@ class _Loader(yaml.SafeLoader):
         except (ValueError, TypeError, LookupError, AttributeError, OverflowError) as error:
             what = f"{str(node.value)[:60]!r} cannot be read as {kind}"
             raise yaml.constructor.ConstructorError(None, None, what, node.start_mark) from error
-        if isinstance(value, float) and math.isnan(value):
-            raise yaml.constructor.ConstructorError(None, None, f"{node.value} is no number", node.start_mark)
+        if isinstance(value, float) and not math.isfinite(value):
+            raise yaml.constructor.ConstructorError(None, None, f"{node.value} is no finite number", node.start_mark)
         return value
 
     def compose_mapping_node(self, anchor: Any) -> yaml.MappingNode:

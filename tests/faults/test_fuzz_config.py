@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -97,3 +98,12 @@ def test_file_that_cannot_be_read_is_named(folder: Path) -> None:
         load_config(folder / "nowhere.yaml")
     with pytest.raises(ConfigError, match="cannot read configuration"):
         load_config(folder)
+
+
+@pytest.mark.parametrize("value", [".nan", ".inf", "-.inf"])
+def test_numbers_that_are_not_finite_are_refused_with_their_line(folder: Path, value: str) -> None:
+    """A saved configuration could not hold them."""
+    path = folder / "infinite.yaml"
+    path.write_text(f"name: x\nnetwork: {{name: unet, options: {{dropout: {value}}}}}\n", encoding="utf-8")
+    with pytest.raises(ConfigError, match=rf"line 2: .*{re.escape(value)} is no finite number"):
+        load_config(path)
