@@ -171,9 +171,10 @@ class Driver:
         self.listener.on_start(self.config, living)
         names = [*living, SERVER] if has_server(self.config.method) else living
         last = resume.last_complete_round if resume else 0
-        self.roster.start(names, {name: resume.site_rounds.get(name, last) if resume else 0 for name in names})
+        rounds = {name: resume.site_rounds.get(name, last) if resume else 0 for name in names}
+        self.roster.start(names, rounds)
         self.tracker.start(self.config)  # while the sites load
-        self.roster.wait_for_start(names)
+        self.roster.wait_for_start(names, rounds)
 
     # --- what both kinds of rounds need ------------------------------------------------------
 

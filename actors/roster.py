@@ -25,6 +25,7 @@ from gcml_ray.records import AdoptReport, EvaluationReport, Peer, SiteFailure, S
 log = logging.getLogger(__name__)
 
 POLL_S = 0.5
+START_PAUSES_S = (1.0, 4.0)  # before a site whose process was lost at the start is asked again
 REGISTER = "register"
 BESIDE = ("start", "push", REGISTER)  # calls that do not keep a site from its work, or come before it
 
@@ -112,22 +113,35 @@ class Roster:
             rounds: the checkpoint that each one goes on from, 0 for none.
         """
         self.pool.launch(names)
+        self._ask_to_start(names, rounds)
+
+    def _ask_to_start(self, names: Sequence[str], rounds: Mapping[str, int]) -> None:
         for name in names:
             self.pool.start(name, resume_round=rounds.get(name, 0))
             self._open(name, "start", 0, self.config.federation.start_timeout_s)
 
-    def wait_for_start(self, names: Sequence[str]) -> None:
-        """Waits until the last one is ready.
+    def wait_for_start(self, names: Sequence[str], rounds: Mapping[str, int]) -> None:
+        """Waits until the last one is ready; one whose process is lost on the way is asked again, in a new one.
 
         Raises:
             SiteError: one of them cannot start; the message has each one's own words.
         """
-        outcomes = self.gather(names, "start")
-        failures = [outcome.failure for outcome in outcomes if outcome.failure]
-        if failures:
-            raise start_error([failure for failure in failures if not failure.culprit] or failures)
-        for outcome in outcomes:
-            self._enrol(outcome.result)
+        infos: list[SiteInfo] = []
+        waiting = list(names)
+        for pause_s in (*START_PAUSES_S, None):
+            outcomes = self.gather(waiting, "start")
+            infos += [outcome.result for outcome in outcomes if outcome.failure is None]
+            failures = [outcome.failure for outcome in outcomes if outcome.failure]
+            if not failures:
+                break
+            if pause_s is None or any(failure.kind != "unreachable" for failure in failures):
+                raise start_error([failure for failure in failures if not failure.culprit] or failures)
+            time.sleep(pause_s)
+            waiting = [failure.site for failure in failures]
+            log.warning("the process of %s was lost while it started: once more", ", ".join(waiting))
+            self._ask_to_start(waiting, rounds)
+        for info in sorted(infos, key=lambda info: info.site):
+            self._enrol(info)
         self.introduce()
         self.gather(names, REGISTER)
 
