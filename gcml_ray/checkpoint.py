@@ -28,6 +28,7 @@ from safetensors.numpy import save_file
 from gcml_ray.errors import CheckpointError, DamagedError
 from gcml_ray.learner import Learner
 from gcml_ray.record_json import from_json
+from gcml_ray.run_folder import KEPT_ROUNDS
 from gcml_ray.weight_average import WeightAverage
 from gcml_ray.weights import FlatModel
 
@@ -36,7 +37,6 @@ log = logging.getLogger(__name__)
 Array = np.ndarray[tuple[int, ...], np.dtype[np.generic]]
 
 ROUND_FILE = re.compile(r"round_(\d{5,})\.safetensors")
-KEPT_ROUNDS = 3  # without a barrier a site may be two rounds ahead of what the driver has written down
 CHECKSUM = "checksum"  # in a file's header
 
 

@@ -28,10 +28,11 @@ from gcml_ray.forecast_time import is_mutual, planned_rounds, round_seconds, sta
 from gcml_ray.payload import push_bytes
 from gcml_ray.preflight import Check, Machine, default_object_store_bytes, gigabytes
 from gcml_ray.records import Edge, RoundPlan
+from gcml_ray.run_folder import KEPT_ROUNDS
 
 VALUE_BYTES = 4  # float32 everywhere
-ROUND_FILES = 3  # two are kept, and the third is whole before the oldest goes
-MODEL_FILES = 3  # the best models that the two kept rounds name, and the model before gossip
+ROUND_FILES = KEPT_ROUNDS + 1  # the newest is whole before the oldest goes
+MODEL_FILES = KEPT_ROUNDS + 1  # the best models that the kept rounds name, and the model before gossip
 RAY_BYTES = 500_000_000  # GCS, raylet and agents of an idle Ray 2.60
 CUDA_CONTEXT_BYTES = 600_000_000  # of each process that uses a GPU, before its first tensor
 STORE_FACTOR = 2  # Ray frees objects in batches: about twice what is referenced lies there
@@ -224,7 +225,9 @@ def _site_forecast(config: Config, cases: SiteCases, costs: SiteCosts) -> SiteFo
     moments = moments_per_parameter(config.optimiser) * costs.num_parameters * VALUE_BYTES
     weights = costs.num_values * VALUE_BYTES
     average = weights * num_averages(config)
-    num_models = MODEL_FILES + 3 * config.evaluation.ensemble_peers  # of two rounds, and under lasting names
+    num_peer_models = (
+        KEPT_ROUNDS + 1
+    ) * config.evaluation.ensemble_peers  # kept rounds, lasting names
     learners = learner_bytes(config, costs)
     vector = costs.num_sent * VALUE_BYTES
     travelling = push_bytes(config.wire, costs.num_sent, num_exact=max(0, costs.num_sent - costs.num_parameters))
@@ -242,7 +245,7 @@ def _site_forecast(config: Config, cases: SiteCases, costs: SiteCosts) -> SiteFo
         cache_bytes=cache,
         host_bytes=host,
         gpu_bytes=device + CUDA_CONTEXT_BYTES if costs.on_gpu else 0,
-        disk_bytes=ROUND_FILES * (weights + moments + average) + num_models * weights,
+        disk_bytes=ROUND_FILES * (weights + moments + average) + (MODEL_FILES + num_peer_models) * weights,
         waiting_bytes=mailbox + (0 if config.resources.park == "disk" else cache + own),
     )
 

@@ -39,6 +39,7 @@ from gcml_ray.errors import CheckpointError, ConfigError
 from gcml_ray.record_json import from_json, to_json
 from gcml_ray.records import CaseScore, PushReceipt, RoundRecord, Split
 
+KEPT_ROUNDS = 3  # of a site's checkpoints: without a barrier it may be two rounds ahead of what the driver has written
 TRANSFER_COLUMNS = ("round", "sender", "receiver", "accepted", "reason", "size_bytes", "seconds")
 CASE_COLUMNS = ("site", "case", "split", "model", "class_name", "dice", "hd95", "surface_dice")
 _MARKERS = ("rounds.jsonl", "state.json")  # a run that failed to start has neither, and may be tried again
@@ -275,8 +276,13 @@ class RunFolder:
         return _read_scores(self.cases_file)
 
     def write_cross_site(self, scores: Iterable[CaseScore]) -> None:
-        """Replaces the scores of models at all sites; ``model`` is the name of the site whose model it is."""
-        replace_file(self.cross_site_file, _csv_text([CASE_COLUMNS, *map(_case_row, scores)]))
+        """Replaces the scores of models at all sites; ``model`` is the name of the site whose model it is.
+
+        Raises:
+            CheckpointError: the disk does not take them.
+        """
+        with self._writing(self.cross_site_file):
+            replace_file(self.cross_site_file, _csv_text([CASE_COLUMNS, *map(_case_row, scores)]))
 
     def cross_site(self) -> tuple[CaseScore, ...]:
         """The scores of :meth:`write_cross_site`; none where ``evaluation.cross_site`` was off.

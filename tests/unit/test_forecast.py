@@ -290,7 +290,7 @@ def test_object_store_holds_own_and_incoming_pushes_twice() -> None:
 
 def test_checkpoints_are_two_rounds_one_in_writing_and_three_models() -> None:
     needs = forecast(config(), [cases("A"), cases("B")], [costs("A"), costs("B")], ONE_PROCESS)
-    assert needs.disk_bytes == 2 * (3 * (4400 + 8000) + 3 * 4400)
+    assert needs.disk_bytes == 2 * (4 * (4400 + 8000) + 4 * 4400)
 
 
 def test_on_a_gpu_the_models_do_not_take_host_memory() -> None:

@@ -25,10 +25,10 @@ def test_an_average_is_one_more_vector(method: dict[str, Any], push_average: boo
 def test_an_average_is_part_of_each_checkpoint() -> None:
     averaged = config(optimiser={"learning_rate": 0.1, "weight_average": 0.9})
     needs = forecast(averaged, [cases("A"), cases("B")], [costs("A"), costs("B")], ONE_PROCESS)
-    assert needs.disk_bytes == 2 * (3 * (4400 + 8000 + 4400) + 3 * 4400)
+    assert needs.disk_bytes == 2 * (4 * (4400 + 8000 + 4400) + 4 * 4400)
 
 
 def test_models_of_peers_lie_on_disk_for_two_rounds_and_for_the_ensemble() -> None:
     kept = config(evaluation={"ensemble_peers": 2})
     needs = forecast(kept, [cases("A"), cases("B")], [costs("A"), costs("B")], ONE_PROCESS)
-    assert needs.disk_bytes == 2 * (3 * (4400 + 8000) + (3 + 3 * 2) * 4400)
+    assert needs.disk_bytes == 2 * (4 * (4400 + 8000) + (4 + 4 * 2) * 4400)
