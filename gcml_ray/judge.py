@@ -143,19 +143,21 @@ class Judge:
             own: the receiver's exchanged model.
             exchange: opens a push in a second learner.
         """
-        judged = tuple(self._judge(message, own, exchange) for message in arrived)
         state = self.files.state
-        last_push = state.last_push | {message.sender: checksum(message.weights.numpy()) for message in arrived}
+        sums = {message.sender: checksum(message.weights.numpy()) for message in arrived}
+        repeated = {sender for sender, own_sum in sums.items() if state.last_push.get(sender) == own_sum}
+        judged = tuple(
+            self._judge(message, own, exchange, is_repeated=message.sender in repeated) for message in arrived
+        )
         suspicion = suspicion_after(state.suspicion, judged)
-        self.files.state = replace(state, suspicion=suspicion, last_push=last_push)
+        self.files.state = replace(self.files.state, suspicion=suspicion, last_push=state.last_push | sums)
         return [message for message, one in zip(arrived, judged, strict=True) if one.accepted], judged
 
-    def _judge(self, message: IncomingModel, own: Learner, exchange: Exchange) -> Judgement:
+    def _judge(self, message: IncomingModel, own: Learner, exchange: Exchange, *, is_repeated: bool) -> Judgement:
         """Measures one push, the cheapest first, no further than to the first objection."""
-        defence, state = self.config.defence, self.files.state
-        suspicion = state.suspicion.get(message.sender, 0)
-        is_replay = defence.weights and state.last_push.get(message.sender) == checksum(message.weights.numpy())
-        facts = Facts(is_replay=is_replay)
+        defence = self.config.defence
+        suspicion = self.files.state.suspicion.get(message.sender, 0)
+        facts = Facts(is_replay=defence.weights and is_repeated)
         reason = objection(facts, defence, suspicion=suspicion)
         networks = {exchanged_network(self.config, site).model_dump_json() for site in (self.site, message.sender)}
         if defence.weights and not reason and len(networks) == 1:
@@ -175,9 +177,8 @@ class Judge:
 
     def note_own(self) -> None:
         """Remembers the own Dice from the validation that has just been, until the next one."""
-        if self.config.defence.validation and not has_two_models(
-            self.config.method
-        ):  # there the other one is validated
+        is_validated = not has_two_models(self.config.method)  # else it is the other one
+        if self.config.defence.validation and is_validated:
             few_dice = self.evaluator.mean_of_first(self.config.defence.cases)
             self.files.state = replace(self.files.state, few_dice=few_dice)
 
