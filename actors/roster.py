@@ -113,12 +113,16 @@ class Roster:
             rounds: the checkpoint that each one goes on from, 0 for none.
         """
         self.pool.launch(names)
-        self._ask_to_start(names, rounds)
+        self._ask_all_to_start(names, rounds)
 
-    def _ask_to_start(self, names: Sequence[str], rounds: Mapping[str, int]) -> None:
+    def _ask_all_to_start(self, names: Sequence[str], rounds: Mapping[str, int]) -> None:
         for name in names:
-            self.pool.start(name, resume_round=rounds.get(name, 0))
-            self._open(name, "start", 0, self.config.federation.start_timeout_s)
+            self._ask_to_start(name, 0, at=rounds.get(name, 0), timeout_s=self.config.federation.start_timeout_s)
+
+    def _ask_to_start(self, name: str, number: int, *, at: int, timeout_s: float) -> None:
+        """``at``: the checkpoint to go on from; ``number``: the round in which it is asked."""
+        self.pool.start(name, resume_round=at)
+        self._open(name, "start", number, timeout_s)
 
     def wait_for_start(self, names: Sequence[str], rounds: Mapping[str, int]) -> None:
         """Waits until the last one is ready; one whose process is lost on the way is asked again, in a new one.
@@ -139,7 +143,7 @@ class Roster:
             time.sleep(pause_s)
             waiting = [failure.site for failure in failures]
             log.warning("the process of %s was lost while it started: once more", ", ".join(waiting))
-            self._ask_to_start(waiting, rounds)
+            self._ask_all_to_start(waiting, rounds)
         for info in sorted(infos, key=lambda info: info.site):
             self._enrol(info)
         self.introduce()
@@ -324,15 +328,15 @@ class Roster:
         least_s = LEAST_START_S if absence.attempts > 1 else 0.0
         self._absent[name] = absence
         at = self.member(name).checkpoint_round if self.is_known(name) else 0
-        self.pool.start(name, resume_round=at)
-        self._open(name, "start", absence.number, max(least_s, absence.deadline - time.monotonic()))
+        timeout_s = max(least_s, absence.deadline - time.monotonic())
+        self._ask_to_start(name, absence.number, at=at, timeout_s=timeout_s)
 
     def _came_back(self, outcome: Outcome) -> None:
         """An absent site has started, or has failed to."""
         absence = self._absent.pop(outcome.site)
         if outcome.failure is None and self._is_dying(outcome.result):
-            self._begin(outcome.site, absence)
-            return
+            failure = SiteFailure(outcome.site, absence.number, "start", "unreachable", "its old process has answered")
+            outcome = replace(outcome, result=None, failure=failure)
         if outcome.failure is None:
             self._enrol(outcome.result)
             self._returned.append(outcome.site)
@@ -384,7 +388,6 @@ class Roster:
         """A site takes part from now on, as soon as it has loaded its data."""
         self.dropped.pop(name, None)
         self.pool.add(name)
-        deadline = time.monotonic() + self.config.federation.start_timeout_s
-        self._absent[name] = Absence(number, deadline)
-        self.pool.start(name, resume_round=checkpoint_round)
-        self._open(name, "start", number, self.config.federation.start_timeout_s)
+        timeout_s = self.config.federation.start_timeout_s
+        self._absent[name] = Absence(number, time.monotonic() + timeout_s)
+        self._ask_to_start(name, number, at=checkpoint_round, timeout_s=timeout_s)
