@@ -104,45 +104,60 @@ def assert_only_weights_and_records(book: Book, *, senders: str) -> None:
     assert messages.keys() >= expected
 
 
-class AuditedLocalTransport(LocalTransport):
-    """Notes every push before it is delivered, and its receipts."""
+class NotesPushes:
+    """Stands before a transport: notes every push in the sender's own process, and its receipts."""
 
-    def __init__(self, sites: dict[str, Any], book: Book) -> None:
-        super().__init__(sites)
-        self._book = book
+    _book: Book
 
     def send(
         self, header: PushHeader, buffer: Payload, receivers: Sequence[str], *, timeout_s: float
     ) -> tuple[PushReceipt, ...]:
         """Notes and delivers."""
         self._book.note_push(header, buffer, receivers)
-        receipts = super().send(header, buffer, receivers, timeout_s=timeout_s)
+        receipts = super().send(header, buffer, receivers, timeout_s=timeout_s)  # type: ignore[misc]
         self._book.note("receipts", problems_of(receipts))
         return receipts
 
 
-class AuditedLocalPool(LocalPool):
-    """Notes every call and every answer."""
+class NotesCalls:
+    """Stands before a pool: notes every call and every answer. ``transport``: the only one that may be an argument."""
 
-    def __init__(self, config: Config, book: Book) -> None:
-        super().__init__(config, config.output.folder, run_id="run")
-        self._book = book
-        self._transport = AuditedLocalTransport(self._sites, book)
+    _book: Book
+    transport: type
 
     def submit(self, site: str, method: str, *arguments: Any, round_number: int) -> None:
         """Notes and submits."""
-        self._book.note_call(method, arguments, LocalTransport)
-        super().submit(site, method, *arguments, round_number=round_number)
+        self._book.note_call(method, arguments, self.transport)
+        super().submit(site, method, *arguments, round_number=round_number)  # type: ignore[misc]
 
     def wait(self, timeout_s: float) -> list[Outcome]:
         """Notes what came."""
-        outcomes = super().wait(timeout_s)
+        outcomes = super().wait(timeout_s)  # type: ignore[misc]
         for outcome in outcomes:
             self._book.note_outcome(outcome)
         return outcomes
 
     def statuses(self) -> list[Any]:
         """Notes what the sites say of themselves."""
-        statuses = super().statuses()
+        statuses = super().statuses()  # type: ignore[misc]
         self._book.note("statuses", problems_of(statuses))
         return statuses
+
+
+class AuditedLocalTransport(NotesPushes, LocalTransport):
+    """Notes what passes between sites of this process."""
+
+    def __init__(self, sites: dict[str, Any], book: Book) -> None:
+        super().__init__(sites)
+        self._book = book
+
+
+class AuditedLocalPool(NotesCalls, LocalPool):
+    """Notes what passes between the driver and sites of this process."""
+
+    transport = LocalTransport
+
+    def __init__(self, config: Config, book: Book) -> None:
+        super().__init__(config, config.output.folder, run_id="run")
+        self._book = book
+        self._transport = AuditedLocalTransport(self._sites, book)
