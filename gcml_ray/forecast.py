@@ -225,9 +225,8 @@ def _site_forecast(config: Config, cases: SiteCases, costs: SiteCosts) -> SiteFo
     moments = moments_per_parameter(config.optimiser) * costs.num_parameters * VALUE_BYTES
     weights = costs.num_values * VALUE_BYTES
     average = weights * num_averages(config)
-    num_peer_models = (
-        KEPT_ROUNDS + 1
-    ) * config.evaluation.ensemble_peers  # kept rounds, lasting names
+    # Kept rounds' files, and the lasting names.
+    num_peer_models = (KEPT_ROUNDS + 1) * config.evaluation.ensemble_peers
     learners = learner_bytes(config, costs)
     vector = costs.num_sent * VALUE_BYTES
     travelling = push_bytes(config.wire, costs.num_sent, num_exact=max(0, costs.num_sent - costs.num_parameters))
