@@ -205,7 +205,7 @@ def _stopping(stop: threading.Event) -> Iterator[None]:
 
 
 def trial_resources(search: Search, sites: Sequence[str]) -> ray_tune.PlacementGroupFactory:
-    """One bundle for the trial's driver and one a site; Ray frees the group however the trial ends.
+    """One bundle for the trial's driver and one a site, or an actor of several; Ray frees the group however it ends.
 
     With ``resources.pool: local`` the sites share the driver's process, and there is one bundle.
     """
@@ -218,7 +218,8 @@ def trial_resources(search: Search, sites: Sequence[str]) -> ray_tune.PlacementG
     if resources.placement == "label":
         on_own_node = [{resources.label_key: name} for name in sites]
         options["bundle_label_selector"] = [{}, *on_own_node] if driver else on_own_node
-    return ray_tune.PlacementGroupFactory([driver, *(dict(site) for _ in sites)], strategy="PACK", **options)
+    bundles = [dict(site) for _ in range(resources.num_actors(len(sites)))]
+    return ray_tune.PlacementGroupFactory([driver, *bundles], strategy="PACK", **options)
 
 
 def check_trial_fits(search: Search, sites: Sequence[str], available: Sequence[Node]) -> None:

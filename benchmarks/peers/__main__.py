@@ -45,6 +45,7 @@ class Contender:
 CONTENDERS = {
     FLOOR: Contender("bare loop, one process, no framework", "run_loop", "", True),
     OURS: Contender("gcml-ray, FedAvg", "run_gcml", "", True),
+    "gcml-ray-shared": Contender("gcml-ray, FedAvg, a process a core", "run_gcml", "", True),
     "flower": Contender("Flower 1.41, FedAvg, simulation", "run_flower", "flower", True),
     "nvflare": Contender("NVFlare 2.9, FedAvg, simulator", "run_nvflare", "nvflare", True),
     "nvflare-swarm": Contender("NVFlare 2.9, swarm, simulator", "run_nvflare", "nvflare", True),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import functools
+import math
 import sys
 import threading
 from collections.abc import Callable
@@ -10,17 +12,29 @@ from typing import Any
 
 from actors.federation import run_federation
 from actors.listener import NullListener
-from benchmarks.peers.scenario import Case, config_values
+from benchmarks.peers.scenario import SITES, Case, config_values
 from gcml_ray.config import Config
 from gcml_ray.config_file import parse_config
 
 ONE_PEER = {"name": "push_k", "k": 1}  # every site pushes to one other in every round
 METHODS: dict[str, dict[str, Any]] = {
     "gcml-ray": {"name": "fedavg"},
+    "gcml-ray-shared": {"name": "fedavg"},
     "gcml-ray-gossip": {"name": "gossip_avg", "topology": ONE_PEER},
     # mixed before the mutual steps, not chosen by validation after them: nobody validates here
     "gcml-ray-gcml": {"name": "gcml", "topology": ONE_PEER, "merge_first": "size_weighted", "merge": "keep_local"},
 }
+
+
+SHARED = ("gcml-ray-shared",)  # as many processes of sites as cores, as Flower's simulation has workers
+
+
+@functools.cache
+def bench() -> Any:
+    """What the sites of one process share."""
+    from gcml_ray.workbench import Workbench  # noqa: PLC0415 - the driver imports no torch
+
+    return Workbench()
 
 
 def noting_trainer(
@@ -39,7 +53,7 @@ def noting_trainer(
             note_training(folder.parent, site, rounds, trainer.local.model.parameter.detach())
         on_progress(stage, step, num_steps)
 
-    trainer = SiteTrainer(config, site, folder, use_gpu=use_gpu, on_progress=note)
+    trainer = SiteTrainer(config, site, folder, use_gpu=use_gpu, on_progress=note, bench=bench())
     return trainer
 
 
@@ -54,7 +68,10 @@ def make_trainer(config: Config, site: str, folder: Path, **options: Any) -> Any
 def main(folder: Path) -> None:
     """Runs the case; neither tests nor plots at the end, as nobody else does."""
     case = Case.read(folder)
-    config = parse_config(config_values(case, folder, method=METHODS[case.contender]), source="benchmarks.peers")
+    values = config_values(case, folder, method=METHODS[case.contender])
+    if case.contender in SHARED:
+        values["resources"] |= {"cpus_per_site": 1.0, "sites_per_actor": math.ceil(len(SITES) / case.cores)}
+    config = parse_config(values, source="benchmarks.peers")
     summary = run_federation(
         config, listener=NullListener(), stop=threading.Event(), make_trainer=make_trainer, test=False
     )

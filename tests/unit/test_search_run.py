@@ -54,6 +54,10 @@ def test_a_driver_that_asks_for_nothing_gets_no_bundle(tmp_path: Path) -> None:
     assert bundles(tmp_path, cpus_per_site=0.5) == [{"CPU": 0.5}, {"CPU": 0.5}]
 
 
+def test_sites_that_share_an_actor_share_its_bundle(tmp_path: Path) -> None:
+    assert bundles(tmp_path, sites_per_actor=2, cpus_per_site=1.0) == [{"CPU": 1.0}]
+
+
 def test_sites_in_one_process_share_one_bundle(tmp_path: Path) -> None:
     assert bundles(tmp_path, pool="local", cpus_per_site=2.0) == [{"CPU": 2.0}]
 
