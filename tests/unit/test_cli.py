@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -52,6 +53,15 @@ def test_unknown_key_is_named_with_the_closest_one(
     assert "rounds" in err
 
 
+@pytest.fixture
+def _ctrl_c() -> Iterator[None]:
+    """Ctrl-C as in a terminal: what a shell started in the background ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("_ctrl_c")
 def test_ctrl_c_once_asks_to_stop_and_twice_stops_now(capsys: pytest.CaptureFixture[str]) -> None:
     with RunConsole(Console(), title="t") as listener, _stop_on_signal(listener) as stop:
         os.kill(os.getpid(), signal.SIGINT)
