@@ -15,13 +15,13 @@ from ray._private.internal_api import memory_summary
 
 from actors.cluster import check_capacity, nodes
 from actors.federation import run_federation
-from actors.pool import SiteActor
+from actors.pool import RayPool, SiteActor
 from gcml_ray.config import Config
 from gcml_ray.errors import ClusterError, SiteError
 from gcml_ray.records import RoundRecord
 from tests.cluster.conftest import live_actors, placement_groups, wait_until
 from tests.cluster.ray_runs import ray_pool, run_on_ray
-from tests.fake_runs import RecordingListener, run_locally
+from tests.fake_runs import RecordingListener, drive, run_locally
 from tests.fakes import FakeTrainers, Fault, fake_config, final_weights
 
 pytestmark = pytest.mark.usefixtures("ray_local")
@@ -77,6 +77,20 @@ def test_start_failures_are_reported_together(tmp_path: Path) -> None:
     faults = [Fault("A", 0, "start", "raise"), Fault("C", 0, "start", "die")]
     with pytest.raises(SiteError, match=r"(?s)site A: broken start of A in round 0.*site C: "):
         run_on_ray(fake_config(tmp_path), *faults)
+
+
+class CannotTravel(FakeTrainers):
+    """Trainers that no other process can load: as if a module were missing there."""
+
+    def __reduce__(self) -> tuple[type[int], tuple[str]]:
+        return int, ("no number",)
+
+
+def test_process_that_cannot_be_set_up_says_why(tmp_path: Path) -> None:
+    config = fake_config(tmp_path)
+    pool = RayPool(config, config.output.folder, run_id="run", make_trainer=CannotTravel([]))
+    with pytest.raises(SiteError, match=r"site A: its process could not be set up: ValueError: .*'no number'"):
+        drive(config, pool)
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
