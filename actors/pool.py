@@ -16,7 +16,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from actors.cluster import check_capacity, places
 from actors.host import HostedSite, Seating, SiteHost
 from actors.local_pool import Outcome
-from actors.site import NotStartedError, Site, TrainerFactory
+from actors.site import NotStartedError, Site, TrainerFactory, trainer_in_own_process
 from gcml_ray.config import SERVER, Config
 from gcml_ray.errors import ClusterError
 from gcml_ray.records import Peer, PushReceipt, SiteFailure, SiteStatus
@@ -201,7 +201,7 @@ class RayPool:
             self._folder,
             run_id=self._run_id,
             use_gpu=gpus > 0,
-            make_trainer=self._make_trainer,
+            make_trainer=self._make_trainer or trainer_in_own_process,
         )
 
     def _reserve(self, num_actors: int) -> None:

@@ -347,3 +347,12 @@ def default_trainer(config: Config, name: str, folder: Path, **options: Any) -> 
     from gcml_ray.trainer import SiteTrainer  # noqa: PLC0415 - torch and MONAI only where training happens
 
     return SiteTrainer(config, name, folder, **options)
+
+
+def trainer_in_own_process(config: Config, name: str, folder: Path, **options: Any) -> Trainer:
+    """The same in a process that does nothing else: it starts sooner and takes less memory."""
+    if name != SERVER:
+        from gcml_ray.lean_monai import import_monai  # noqa: PLC0415 - as above
+
+        import_monai()
+    return default_trainer(config, name, folder, **options)

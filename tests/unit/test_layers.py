@@ -165,3 +165,21 @@ def test_the_command_line_starts_without_the_heavy_libraries() -> None:
 
 def test_the_python_interface_loads_the_heavy_libraries_only_where_they_are_used() -> None:
     assert loaded_by("gcml_ray.federation", "torch monai ray mlflow matplotlib actors") == ""
+
+
+def test_a_site_s_own_process_goes_without_what_monai_would_load_on_the_side(tmp_path: Path) -> None:
+    """And what was left out can be imported afterwards, whole."""
+    program = "\n".join(
+        [
+            "import sys",
+            "from pathlib import Path",
+            "from actors.site import trainer_in_own_process",
+            "from tests.makers import make_config",
+            f"folder = Path({str(tmp_path)!r})",
+            "trainer_in_own_process(make_config(folder), 'A', folder, use_gpu=False, on_progress=print)",
+            "print('monai' in sys.modules, *sorted({'mlflow', 'pandas', 'sklearn', 'ignite'} & set(sys.modules)))",
+            "import pandas, mlflow",
+            "print(pandas.DataFrame({'a': [1]}).size, mlflow.__name__)",
+        ]
+    )
+    assert in_fresh_process(program).splitlines() == ["True", "1 mlflow"]
