@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
+from gcml_ray.allocator import keep_freed_memory
 from gcml_ray.checkpoint import read_tensors, round_file, saved_rounds, write_tensors
 from gcml_ray.config import Config
 from gcml_ray.errors import CheckpointError, SiteError
@@ -29,12 +30,19 @@ from gcml_ray.wire import Buffer, Expectation, PushHeader
 KEPT_ROUNDS = 2
 
 
+BLOCK = 1 << 16  # values
+
+
 def size_weighted_mean(pushes: Sequence[tuple[PushHeader, Buffer]]) -> Buffer:
     """sum_k n_k w_k / sum_k n_k over the pushes, (S,), n_k training cases (FedAvg, arXiv 1602.05629, Algorithm 1)."""
     total = sum(header.num_train for header, _ in pushes)
+    shares = [np.float32(header.num_train / total) for header, _ in pushes]
     mean = np.zeros_like(pushes[0][1])
-    for header, weights in pushes:
-        mean += np.float32(header.num_train / total) * weights
+    scratch = np.empty(min(BLOCK, mean.size), mean.dtype)
+    for start in range(0, mean.size, BLOCK):  # all pushes of a block while its sum lies in the cache
+        part = mean[start : start + BLOCK]
+        for share, (_, weights) in zip(shares, pushes, strict=True):
+            part += np.multiply(weights[start : start + BLOCK], share, out=scratch[: part.size])
     return mean
 
 
@@ -76,6 +84,7 @@ class ServerTrainer:
                 cool-down, so the newest one up to that round is the right one.
         """
         began = time.perf_counter()
+        keep_freed_memory()  # of one round's mean for the next
         model = build_learner(self.config, self.site, self.config.network, torch.device("cpu")).model
         self.format = WireFormat.of(self.config, self.config.network, model)
         rounds = [number for number in saved_rounds(self.checkpoints) if resume_round is None or number <= resume_round]
