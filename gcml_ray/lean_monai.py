@@ -1,7 +1,8 @@
 """MONAI in a process that trains and nothing else: without trackers, plots and tables that its handlers bring along.
 
 ``import monai`` loads all of MONAI, and whatever it can use and finds: with MLflow, pandas, matplotlib, scikit-learn
-and Ignite installed that is three quarters of the import's time and 200 MB (docs/performance.md). No site uses them.
+and Ignite installed that is three quarters of the import's time and 200 MB (docs/performance.md). No site uses them;
+SciPy's signal processing is for ultrasound.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from types import ModuleType
 
 UNUSED = (
     *("mlflow", "matplotlib", "pandas", "sklearn", "ignite", "optuna"),
-    *("tensorboard", "tensorboardX", "torch.utils.tensorboard"),
+    *("tensorboard", "tensorboardX", "torch.utils.tensorboard", "scipy.signal"),
 )
 
 
