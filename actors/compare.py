@@ -19,14 +19,14 @@ from typing import Literal
 from actors.federation import PLOTTING, RUN_THREADS, ray_session, run_federation, sites_of
 from actors.listener import Listener
 from actors.site import TrainerFactory
-from gcml_ray.comparison import read_cell, write_cell
-from gcml_ray.comparison_config import ComparisonConfig, cell_config
-from gcml_ray.comparison_output import Tables, cell_file, draw_plots, make_cell, write_tables
+from gcml_ray.comparison.cells import read_cell, write_cell
+from gcml_ray.comparison.config import ComparisonConfig, cell_config
+from gcml_ray.comparison.output import Tables, cell_file, draw_plots, make_cell, write_tables
 from gcml_ray.config import Config
-from gcml_ray.config_file import load_config
+from gcml_ray.config.file import load_config
 from gcml_ray.errors import ConfigError, GcmlError
 from gcml_ray.run_folder import RunFolder
-from gcml_ray.tracking_comparison import ComparisonTracker
+from gcml_ray.tracking.comparison import ComparisonTracker
 
 log = logging.getLogger(__name__)
 

@@ -43,7 +43,7 @@ from gcml_ray.records import (
 )
 from gcml_ray.run_folder import RunFolder, RunState
 from gcml_ray.teaching import usefulness_weights
-from gcml_ray.tracking import Tracker
+from gcml_ray.tracking.run import Tracker
 from gcml_ray.trust import distrust_weights
 
 log = logging.getLogger(__name__)

@@ -19,8 +19,8 @@ from gcml_ray.config import POOLED, RESERVED_SITES, SERVER, Config, PooledMethod
 from gcml_ray.data.datalist import read_datalist, site_names
 from gcml_ray.errors import ConfigError
 from gcml_ray.run_folder import RunFolder, RunState, check_site_name
-from gcml_ray.tracking import Tracker, build_tracker
-from gcml_ray.tracking_background import BackgroundTracker
+from gcml_ray.tracking.background import BackgroundTracker
+from gcml_ray.tracking.run import Tracker, build_tracker
 
 log = logging.getLogger(__name__)
 
@@ -182,7 +182,7 @@ def pool_for(config: Config, folder: Path, *, make_trainer: TrainerFactory | Non
 
 def _keep_artifacts(folder: RunFolder, tracker: Tracker, sites: Sequence[str]) -> None:
     """Plots, the files of the run and the models, for the tracker."""
-    from gcml_ray.report import write_plots  # noqa: PLC0415 - matplotlib only when there is something to plot
+    from gcml_ray.report.run import write_plots  # noqa: PLC0415 - matplotlib only when there is something to plot
 
     with PLOTTING:
         paths = write_plots(folder) if folder.rounds() else ()

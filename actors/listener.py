@@ -19,7 +19,7 @@ from gcml_ray.records import (
 
 
 class Listener(Protocol):
-    """Who watches a run; see ``gcml_ray/console.py``. Called from the driver's thread."""
+    """Who watches a run; see ``gcml_ray/console/run.py``. Called from the driver's thread."""
 
     def on_start(self, config: Config, sites: Sequence[str]) -> None:
         """The sites are about to load their data."""

@@ -15,8 +15,8 @@ from actors.faulty_trainer import SiteDiedError, SiteHungError
 from actors.host import Seating, SiteHost
 from actors.site import Site, TrainerFactory
 from gcml_ray.config import Config
+from gcml_ray.push.wire import Payload, PushHeader
 from gcml_ray.records import Peer, PushReceipt, SiteFailure, SiteStatus
-from gcml_ray.wire import Payload, PushHeader
 
 
 def taken_along(failure: SiteFailure, *, site: str, stage: str, round_number: int) -> SiteFailure:

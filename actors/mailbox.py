@@ -6,8 +6,8 @@ import threading
 from collections.abc import Callable, Iterable
 from typing import Any
 
-from gcml_ray.inbox import Inbox
-from gcml_ray.wire import Buffer, Expectation, PushHeader, malformed
+from gcml_ray.push.inbox import Inbox
+from gcml_ray.push.wire import Buffer, Expectation, PushHeader, malformed
 
 
 class Mailbox:

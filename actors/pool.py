@@ -19,8 +19,8 @@ from actors.local_pool import Outcome
 from actors.site import NotStartedError, Site, TrainerFactory, trainer_in_own_process
 from gcml_ray.config import SERVER, Config
 from gcml_ray.errors import ClusterError
+from gcml_ray.push.wire import Payload, PushHeader
 from gcml_ray.records import Peer, PushReceipt, SiteFailure, SiteStatus
-from gcml_ray.wire import Payload, PushHeader
 
 log = logging.getLogger(__name__)
 

@@ -7,15 +7,15 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from gcml_ray.preflight import Check, Machine, check_disk, check_environment, nearest_existing, this_machine
+from gcml_ray.doctor.machine import Check, Machine, check_disk, check_environment, nearest_existing, this_machine
 
 if TYPE_CHECKING:  # what they import may be what is missing here
     from actors.cluster import Node
     from gcml_ray.config import Config, ResourcesConfig
     from gcml_ray.data.datalist import Case
-    from gcml_ray.forecast_costs import Place
-    from gcml_ray.preflight_config import CaseHeader
-    from gcml_ray.probe import Probe
+    from gcml_ray.doctor.configuration import CaseHeader
+    from gcml_ray.doctor.forecast_costs import Place
+    from gcml_ray.doctor.probe import Probe
 
 THIS_MACHINE = "this machine"
 
@@ -42,7 +42,7 @@ def _check_run(config_path: str | None, overrides: Sequence[str], machine: Machi
 
     config = None
     if config_path is not None:
-        from gcml_ray.preflight_config import read_config  # noqa: PLC0415
+        from gcml_ray.doctor.configuration import read_config  # noqa: PLC0415
 
         check, config = read_config(config_path, overrides)
         yield check
@@ -105,8 +105,8 @@ def check_capacity(config: Config, sites: Sequence[str], nodes: Sequence[Node]) 
 def check_config(config: Config, machine: Machine, nodes: Sequence[Node]) -> Iterator[Check]:
     """Everything about one configuration: where it writes, its sites and cases, first steps, forecast."""
     from actors.federation import case_sites_of  # noqa: PLC0415 - see run_checks
-    from gcml_ray import preflight_config as checks  # noqa: PLC0415
     from gcml_ray.data.datalist import read_datalist  # noqa: PLC0415
+    from gcml_ray.doctor import configuration as checks  # noqa: PLC0415
     from gcml_ray.errors import GcmlError  # noqa: PLC0415
 
     yield checks.check_output_folder(config)
@@ -135,8 +135,8 @@ def _check_splits(
     config: Config, sites: Sequence[str], listed_cases: Sequence[Case], cases: list[Case]
 ) -> Iterator[Check]:
     """The splits of every site; ``cases`` gets those that have one."""
-    from gcml_ray import preflight_config as checks  # noqa: PLC0415 - see run_checks
     from gcml_ray.data.datalist import assign_splits, cases_of_site  # noqa: PLC0415
+    from gcml_ray.doctor import configuration as checks  # noqa: PLC0415 - see run_checks
     from gcml_ray.errors import DataError  # noqa: PLC0415
 
     for site in sites:
@@ -152,7 +152,7 @@ def _check_splits(
 
 def _check_cases(config: Config, cases: Sequence[Case], headers: list[CaseHeader]) -> Iterator[Check]:
     """Files and headers of all cases; ``headers`` gets those that are in order."""
-    from gcml_ray import preflight_config as checks  # noqa: PLC0415 - see run_checks
+    from gcml_ray.doctor import configuration as checks  # noqa: PLC0415 - see run_checks
 
     yield checks.check_files_exist(cases)
     present = [case for case in cases if all(Path(path).is_file() for path in (*case.images, case.label))]
@@ -166,10 +166,10 @@ def _check_cases(config: Config, cases: Sequence[Case], headers: list[CaseHeader
 
 def _check_steps(config: Config, headers: Sequence[CaseHeader], probes: list[Probe]) -> Iterator[Check]:
     """One case of every site read whole, and steps on its patches; ``probes`` gets what they cost."""
-    from gcml_ray import preflight_config as checks  # noqa: PLC0415 - see run_checks
-    from gcml_ray import probe  # noqa: PLC0415
+    from gcml_ray.doctor import configuration as checks  # noqa: PLC0415 - see run_checks
+    from gcml_ray.doctor import probe  # noqa: PLC0415
+    from gcml_ray.doctor.forecast_time import takes_coupled_steps  # noqa: PLC0415
     from gcml_ray.errors import ConfigError, DataError  # noqa: PLC0415
-    from gcml_ray.forecast_time import takes_coupled_steps  # noqa: PLC0415
 
     first: dict[str, Case] = {}
     for header in headers:
@@ -198,8 +198,8 @@ def _check_steps(config: Config, headers: Sequence[CaseHeader], probes: list[Pro
 
 def _place(config: Config, sites: Sequence[str], machine: Machine, nodes: Sequence[Node]) -> Place:
     """Where the sites will run, in the words of the forecast."""
-    from gcml_ray.forecast_costs import Place  # noqa: PLC0415 - see run_checks
-    from gcml_ray.probe import interpreter_bytes  # noqa: PLC0415
+    from gcml_ray.doctor.forecast_costs import Place  # noqa: PLC0415 - see run_checks
+    from gcml_ray.doctor.probe import interpreter_bytes  # noqa: PLC0415
 
     resources = config.resources
     if resources.pool == "local":
@@ -233,8 +233,8 @@ def _check_forecast(
     machine: Machine,
 ) -> Iterator[Check]:
     """What the run will need, where every site could be measured."""
-    from gcml_ray.forecast import forecast  # noqa: PLC0415 - see run_checks
-    from gcml_ray.preflight_config import site_cases  # noqa: PLC0415
+    from gcml_ray.doctor.configuration import site_cases  # noqa: PLC0415
+    from gcml_ray.doctor.forecast import forecast  # noqa: PLC0415 - see run_checks
 
     costs = [found.costs for found in probes]
     missing = sorted(set(sites) - {cost.site for cost in costs})

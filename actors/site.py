@@ -19,10 +19,12 @@ import numpy as np
 from actors.faulty_trainer import with_chaos
 from actors.mailbox import Mailbox
 from gcml_ray.config import SERVER, Config
-from gcml_ray.config_wire import WireConfig
+from gcml_ray.config.wire import WireConfig
 from gcml_ray.errors import SiteError
-from gcml_ray.inbox import Inbox
-from gcml_ray.outbox import Outbox
+from gcml_ray.push.inbox import Inbox
+from gcml_ray.push.outbox import Outbox
+from gcml_ray.push.signing import SigningKey
+from gcml_ray.push.wire import Buffer, Expectation, Payload, PushHeader, malformed
 from gcml_ray.records import (
     AdoptReport,
     EvaluationReport,
@@ -35,8 +37,6 @@ from gcml_ray.records import (
     TrainOrder,
     TrainReport,
 )
-from gcml_ray.signing import SigningKey
-from gcml_ray.wire import Buffer, Expectation, Payload, PushHeader, malformed
 
 
 class Transport(Protocol):

@@ -22,7 +22,7 @@ from actors.listener import NullListener
 from gcml_ray.averages import mean
 from gcml_ray.chaos import parse_chaos
 from gcml_ray.config import Config
-from gcml_ray.config_file import parse_config
+from gcml_ray.config.file import parse_config
 from gcml_ray.data.datalist import write_datalist
 from gcml_ray.data.phantom import prepare_phantom
 from gcml_ray.records import PERSONALISED, RoundRecord

@@ -38,7 +38,7 @@ import torch
 from actors.federation import ray_session, run_federation
 from actors.listener import NullListener
 from gcml_ray.config import Config
-from gcml_ray.config_file import parse_config
+from gcml_ray.config.file import parse_config
 from gcml_ray.data.datalist import write_datalist
 from gcml_ray.data.phantom import prepare_phantom
 from gcml_ray.records import RoundRecord, SiteInfo, TrainOrder

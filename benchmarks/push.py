@@ -23,9 +23,9 @@ import yaml
 from actors.cluster import connected
 from actors.pool import ObjectStoreTransport, SiteActor
 from gcml_ray.config import Config, ResourcesConfig
-from gcml_ray.config_file import parse_config
+from gcml_ray.config.file import parse_config
+from gcml_ray.push.wire import WIRE_DTYPE, Buffer, Expectation, PushHeader, TensorSpec, checksum
 from gcml_ray.records import EvaluationReport, Peer, SiteInfo, Split, TrainOrder, TrainReport
-from gcml_ray.wire import WIRE_DTYPE, Buffer, Expectation, PushHeader, TensorSpec, checksum
 
 SITES = ("A", "B")
 TIMEOUT_S = 60.0

@@ -43,12 +43,12 @@ from gcml_ray.config import (
     RingTopology,
     Topology,
 )
-from gcml_ray.config_file import parse_config
+from gcml_ray.config.file import parse_config
 from gcml_ray.gossip import sample_edges
+from gcml_ray.push.wire import Buffer, PushHeader
 from gcml_ray.records import EvaluationReport, RoundRecord, SiteInfo, Split, TrainOrder, TrainReport
 from gcml_ray.run_folder import RunFolder
-from gcml_ray.tracking import NullTracker
-from gcml_ray.wire import Buffer, PushHeader
+from gcml_ray.tracking.run import NullTracker
 
 MANY = 100_000
 NUM_VALUES = 1000

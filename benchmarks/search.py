@@ -28,7 +28,7 @@ from actors.federation import ray_session, run_federation
 from actors.listener import NullListener
 from gcml_ray.data.datalist import write_datalist
 from gcml_ray.data.phantom import prepare_phantom
-from gcml_ray.search_records import SearchRecord, TrialRecord
+from gcml_ray.search.records import SearchRecord, TrialRecord
 from tune.search import run_search
 from tune.search_file import load_search
 from tune.trial_config import Search, base_params, trial_config

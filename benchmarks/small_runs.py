@@ -17,7 +17,7 @@ from typing import Any
 
 from gcml_ray.averages import mean
 from gcml_ray.config import Config
-from gcml_ray.config_file import parse_config, save_config
+from gcml_ray.config.file import parse_config, save_config
 from gcml_ray.data.datalist import write_datalist
 from gcml_ray.data.phantom import prepare_phantom
 from gcml_ray.records import PERSONALISED

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from gcml_ray.config import Config
-from gcml_ray.config_file import parse_config
+from gcml_ray.config.file import parse_config
 from gcml_ray.data.site_data import Batch
 from gcml_ray.learner import Learner, SegmentationLoss
 from gcml_ray.losses.segmentation import build_segmentation_loss

@@ -7,7 +7,7 @@ from importlib.resources import as_file, files
 from pathlib import Path
 
 from gcml_ray.config import Config
-from gcml_ray.config_file import load_config
+from gcml_ray.config.file import load_config
 from gcml_ray.data.datalist import write_datalist
 from gcml_ray.data.phantom import prepare_phantom
 

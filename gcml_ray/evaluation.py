@@ -150,7 +150,7 @@ class Evaluator:
             scores: its scores on the test cases.
             folder: where the pictures go.
         """
-        from gcml_ray.report_overlays import draw_overlay  # noqa: PLC0415 - matplotlib only when something is drawn
+        from gcml_ray.report.overlays import draw_overlay  # noqa: PLC0415 - matplotlib only when something is drawn
 
         by_case: dict[tuple[str, str], list[float]] = {}
         for score in scores:

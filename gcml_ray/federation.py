@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from gcml_ray.averages import mean
 from gcml_ray.callbacks import CallbackList, Progress
 from gcml_ray.config import Config
-from gcml_ray.config_file import load_config, parse_config
+from gcml_ray.config.file import load_config, parse_config
 from gcml_ray.errors import ConfigError
 from gcml_ray.records import PERSONALISED, CaseScore, RoundRecord
 from gcml_ray.run_folder import RunFolder

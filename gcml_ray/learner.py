@@ -77,7 +77,7 @@ class Learner:
             return forward_heads(self.model.module, image)
 
     def apply_gradients(self, loss: Tensor) -> None:
-        """Backward, then :meth:`take_step`, which ``gcml_ray/privacy.py`` keeps for itself while ``is_collecting``."""
+        """Backward, then :meth:`take_step`, which :mod:`gcml_ray.privacy` keeps for itself while ``is_collecting``."""
         self.model.gradient.zero_()
         self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         if not self.is_collecting:

@@ -14,8 +14,8 @@ from dataclasses import replace
 from gcml_ray.config import Config, NetworkConfig
 from gcml_ray.ensemble import Ensemble, Member
 from gcml_ray.evaluation import Evaluator
-from gcml_ray.exchange import Exchange
 from gcml_ray.methods.rounds import IncomingModel
+from gcml_ray.push.exchange import Exchange
 from gcml_ray.records import PERSONALISED
 from gcml_ray.site_files import SiteFiles
 from gcml_ray.site_learner import exchanged_network

@@ -25,16 +25,16 @@ from torch import Tensor, nn
 
 from gcml_ray.checkpoint import load_model as load_weights
 from gcml_ray.config import POOLED, Config
-from gcml_ray.config_file import load_config
+from gcml_ray.config.file import load_config
 from gcml_ray.data.contract import data_contract
 from gcml_ray.data.datalist import Case, name_from_file
 from gcml_ray.data.loading import PreparedImage, prepare_image, read_image
 from gcml_ray.data.reading import Volume
 from gcml_ray.data.restoring import is_resampled, restore
 from gcml_ray.errors import CheckpointError, ConfigError, DataError
+from gcml_ray.export.model_card import CARD_FILE, WEIGHTS_FILE, is_model_folder, read_card
 from gcml_ray.inference import predict_logits
 from gcml_ray.label_files import Labels, label_map, output_paths, write_labels, write_masks
-from gcml_ray.model_card import CARD_FILE, WEIGHTS_FILE, is_model_folder, read_card
 from gcml_ray.networks.registry import build_network, fingerprint
 from gcml_ray.run_folder import RunFolder
 from gcml_ray.site_files import MEMBERS_FILE

@@ -99,7 +99,7 @@ class RunFolder:
         Raises:
             ConfigError: the folder already holds a run, or cannot be made or written.
         """
-        from gcml_ray.config_file import save_config  # noqa: PLC0415 - reading a run needs no YAML
+        from gcml_ray.config.file import save_config  # noqa: PLC0415 - reading a run needs no YAML
 
         folder = cls(Path(path))
         try:

@@ -10,18 +10,18 @@ from dataclasses import dataclass
 import torch
 
 from gcml_ray.config import Config, NetworkConfig, ProxyFlMethod, keeps_norms, sends_buffers
-from gcml_ray.config_wire import WireConfig
+from gcml_ray.config.wire import WireConfig
 from gcml_ray.data.contract import data_contract
 from gcml_ray.errors import ConfigError
 from gcml_ray.learner import Learner, Precision
 from gcml_ray.networks.registry import build_network, fingerprint
-from gcml_ray.payload import push_bytes
-from gcml_ray.privacy import check_network
+from gcml_ray.privacy.training import check_network
+from gcml_ray.push.payload import push_bytes
+from gcml_ray.push.wire import WIRE_DTYPE, Buffer, Expectation, PushHeader, TensorSpec, checksum
 from gcml_ray.seeding import derive_seed
 from gcml_ray.start_weights import load_start_weights
 from gcml_ray.weight_average import WeightAverage
 from gcml_ray.weights import FlatModel
-from gcml_ray.wire import WIRE_DTYPE, Buffer, Expectation, PushHeader, TensorSpec, checksum
 
 
 def exchanged_network(config: Config, site: str) -> NetworkConfig:

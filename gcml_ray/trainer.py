@@ -23,8 +23,6 @@ from gcml_ray.data.pooling import cases_to_train_on
 from gcml_ray.data.site_data import Batch, SiteData
 from gcml_ray.errors import SiteError
 from gcml_ray.evaluation import Evaluator, Scored
-from gcml_ray.exchange import Exchange
-from gcml_ray.judge import Judge
 from gcml_ray.learner import Learner, learning_rate
 from gcml_ray.log_notes import collected_warnings
 from gcml_ray.losses.segmentation import build_segmentation_loss
@@ -32,8 +30,11 @@ from gcml_ray.methods import METHODS
 from gcml_ray.methods.rounds import IncomingModel, RoundContext, RoundResult, take_plainly
 from gcml_ray.networks.registry import fingerprint
 from gcml_ray.peer_models import PeerModels
-from gcml_ray.privacy import private_training
-from gcml_ray.privacy_pushes import push_noise
+from gcml_ray.privacy.pushes import push_noise
+from gcml_ray.privacy.training import private_training
+from gcml_ray.push.exchange import Exchange
+from gcml_ray.push.judge import Judge
+from gcml_ray.push.wire import Buffer, Expectation, PushHeader
 from gcml_ray.records import (
     ENSEMBLE,
     PERSONALISED,
@@ -50,7 +51,6 @@ from gcml_ray.site_files import SiteFiles
 from gcml_ray.site_learner import build_learner, exchanged_network, start_averages
 from gcml_ray.stopwatch import peak_memory_bytes, timed
 from gcml_ray.visits import Visits
-from gcml_ray.wire import Buffer, Expectation, PushHeader
 from gcml_ray.workbench import Workbench, in_turn
 
 # Pushed weights are read-only on purpose; torch warns about that once a process.
@@ -194,7 +194,7 @@ class SiteTrainer:
     # --- pushes ------------------------------------------------------------------------------
 
     def export(self, run_id: str, round_number: int) -> tuple[PushHeader, Buffer]:
-        """The weights to push, with their header; see :meth:`gcml_ray.exchange.Exchange.export`."""
+        """The weights to push, with their header; see :meth:`gcml_ray.push.exchange.Exchange.export`."""
         if self.is_spoilt and self.config.federation.mode == "sync":  # without a barrier a round may be under way
             with self.bench.turn(self):
                 self._mend()

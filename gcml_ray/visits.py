@@ -15,12 +15,12 @@ import torch
 
 from gcml_ray.config import Config, NetworkConfig
 from gcml_ray.evaluation import Evaluator
-from gcml_ray.exchange import Exchange
 from gcml_ray.networks.registry import fingerprint
+from gcml_ray.push.exchange import Exchange
+from gcml_ray.push.wire import Buffer, Expectation, PushHeader
 from gcml_ray.records import PERSONALISED, EvaluationReport
 from gcml_ray.site_files import SiteFiles
 from gcml_ray.site_learner import WireFormat
-from gcml_ray.wire import Buffer, Expectation, PushHeader
 
 
 class Visits:

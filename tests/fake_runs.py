@@ -16,7 +16,7 @@ from actors.local_pool import LocalPool, SitePool
 from gcml_ray.config import Config
 from gcml_ray.records import EvaluationReport, RoundPlan, RoundRecord, SiteFailure, SiteInfo, TrainReport
 from gcml_ray.run_folder import RunFolder
-from gcml_ray.tracking import NullTracker
+from gcml_ray.tracking.run import NullTracker
 from tests.fakes import FakeTrainers, Fault
 
 # --- who watches -------------------------------------------------------------------------------

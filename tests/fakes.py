@@ -16,6 +16,7 @@ from typing import Any, Literal
 import numpy as np
 
 from gcml_ray.config import SERVER, Config, has_server
+from gcml_ray.push.wire import Buffer, Expectation, PushHeader, TensorSpec, checksum
 from gcml_ray.records import (
     AdoptReport,
     CaseScore,
@@ -27,7 +28,6 @@ from gcml_ray.records import (
 )
 from gcml_ray.run_folder import RunFolder
 from gcml_ray.seeding import numpy_generator
-from gcml_ray.wire import Buffer, Expectation, PushHeader, TensorSpec, checksum
 
 Stage = Literal["start", "export", "train", "adopt", "evaluate", "visit", "score_visitor"]
 Progress = Callable[[str, int, int], None]

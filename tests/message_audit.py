@@ -1,6 +1,6 @@
 """What crosses a site's border, looked at message by message; shared by the tests over both pools.
 
-Allowed are the records of ``gcml_ray/records.py``, headers of ``gcml_ray/wire.py``, plain values and names, each
+Allowed are the records of ``gcml_ray/records.py``, headers of ``gcml_ray/push/wire.py``, plain values and names, each
 message below 64 KiB; and, beside a header, one flat float32 array of the size of the model. Messages are noted
 in a file, because a site's own process sends its pushes.
 """
@@ -18,12 +18,12 @@ import numpy as np
 
 from actors.local_pool import LocalPool, LocalTransport, Outcome
 from gcml_ray.config import Config
+from gcml_ray.push.wire import Payload, PushHeader
 from gcml_ray.records import PushReceipt
-from gcml_ray.wire import Payload, PushHeader
 
 MAX_BYTES = 64 * 2**10
 PLAIN = (bool, int, float, str, type(None))
-RECORDS = ("gcml_ray.records", "gcml_ray.wire")
+RECORDS = ("gcml_ray.records", "gcml_ray.push.wire")
 
 
 def strangers(value: Any, where: str = "message") -> Iterator[str]:

@@ -11,9 +11,9 @@ import numpy as np
 from torch import Tensor
 
 from gcml_ray.config import Config
+from gcml_ray.push.wire import WIRE_DTYPE, Buffer, PushHeader, checksum
 from gcml_ray.records import SiteInfo, TrainOrder, TrainReport
 from gcml_ray.trainer import SiteTrainer
-from gcml_ray.wire import WIRE_DTYPE, Buffer, PushHeader, checksum
 from tests.makers import make_config
 
 RING = {"name": "ring"}

@@ -6,8 +6,8 @@ import logging
 import math
 from typing import Any
 
-from gcml_ray.search_effects import MIN_TRIALS, value_at
-from gcml_ray.search_records import SearchRecord
+from gcml_ray.search.effects import MIN_TRIALS, value_at
+from gcml_ray.search.records import SearchRecord
 from tune.space import ChoiceDomain, Domain, IntegerDomain, LogUniformDomain
 from tune.trial_config import Search
 

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Sequence
 
 from gcml_ray.records import RoundRecord
-from gcml_ray.search_records import TrialPoint
+from gcml_ray.search.records import TrialPoint
 
 
 class Progress:

@@ -20,10 +20,10 @@ from ray.tune.search.optuna import OptunaSearch
 from actors.cluster import Node, check_capacity, connected, nodes
 from actors.federation import sites_of
 from actors.site import TrainerFactory
-from gcml_ray.config_file import save_config
+from gcml_ray.config.file import save_config
 from gcml_ray.errors import CheckpointError, ConfigError
-from gcml_ray.search_folder import write_search_record
-from gcml_ray.search_records import SearchRecord
+from gcml_ray.search.folder import write_search_record
+from gcml_ray.search.records import SearchRecord
 from tune.importance import importances
 from tune.node_cache import removed_at_the_end
 from tune.search_file import save_search
@@ -157,7 +157,7 @@ def _logged_to(path: Path) -> Iterator[None]:
     """Ray Tune's and our own words into the search's log; Ray Tune's stay out of the table on the console."""
     handler = logging.FileHandler(path, encoding="utf-8")
     handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s"))
-    loggers = [logging.getLogger(name) for name in ("ray.tune", "tune", "gcml_ray.console_search")]
+    loggers = [logging.getLogger(name) for name in ("ray.tune", "tune", "gcml_ray.console.search")]
     before = [(logger.level, logger.propagate) for logger in loggers]
     for logger in loggers:
         logger.addHandler(handler)

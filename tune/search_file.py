@@ -8,8 +8,8 @@ from pathlib import Path
 from pydantic import ValidationError
 
 from gcml_ray.config import GcmlMethod, dcml_keys
-from gcml_ray.config_file import apply_override, load_config, read_sections, save_config, save_sections
-from gcml_ray.config_problems import describe_problems
+from gcml_ray.config.file import apply_override, load_config, read_sections, save_config, save_sections
+from gcml_ray.config.problems import describe_problems
 from gcml_ray.errors import CheckpointError, ConfigError
 from tune.space import ChoiceDomain, Domain, SearchConfig
 from tune.trial_config import DCML_KEYS, Search, trial_config

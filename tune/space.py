@@ -11,8 +11,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from gcml_ray.config_section import Count, NonNegative, Positive, Section
-from gcml_ray.search_records import Objective
+from gcml_ray.config.section import Count, NonNegative, Positive, Section
+from gcml_ray.search.records import Objective
 
 FIXED = {
     "name": "it names the trials",

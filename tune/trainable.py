@@ -20,7 +20,7 @@ from actors.site import TrainerFactory
 from gcml_ray.errors import GcmlError
 from gcml_ray.records import RoundRecord, to_plain
 from gcml_ray.run_folder import RunFolder
-from gcml_ray.search_records import Objective, TrialPoint
+from gcml_ray.search.records import Objective, TrialPoint
 from tune.node_cache import cache_folder
 from tune.objective import Progress
 from tune.trial_config import Search, trial_config

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 from gcml_ray.config import Config, dcml_keys
-from gcml_ray.config_file import apply_override, parse_config
+from gcml_ray.config.file import apply_override, parse_config
 from gcml_ray.errors import ConfigError
-from gcml_ray.search_records import describe_params
+from gcml_ray.search.records import describe_params
 from tune.space import ChoiceDomain, Domain, SearchConfig
 
 DCML_KEYS = dcml_keys("contrast")

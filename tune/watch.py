@@ -15,15 +15,15 @@ from ray import tune as ray_tune
 
 from gcml_ray.record_json import to_json
 from gcml_ray.run_folder import replace_file
-from gcml_ray.search_folder import TRIALS_FOLDER, read_trials
-from gcml_ray.search_records import TrialRecord, TrialStatus
+from gcml_ray.search.folder import TRIALS_FOLDER, read_trials
+from gcml_ray.search.records import TrialRecord, TrialStatus
 from tune.trainable import points_in
 
 log = logging.getLogger(__name__)
 
 
 class SearchView(Protocol):
-    """Who is told of trials; see ``gcml_ray/console_search.py`` and ``gcml_ray/tracking_search.py``."""
+    """Who is told of trials; see ``gcml_ray/console/search.py`` and ``gcml_ray/tracking/search.py``."""
 
     def on_trial(self, trial: TrialRecord) -> None:
         """A trial is new, has reached a new round, or has ended."""

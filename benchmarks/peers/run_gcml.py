@@ -14,7 +14,7 @@ from actors.federation import run_federation
 from actors.listener import NullListener
 from benchmarks.peers.scenario import SITES, Case, config_values
 from gcml_ray.config import Config
-from gcml_ray.config_file import parse_config
+from gcml_ray.config.file import parse_config
 
 ONE_PEER = {"name": "push_k", "k": 1}  # every site pushes to one other in every round
 METHODS: dict[str, dict[str, Any]] = {

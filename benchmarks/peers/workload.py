@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from benchmarks.peers.scenario import Case, config_values
 from gcml_ray.config import Config
-from gcml_ray.config_file import parse_config
+from gcml_ray.config.file import parse_config
 from gcml_ray.data.pooling import cases_to_train_on
 from gcml_ray.data.site_data import SiteData
 from gcml_ray.learner import learning_rate, local_step

@@ -6,7 +6,7 @@ beta; after each round the proxy is handed on along a one-peer exponential graph
 The divergence is that of deep mutual learning: KL(peer || learner), mean over all voxels, peer without gradient.
 
 Our reading: the differential privacy of the paper's proxies is no part of the method, but an option of all
-(``gcml_ray/privacy.py``), for both models. A proxy keeps its site's optimiser moments when its weights are
+(``gcml_ray/privacy/training.py``), for both models. A proxy keeps its site's optimiser moments when its weights are
 replaced. Private models start from weights of their own, other than the proxy's, and may have a network of their
 own (``site_networks``). Warm-up: both take plain steps. Cool-down: the private model takes plain steps, the proxy
 stays. A site holds two networks with gradients and moments.

@@ -46,7 +46,7 @@ class RoundContext:
     ``score`` gives the mean validation Dice of a learner's model; ``open_incoming`` loads a push into a
     second learner with a fresh optimiser; ``on_step`` is told how many steps are done and raises to stop.
     ``personal`` is the model of its own that a site has beside the exchanged one, for methods with two.
-    ``take`` takes a step of learners on a batch: plainly, or privately (``gcml_ray/privacy.py``).
+    ``take`` takes a step of learners on a batch: plainly, or privately (``gcml_ray/privacy/training.py``).
     """
 
     round_number: int

@@ -13,14 +13,14 @@ import numpy as np
 import pytest
 
 from gcml_ray.config import Config
-from gcml_ray.config_file import save_config
+from gcml_ray.config.file import save_config
 from gcml_ray.run_folder import RunFolder
 from tests.fake_runs import run_locally
 from tests.fakes import fake_config, final_weights
 
 SCRIPT = """
 import sys
-from gcml_ray import cli
+from gcml_ray.cli import main as cli
 import actors.federation as federation
 from tests.fakes import FakeTrainers, Fault
 

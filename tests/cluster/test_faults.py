@@ -11,8 +11,8 @@ import ray
 
 from actors import sync_rounds
 from actors.pool import ObjectStoreTransport, RayPool
+from gcml_ray.push.wire import Buffer, PushHeader
 from gcml_ray.records import RoundRecord, TrainOrder
-from gcml_ray.wire import Buffer, PushHeader
 from tests.cluster.conftest import wait_until
 from tests.cluster.ray_runs import ray_pool, run_on_ray
 from tests.fake_runs import RecordingListener, Run, drive

@@ -15,7 +15,7 @@ import sys, threading
 from pathlib import Path
 from actors.federation import run_federation
 from actors.listener import NullListener
-from gcml_ray.config_file import load_config
+from gcml_ray.config.file import load_config
 from gcml_ray.errors import GcmlError
 from tests.fakes import FakeTrainers, Fault
 
@@ -33,7 +33,7 @@ if __name__ == "__main__":
 
 def run_script(folder: Path, *, address: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """A federation of two fake sites over Ray in another process."""
-    from gcml_ray.config_file import save_config  # noqa: PLC0415 - only this test needs YAML
+    from gcml_ray.config.file import save_config  # noqa: PLC0415 - only this test needs YAML
 
     config = fake_config(
         folder, sites=("A", "B"), federation={"rounds": 2}, resources={"pool": "ray", "address": address}

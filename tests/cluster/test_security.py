@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 import ray.util
 
-from gcml_ray.config_file import save_config
+from gcml_ray.config.file import save_config
 from gcml_ray.run_folder import RunFolder
 from tests.fakes import fake_config
 
@@ -34,7 +34,7 @@ FEDERATION = """
 import sys, threading
 from actors.federation import run_federation
 from actors.listener import NullListener
-from gcml_ray.config_file import load_config
+from gcml_ray.config.file import load_config
 from tests.fakes import FakeTrainers
 
 if __name__ == "__main__":

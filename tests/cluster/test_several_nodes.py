@@ -17,8 +17,8 @@ from ray.experimental.locations import get_object_locations
 from actors import sync_rounds
 from actors.pool import ObjectStoreTransport, SiteActor
 from gcml_ray.errors import ClusterError
+from gcml_ray.push.wire import PushHeader
 from gcml_ray.records import PushReceipt, RoundRecord, SiteStatus
-from gcml_ray.wire import PushHeader
 from tests.cluster.conftest import live_actors, wait_until
 from tests.cluster.ray_runs import run_on_ray
 from tests.fake_runs import RecordingListener

@@ -14,13 +14,13 @@ from typing import Any
 import pytest
 from mlflow import MlflowClient
 
-from gcml_ray.config_file import load_config
+from gcml_ray.config.file import load_config
 from gcml_ray.errors import ClusterError, ConfigError
+from gcml_ray.push.wire import Buffer, PushHeader
 from gcml_ray.records import TrainOrder, TrainReport
 from gcml_ray.run_folder import RunFolder
-from gcml_ray.search_records import SearchRecord, TrialRecord
-from gcml_ray.tracking_search import SearchTracker
-from gcml_ray.wire import Buffer, PushHeader
+from gcml_ray.search.records import SearchRecord, TrialRecord
+from gcml_ray.tracking.search import SearchTracker
 from tests.fakes import FakeTrainers, Fault, FlakyTrainer, calls_of
 from tests.unit.test_search_space import write_search
 from tune.search import run_search

@@ -12,7 +12,7 @@ import yaml
 from hypothesis import given
 from hypothesis import strategies as st
 
-from gcml_ray.config_file import load_config, save_config
+from gcml_ray.config.file import load_config, save_config
 from gcml_ray.errors import ConfigError
 from tests.faults.fuzzing import inputs, outcome, spoilt_bytes, spoilt_values
 

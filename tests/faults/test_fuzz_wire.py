@@ -17,10 +17,10 @@ import pytest
 from actors.local_pool import LocalTransport
 from actors.site import Site
 from gcml_ray.config import SERVER
-from gcml_ray.outbox import Outbox, Parcel
+from gcml_ray.push.outbox import Outbox, Parcel
+from gcml_ray.push.signing import SigningKey
+from gcml_ray.push.wire import Buffer, PushHeader, TensorSpec, checksum
 from gcml_ray.records import Peer
-from gcml_ray.signing import SigningKey
-from gcml_ray.wire import Buffer, PushHeader, TensorSpec, checksum
 from tests.fakes import FakeTrainers, fake_config
 
 SEED = int(os.environ.get("GCML_FUZZ_SEED", "20260101"))

@@ -13,8 +13,9 @@ from typer.testing import CliRunner
 
 from actors.federation import run_federation
 from actors.listener import NullListener
-from gcml_ray.cli_prepare import prepare_app
-from gcml_ray.config_file import load_config
+from gcml_ray.cli.prepare import prepare_app
+from gcml_ray.config.file import load_config
+from gcml_ray.console.summary import site_dice
 from gcml_ray.data.adapters import fets, panseg
 from gcml_ray.data.adapters.hecktor import prepare_hecktor
 from gcml_ray.data.adapters.published_split import SplitSizes, published_split
@@ -22,7 +23,6 @@ from gcml_ray.data.datalist import Case, cases_of_site, read_datalist
 from gcml_ray.errors import DataError
 from gcml_ray.networks.registry import check_patch
 from gcml_ray.records import PERSONALISED
-from gcml_ray.summary import site_dice
 from tests.public_layouts import make_fets, make_hecktor, make_nnunet, make_panseg, save
 
 ROOT = Path(__file__).parents[2]

@@ -10,7 +10,7 @@ import yaml
 
 from gcml_ray.chaos import Fault, check_sites, faults_of, parse_chaos
 from gcml_ray.config import Config
-from gcml_ray.config_file import load_config
+from gcml_ray.config.file import load_config
 from gcml_ray.errors import ConfigError
 from tests.fakes import fake_config
 

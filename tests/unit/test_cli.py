@@ -9,8 +9,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from gcml_ray.cli import STOPPED, _stop_on_signal, main
-from gcml_ray.console import RunConsole
+from gcml_ray.cli.main import STOPPED, _stop_on_signal, main
+from gcml_ray.console.run import RunConsole
 
 SMALL = ("federation.rounds=4", "federation.local_steps=2", "federation.evaluate_every=2", "tracking.enabled=false")
 

@@ -16,7 +16,7 @@ from click.testing import Result
 from typer.testing import CliRunner
 
 from actors.federation import run_federation
-from gcml_ray.cli_predict import evaluate, predict
+from gcml_ray.cli.predict import evaluate, predict
 from gcml_ray.config import Config
 from gcml_ray.data.datalist import read_datalist, write_datalist
 from gcml_ray.errors import CheckpointError, ConfigError, DataError

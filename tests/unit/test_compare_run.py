@@ -17,11 +17,11 @@ from rich.console import Console
 
 from actors.cluster import Node, num_that_fit
 from actors.compare import Ending, Task, Views, _Attempt, _side_by_side, run_comparison
-from gcml_ray.comparison_config import ComparisonConfig, cell_config
-from gcml_ray.comparison_output import finished_cells
+from gcml_ray.comparison.config import ComparisonConfig, cell_config
+from gcml_ray.comparison.output import finished_cells
 from gcml_ray.config import Config, ResourcesConfig
-from gcml_ray.config_file import save_config
-from gcml_ray.console_comparison import CellsConsole
+from gcml_ray.config.file import save_config
+from gcml_ray.console.comparison import CellsConsole
 from gcml_ray.errors import ConfigError
 from gcml_ray.run_folder import RunFolder
 from tests.fake_runs import RecordingListener
@@ -32,9 +32,9 @@ from tests.made_up_run import made_up_config, made_up_round
 @pytest.fixture(autouse=True)
 def no_plots(monkeypatch: pytest.MonkeyPatch) -> None:
     """Plots take seconds and have tests of their own."""
-    monkeypatch.setattr("gcml_ray.report.write_plots", lambda _: ())
+    monkeypatch.setattr("gcml_ray.report.run.write_plots", lambda _: ())
     monkeypatch.setattr("actors.compare.draw_plots", lambda *_: ())
-    monkeypatch.setattr("gcml_ray.comparison.NUM_RESAMPLES", 100)
+    monkeypatch.setattr("gcml_ray.comparison.cells.NUM_RESAMPLES", 100)
 
 
 METHODS: dict[str, dict[str, Any]] = {

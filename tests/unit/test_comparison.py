@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 from rich.table import Table
 
-from gcml_ray.comparison import (
+from gcml_ray.comparison.cells import (
     Cell,
     Score,
     bootstrap_interval,
@@ -19,9 +19,9 @@ from gcml_ray.comparison import (
     summarise,
     write_cell,
 )
-from gcml_ray.comparison_config import cell_config, load_comparison
-from gcml_ray.comparison_table import csv_text, latex, markdown, method_table, site_table
-from gcml_ray.config_file import load_config
+from gcml_ray.comparison.config import cell_config, load_comparison
+from gcml_ray.comparison.table import csv_text, latex, markdown, method_table, site_table
+from gcml_ray.config.file import load_config
 from gcml_ray.errors import ConfigError, DataError
 from tune.search_file import load_search
 

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from gcml_ray.config import Config, GcmlMethod, LocalMethod, RingTopology
-from gcml_ray.config_file import load_config, parse_config, save_config
+from gcml_ray.config.file import load_config, parse_config, save_config
 from gcml_ray.errors import ConfigError
 
 CONFIG = """\

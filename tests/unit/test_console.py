@@ -5,7 +5,7 @@ import pytest
 from rich.console import Console
 
 from actors.failure_policy import Decision
-from gcml_ray.console import Clock, RunConsole, round_line
+from gcml_ray.console.run import Clock, RunConsole, round_line
 from gcml_ray.records import Edge, PushReceipt, RoundPlan, RoundRecord, SiteFailure, SiteInfo, TrainReport
 from tests.fakes import fake_config
 

@@ -7,8 +7,8 @@ import io
 import pytest
 from rich.console import Console
 
-from gcml_ray.console_search import SearchConsole
-from gcml_ray.search_records import SearchRecord, TrialPoint, TrialRecord
+from gcml_ray.console.search import SearchConsole
+from gcml_ray.search.records import SearchRecord, TrialPoint, TrialRecord
 
 PARAMS = {f"method.dcml.weight{index}": 0.123456 for index in range(8)}
 

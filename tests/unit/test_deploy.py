@@ -16,7 +16,7 @@ import jsonschema
 import pytest
 import yaml
 
-from gcml_ray.config_file import load_config
+from gcml_ray.config.file import load_config
 
 FOLDER = Path(__file__).resolve().parents[2] / "docs" / "deploy"
 CONFIG = load_config(FOLDER / "federation.yaml")

@@ -11,10 +11,10 @@ import pytest
 from actors.driver import Driver
 from actors.local_pool import LocalPool
 from gcml_ray.errors import CheckpointError, SiteError
+from gcml_ray.push.wire import Buffer
 from gcml_ray.records import SiteInfo
 from gcml_ray.run_folder import RunFolder, RunState
 from gcml_ray.seeding import numpy_generator
-from gcml_ray.wire import Buffer
 from tests.fake_runs import RecordingListener, RecordingTracker, Run, drive, run_locally
 from tests.fakes import FakeTrainers, Fault, calls_of, fake_config, final_weights
 

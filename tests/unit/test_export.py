@@ -12,12 +12,12 @@ import torch
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
-from gcml_ray import export as export_module
-from gcml_ray.cli import app
+from gcml_ray.cli.main import app
 from gcml_ray.config import Config, NetworkConfig
-from gcml_ray.config_file import parse_config
+from gcml_ray.config.file import parse_config
 from gcml_ray.errors import CheckpointError, ConfigError, ExportError
-from gcml_ray.export import (
+from gcml_ray.export import model as export_module
+from gcml_ray.export.model import (
     Source,
     export_onnx,
     export_safetensors,
@@ -26,7 +26,7 @@ from gcml_ray.export import (
     open_source,
     sites_to_export,
 )
-from gcml_ray.model_card import CARD_FILE, WEIGHTS_FILE, read_card
+from gcml_ray.export.model_card import CARD_FILE, WEIGHTS_FILE, read_card
 from gcml_ray.networks.registry import BUILDERS, build_network
 from gcml_ray.predict import load_model
 from gcml_ray.site_learner import build_learner

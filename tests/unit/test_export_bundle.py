@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 import torch
 
-from gcml_ray.bundle_config import network_definition, own_code_reason
 from gcml_ray.config import NetworkConfig
 from gcml_ray.data.image_cases import find_cases
-from gcml_ray.export import Source, open_source
-from gcml_ray.export_bundle import SCHEMA, export_bundle
+from gcml_ray.export.bundle import SCHEMA, export_bundle
+from gcml_ray.export.bundle_config import network_definition, own_code_reason
+from gcml_ray.export.model import Source, open_source
 from gcml_ray.networks.registry import BUILDERS, build_network, forward_heads
 from gcml_ray.predict import load_model
 from gcml_ray.site_learner import build_learner
@@ -251,7 +251,7 @@ def test_a_bundle_with_our_own_code_says_so(tmp_path: Path) -> None:
     assert "gcml-ray" in metadata["required_packages_version"]
     readme = (bundle / "docs" / "README.md").read_text()
     assert "the network is `gcml_ray.networks.sanet.SaNetV1`" in readme
-    assert "labels written by `gcml_ray.bundle_runner`: data.resize" in readme
+    assert "labels written by `gcml_ray.export.bundle_runner`: data.resize" in readme
 
 
 def test_a_bundle_in_monais_terms_alone_needs_no_gcml_ray(tmp_path: Path) -> None:

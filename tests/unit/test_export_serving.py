@@ -26,9 +26,9 @@ import torch
 from mlflow import MlflowClient
 from typer.testing import CliRunner
 
-from gcml_ray.cli import app
-from gcml_ray.export import Source, fresh_folder, open_source
-from gcml_ray.export_pyfunc import export_pyfunc, register_pyfunc, registry_uri
+from gcml_ray.cli.main import app
+from gcml_ray.export.model import Source, fresh_folder, open_source
+from gcml_ray.export.pyfunc import export_pyfunc, register_pyfunc, registry_uri
 from gcml_ray.predict import load_model
 from tests.model_files import save_volume, write_run
 

@@ -85,9 +85,7 @@ def python(root: Path, *arguments: str) -> str:
 def test_page_has_three_files_and_says_where_every_other_line_goes() -> None:
     files, edits = files_and_edits(PAGE)
     assert sorted(files) == ["gcml_ray/methods/clipped_avg.py", "gcml_ray/networks/plain.py", "prepare_mine.py"]
-    assert [Path(edit.file).name for edit in edits] == ["registry.py"] * 2 + ["config_methods.py"] * 2 + [
-        "__init__.py"
-    ] * 2
+    assert [Path(edit.file).name for edit in edits] == ["registry.py"] * 2 + ["methods.py"] * 2 + ["__init__.py"] * 2
 
 
 def test_federation_of_the_pages_data_set_network_and_method_runs(extended: Path) -> None:
@@ -129,7 +127,7 @@ def test_example_method_moves_no_further_than_its_bound(extended: Path) -> None:
     program = """
 from types import SimpleNamespace as Some
 import torch
-from gcml_ray.config_methods import ClippedAvgMethod
+from gcml_ray.config.methods import ClippedAvgMethod
 from gcml_ray.methods import clipped_avg
 from gcml_ray.methods.rounds import IncomingModel, RoundResult
 flat = torch.tensor([3.0, 4.0])

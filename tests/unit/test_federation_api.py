@@ -17,7 +17,7 @@ from actors.federation import run_federation
 from actors.listener import Listener
 from gcml_ray import Federation, FederationResult
 from gcml_ray.callbacks import EVENTS, CallbackList, Progress
-from gcml_ray.config_file import save_config
+from gcml_ray.config.file import save_config
 from gcml_ray.errors import CheckpointError, ConfigError, DataError
 from gcml_ray.federation import ScoreTable
 from gcml_ray.records import CaseScore

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from gcml_ray.forecast import forecast, learner_bytes
+from gcml_ray.doctor.forecast import forecast, learner_bytes
 from tests.unit.test_forecast import ONE_PROCESS, cases, config, costs
 
 

@@ -15,11 +15,11 @@ import typer
 from PIL import Image
 from typer.testing import CliRunner
 
-from gcml_ray.cli_inspect import inspect
+from gcml_ray.cli.inspect import inspect
 from gcml_ray.data.datalist import Case, read_datalist
-from gcml_ray.inspect_data import Inspection, channel_names, inspect_cases
-from gcml_ray.inspect_sites import Quantity, by_verdict, quantities, site_share
-from gcml_ray.report_inspect import plot_inspection
+from gcml_ray.inspection.cases import Inspection, channel_names, inspect_cases
+from gcml_ray.inspection.sites import Quantity, by_verdict, quantities, site_share
+from gcml_ray.report.inspection import plot_inspection
 from tests.makers import make_datalist
 
 SHAPE = (8, 8, 4)

@@ -11,12 +11,12 @@ import pytest
 import torch
 
 from gcml_ray.config import Config
-from gcml_ray.config_defence import DefenceConfig
-from gcml_ray.judge import Facts, compare_weights, dice_share, objection, suspicion_after
+from gcml_ray.config.defence import DefenceConfig
+from gcml_ray.push.judge import Facts, compare_weights, dice_share, objection, suspicion_after
+from gcml_ray.push.wire import Buffer, PushHeader, checksum
 from gcml_ray.record_json import from_json, to_json
 from gcml_ray.records import Judgement, TrainReport
 from gcml_ray.trainer import SiteTrainer
-from gcml_ray.wire import Buffer, PushHeader, checksum
 from tests.makers import make_config
 from tests.trainer_runs import OTHER_NETWORK, make_trainer, order, without_clocks
 

@@ -16,14 +16,14 @@ MAY_KNOW = {"gcml_ray": {"gcml_ray"}, "actors": {"gcml_ray", "actors"}, "tune": 
 # What only these files may import, by the start of their path.
 ONLY_IN = {
     "ray": ("actors/pool.py", "actors/cluster.py", "tune/"),
-    "mlflow": ("gcml_ray/tracking", "gcml_ray/export_pyfunc.py"),  # a pyfunc is a subclass of MLflow's
-    "matplotlib": ("gcml_ray/report",),
-    "plotly": ("gcml_ray/report_page",),
+    "mlflow": ("gcml_ray/tracking/", "gcml_ray/export/pyfunc.py"),  # a pyfunc is a subclass of MLflow's
+    "matplotlib": ("gcml_ray/report/",),
+    "plotly": ("gcml_ray/report/page/",),
 }
-COMPOSITION_ROOTS = ("gcml_ray/cli", "gcml_ray/federation.py")  # may import all packages, inside their functions
+COMPOSITION_ROOTS = ("gcml_ray/cli/", "gcml_ray/federation.py")  # may import all packages, inside their functions
 TORCH_FREE = (
-    *("config", "records", "seeding", "gossip", "run_folder", "tracking", "data/datalist", "errors"),
-    *("wire", "payload", "signing", "outbox", "inbox"),
+    *("config", "records", "seeding", "gossip", "run_folder", "tracking/run", "data/datalist", "errors"),
+    *(f"push/{name}" for name in ("wire", "payload", "signing", "outbox", "inbox")),
 )
 
 
@@ -100,10 +100,10 @@ def test_packages_import_in_one_direction_and_keep_heavy_libraries_in_their_plac
         ("gcml_ray/trainer.py", "def f():\n    from ray.util import queue"),
         ("gcml_ray/run_folder.py", "import mlflow"),
         ("gcml_ray/metrics.py", "if True:\n    import matplotlib.pyplot as plt"),
-        ("gcml_ray/cli.py", "import actors.federation"),
+        ("gcml_ray/cli/main.py", "import actors.federation"),
         ("gcml_ray/federation.py", "import actors.federation"),
         ("gcml_ray/callbacks.py", "def f():\n    import actors.listener"),
-        ("gcml_ray/cli.py", "def f():\n    import ray"),
+        ("gcml_ray/cli/main.py", "def f():\n    import ray"),
         ("actors/site.py", "from tests.makers import make_config"),
     ],
 )
@@ -114,11 +114,11 @@ def test_an_import_against_the_direction_would_be_found(path: str, source: str) 
 @pytest.mark.parametrize(
     ("path", "source"),
     [
-        ("gcml_ray/cli.py", "def run():\n    from actors.federation import run_federation"),
+        ("gcml_ray/cli/main.py", "def run():\n    from actors.federation import run_federation"),
         ("gcml_ray/federation.py", "def run():\n    from actors.federation import run_federation"),
         ("actors/pool.py", "import ray"),
         ("tune/search.py", "from ray import tune\nimport actors.federation\nimport gcml_ray.config"),
-        ("gcml_ray/config.py", "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import actors"),
+        ("gcml_ray/config/__init__.py", "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import actors"),
     ],
 )
 def test_an_import_along_the_direction_is_no_fault(path: str, source: str) -> None:
@@ -143,7 +143,7 @@ def loaded_by(modules: str, watched: str) -> str:
 
 
 def test_the_driver_loads_neither_torch_nor_monai() -> None:
-    modules = "actors.driver, actors.federation, actors.pool, gcml_ray.config_file"
+    modules = "actors.driver, actors.federation, actors.pool, gcml_ray.config.file"
     assert loaded_by(modules, "torch monai") == ""
 
 
@@ -160,7 +160,7 @@ def test_light_modules_load_no_heavy_library() -> None:
 
 
 def test_the_command_line_starts_without_the_heavy_libraries() -> None:
-    assert loaded_by("gcml_ray.cli", "torch monai ray mlflow matplotlib") == ""
+    assert loaded_by("gcml_ray.cli.main", "torch monai ray mlflow matplotlib") == ""
 
 
 def test_the_python_interface_loads_the_heavy_libraries_only_where_they_are_used() -> None:

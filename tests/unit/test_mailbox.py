@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from actors.mailbox import Mailbox
-from gcml_ray.wire import Buffer, Expectation, PushHeader, checksum
+from gcml_ray.push.wire import Buffer, Expectation, PushHeader, checksum
 
 BUFFER: Buffer = np.arange(4, dtype=np.float32)
 SENDERS = frozenset("ABCD")

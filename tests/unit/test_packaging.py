@@ -15,7 +15,7 @@ import pytest
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from gcml_ray.cli_tune import tune
+from gcml_ray.cli.tune import tune
 from gcml_ray.errors import ConfigError
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -12,12 +12,12 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from pydantic import ValidationError
 
-from gcml_ray.config_wire import WireConfig
-from gcml_ray.inbox import Inbox
-from gcml_ray.outbox import Outbox, Parcel
-from gcml_ray.payload import BLOCK_VALUES, decode, decode_difference, encode, encode_difference, payload_size
+from gcml_ray.config.wire import WireConfig
+from gcml_ray.push.inbox import Inbox
+from gcml_ray.push.outbox import Outbox, Parcel
+from gcml_ray.push.payload import BLOCK_VALUES, decode, decode_difference, encode, encode_difference, payload_size
+from gcml_ray.push.wire import Buffer, Expectation, PushHeader, checksum
 from gcml_ray.records import PushReceipt
-from gcml_ray.wire import Buffer, Expectation, PushHeader, checksum
 from tests.fake_runs import run_locally
 from tests.fakes import fake_config, final_weights
 

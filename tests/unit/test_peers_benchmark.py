@@ -28,7 +28,7 @@ from benchmarks.peers.results import (
 from benchmarks.peers.results_file import read_csv, write_csv
 from benchmarks.peers.run_gcml import METHODS
 from benchmarks.peers.scenario import SCENARIOS, SITES, Case, config_values
-from gcml_ray.config_file import parse_config
+from gcml_ray.config.file import parse_config
 
 TWO_ROUNDS = dataclasses.replace(SCENARIOS["steps"], rounds=2)
 WELL = Measured(seconds=20.0, peak_memory_bytes=300_000_000, loopback_bytes=4_000_000, problem="")

@@ -12,9 +12,10 @@ import yaml
 import actors.preflight
 from actors import cluster
 from actors.preflight import check_capacity, check_cluster, run_checks
-from gcml_ray import preflight, preflight_config
 from gcml_ray.config import ResourcesConfig
-from gcml_ray.preflight import Check, Machine
+from gcml_ray.doctor import configuration as preflight_config
+from gcml_ray.doctor import machine as preflight
+from gcml_ray.doctor.machine import Check, Machine
 from tests.tiny_federation import make_config, make_federation
 
 MACHINE = Machine(num_cpus=4, memory_bytes=10**11, shm_bytes=5 * 10**10)

@@ -10,15 +10,16 @@ import pytest
 import torch
 
 from actors.preflight import check_config
-from gcml_ray import preflight_config, probe
 from gcml_ray.config import Config
 from gcml_ray.data.datalist import Case
 from gcml_ray.data.loading import load_sample
 from gcml_ray.data.reading import read_header
 from gcml_ray.data.site_data import SiteData
-from gcml_ray.forecast import cache_bytes
-from gcml_ray.forecast_costs import SiteCosts
-from gcml_ray.preflight import Check, Machine
+from gcml_ray.doctor import configuration as preflight_config
+from gcml_ray.doctor import probe
+from gcml_ray.doctor.forecast import cache_bytes
+from gcml_ray.doctor.forecast_costs import SiteCosts
+from gcml_ray.doctor.machine import Check, Machine
 from gcml_ray.run_folder import RunFolder
 from tests.tiny_federation import SHAPE, edit_datalist, make_config, make_federation, write_case, write_image
 

@@ -20,9 +20,9 @@ from gcml_ray.errors import ConfigError
 from gcml_ray.learner import Learner, Precision, Statistics, local_step
 from gcml_ray.losses.segmentation import build_segmentation_loss
 from gcml_ray.networks.registry import build_network
-from gcml_ray.privacy import private_step
-from gcml_ray.privacy_accounting import epsilon_of, require_opacus
-from gcml_ray.privacy_batches import poisson_batches
+from gcml_ray.privacy.accounting import epsilon_of, require_opacus
+from gcml_ray.privacy.batches import poisson_batches
+from gcml_ray.privacy.training import private_step
 from gcml_ray.seeding import numpy_generator
 from tests.makers import make_config
 from tests.trainer_runs import make_trainer

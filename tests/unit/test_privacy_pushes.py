@@ -12,9 +12,9 @@ from torch import Tensor
 
 from gcml_ray.config import Config
 from gcml_ray.errors import ConfigError
-from gcml_ray.privacy_accounting import epsilon_of
-from gcml_ray.privacy_pushes import PushNoise, clipped_and_noised
-from gcml_ray.wire import checksum
+from gcml_ray.privacy.accounting import epsilon_of
+from gcml_ray.privacy.pushes import PushNoise, clipped_and_noised
+from gcml_ray.push.wire import checksum
 from tests.makers import make_config
 from tests.trainer_runs import make_trainer, order, push_from_b, run, weights
 

@@ -14,16 +14,16 @@ from rich.console import Console
 from torch import Tensor, nn
 
 from gcml_ray.config import Config
-from gcml_ray.console import RunConsole
+from gcml_ray.console.run import RunConsole
 from gcml_ray.errors import CheckpointError, ConfigError
 from gcml_ray.learner import Learner, Statistics, learning_rate
 from gcml_ray.methods import METHODS
-from gcml_ray.privacy import check_network, private_step
-from gcml_ray.privacy_accounting import Ledger, epsilon_of
+from gcml_ray.privacy.accounting import Ledger, epsilon_of
+from gcml_ray.privacy.training import check_network, private_step
 from gcml_ray.record_json import from_json, to_json
 from gcml_ray.records import RoundPlan, RoundRecord, TrainReport
 from gcml_ray.seeding import derive_seed
-from gcml_ray.tracking_metrics import federation_metrics, site_metrics
+from gcml_ray.tracking.metrics import federation_metrics, site_metrics
 from tests.makers import make_config
 from tests.trainer_runs import make_trainer, order, push_from_b, run, weights
 
@@ -108,7 +108,7 @@ def test_every_optimiser_step_of_every_model_is_private(
         steps.append(bool(inside) and not learner.is_collecting)
         plain_step(learner)
 
-    monkeypatch.setattr("gcml_ray.privacy.private_step", private)
+    monkeypatch.setattr("gcml_ray.privacy.training.private_step", private)
     monkeypatch.setattr(Learner, "take_step", watched)
     trainer = make_trainer(private_config(tmp_path, method=method))
     has_pushes = method["name"] not in ("ditto", "fedprox")
@@ -177,7 +177,7 @@ def test_a_site_at_its_epsilon_limit_keeps_its_weights_says_so_and_still_pushes(
     trainer = make_trainer(private_config(tmp_path, privacy={"epsilon_limit": limit}))
     first = run(trainer, [1, 2])
     after_two = weights(trainer)
-    with caplog.at_level(logging.WARNING, logger="gcml_ray.privacy"):
+    with caplog.at_level(logging.WARNING, logger="gcml_ray.privacy.training"):
         (last,) = run(trainer, [3])
     assert [report.num_steps for report in (*first, last)] == [2, 2, 0]
     assert last.privacy_epsilon == first[-1].privacy_epsilon

@@ -13,8 +13,8 @@ from PIL import Image
 
 from gcml_ray.errors import DataError
 from gcml_ray.records import CaseScore
-from gcml_ray.report import plot_dice_by_round, plot_gossip_graph, plot_losses, plot_test_dice, write_plots
-from gcml_ray.report_overlays import draw_overlay
+from gcml_ray.report.overlays import draw_overlay
+from gcml_ray.report.run import plot_dice_by_round, plot_gossip_graph, plot_losses, plot_test_dice, write_plots
 from gcml_ray.run_folder import RunFolder
 from tests.made_up_run import made_up_run
 

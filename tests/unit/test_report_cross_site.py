@@ -7,8 +7,8 @@ import pytest
 
 from gcml_ray.errors import DataError
 from gcml_ray.records import CaseScore
-from gcml_ray.report_axes import in_order
-from gcml_ray.report_cross_site import cross_site_dice, plot_cross_site, plot_cross_site_by_method
+from gcml_ray.report.axes import in_order
+from gcml_ray.report.cross_site import cross_site_dice, plot_cross_site, plot_cross_site_by_method
 from gcml_ray.run_folder import RunFolder
 
 

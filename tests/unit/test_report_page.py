@@ -18,19 +18,19 @@ import pytest
 import torch
 from PIL import Image
 
-from gcml_ray.cli import main
+from gcml_ray.cli.main import main
 from gcml_ray.config import Method
 from gcml_ray.data.loading import Sample
 from gcml_ray.errors import DataError
 from gcml_ray.records import CaseScore, Judgement, PushReceipt, RoundRecord, SiteFailure
-from gcml_ray.report_page import write_report
-from gcml_ray.report_page_charts import WAITING, stage_seconds
-from gcml_ray.report_page_gossip import gossip_graph, push_map
-from gcml_ray.report_page_parts import chart_text, points
-from gcml_ray.report_page_records import natural_order, read_run, site_dice
-from gcml_ray.report_page_run import FAILURES, text_without_secrets
-from gcml_ray.report_page_summary import METHODS
-from gcml_ray.report_regions import _clearest_channel, _compare, draw_regions
+from gcml_ray.report.page.gossip_charts import gossip_graph, push_map
+from gcml_ray.report.page.parts import chart_text, points
+from gcml_ray.report.page.records import natural_order, read_run, site_dice
+from gcml_ray.report.page.run import FAILURES, text_without_secrets
+from gcml_ray.report.page.run_charts import WAITING, stage_seconds
+from gcml_ray.report.page.summary import METHODS
+from gcml_ray.report.page.write import write_report
+from gcml_ray.report.regions import _clearest_channel, _compare, draw_regions
 from gcml_ray.run_folder import RunFolder, RunState
 from tests.made_up_run import made_up_config, made_up_round
 from tests.model_files import write_run
@@ -358,7 +358,7 @@ def test_missing_plotly_is_told_with_the_extra_to_install(
     import_module = builtins.__import__
 
     def without_plotly(name: str, *args: Any) -> ModuleType:
-        if name == "gcml_ray.report_page":
+        if name == "gcml_ray.report.page.write":
             raise ModuleNotFoundError("No module named 'plotly'", name="plotly")
         return import_module(name, *args)
 

@@ -6,8 +6,8 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
-from gcml_ray.comparison import Cell, Score, write_cell
-from gcml_ray.report_page import write_report
+from gcml_ray.comparison.cells import Cell, Score, write_cell
+from gcml_ray.report.page.write import write_report
 from tests.report_runs import make_run, without_pushes
 
 

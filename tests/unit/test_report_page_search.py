@@ -8,11 +8,11 @@ import pytest
 
 from gcml_ray.errors import CheckpointError
 from gcml_ray.record_json import to_json
-from gcml_ray.report_page import write_report
-from gcml_ray.report_page_search import search_page
-from gcml_ray.report_page_search_charts import parallel_coordinates
-from gcml_ray.search_folder import read_search_record, write_search_record
-from gcml_ray.search_records import FinalRecord, FinalScore, SearchRecord, TrialPoint, TrialRecord
+from gcml_ray.report.page.search import search_page
+from gcml_ray.report.page.search_charts import parallel_coordinates
+from gcml_ray.report.page.write import write_report
+from gcml_ray.search.folder import read_search_record, write_search_record
+from gcml_ray.search.records import FinalRecord, FinalScore, SearchRecord, TrialPoint, TrialRecord
 
 OWN = {"method.dcml.lambda": 0.1, "method.merge": "keep_local"}
 

@@ -6,7 +6,7 @@ import pytest
 
 from gcml_ray.errors import DataError
 from gcml_ray.records import RoundRecord
-from gcml_ray.report_teaching import plot_gains_by_method, plot_who_taught_whom
+from gcml_ray.report.teaching import plot_gains_by_method, plot_who_taught_whom
 from gcml_ray.run_folder import RunFolder
 from tests.unit.test_teaching import past
 

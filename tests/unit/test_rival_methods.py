@@ -27,10 +27,10 @@ from gcml_ray.gossip import plan_round
 from gcml_ray.learner import Learner, Precision, local_step
 from gcml_ray.methods import fedavg
 from gcml_ray.methods.dpsgd import neighbour_share
+from gcml_ray.push.wire import Buffer, PushHeader
 from gcml_ray.records import Edge
 from gcml_ray.server import size_weighted_mean
 from gcml_ray.weights import FlatModel, norm_parameters
-from gcml_ray.wire import Buffer, PushHeader
 from tests.method_rounds import (
     PUSHES,
     Clock,

@@ -12,12 +12,12 @@ from safetensors.numpy import load_file
 
 from actors.local_pool import LocalPool
 from gcml_ray.config import Config
+from gcml_ray.console.summary import run_table
 from gcml_ray.data.datalist import read_datalist
 from gcml_ray.data.pooling import origin, pooled_cases
 from gcml_ray.errors import ConfigError, SiteError
 from gcml_ray.methods import METHODS
-from gcml_ray.report import write_plots
-from gcml_ray.summary import run_table
+from gcml_ray.report.run import write_plots
 from tests.fake_runs import RecordingListener, Run, drive
 from tests.makers import make_config
 from tests.trainer_runs import make_trainer

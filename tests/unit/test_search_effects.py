@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from gcml_ray.search_effects import describe, effects
-from gcml_ray.search_records import SearchRecord, TrialPoint, TrialRecord
+from gcml_ray.search.effects import describe, effects
+from gcml_ray.search.records import SearchRecord, TrialPoint, TrialRecord
 
 
 def search_of(values: list[tuple[object, float]], **record: object) -> SearchRecord:

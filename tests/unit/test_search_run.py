@@ -18,14 +18,14 @@ from rich.table import Table
 from typer.testing import CliRunner
 
 from actors.cluster import Node
-from gcml_ray.cli_tune import tune
-from gcml_ray.config_file import load_config, save_config
-from gcml_ray.console_search import SearchConsole, final_table, search_table, search_verdict
+from gcml_ray.cli.tune import tune
+from gcml_ray.config.file import load_config, save_config
+from gcml_ray.console.search import SearchConsole, final_table, search_table, search_verdict
 from gcml_ray.errors import CheckpointError, ClusterError, GcmlError
 from gcml_ray.record_json import to_json
-from gcml_ray.report_search import write_search_plots
+from gcml_ray.report.search import write_search_plots
 from gcml_ray.run_folder import RunFolder
-from gcml_ray.search_records import FinalRecord, FinalScore, SearchRecord, TrialPoint, TrialRecord
+from gcml_ray.search.records import FinalRecord, FinalScore, SearchRecord, TrialPoint, TrialRecord
 from tests.fake_runs import RecordingListener
 from tests.fakes import FakeTrainers, calls_of
 from tests.unit.test_search_space import make_search, record

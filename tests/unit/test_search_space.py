@@ -10,10 +10,10 @@ import pytest
 import yaml
 
 from gcml_ray.config import GcmlMethod
-from gcml_ray.config_file import load_config, save_config
+from gcml_ray.config.file import load_config, save_config
 from gcml_ray.errors import CheckpointError, ConfigError
 from gcml_ray.records import PushReceipt, RoundPlan, RoundRecord, TrainReport
-from gcml_ray.search_records import SearchRecord, TrialPoint, TrialRecord
+from gcml_ray.search.records import SearchRecord, TrialPoint, TrialRecord
 from tests.fakes import fake_config
 from tune.node_cache import cache_folder
 from tune.objective import points_of

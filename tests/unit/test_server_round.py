@@ -14,12 +14,12 @@ from rich.console import Console
 from actors.driver import Driver
 from actors.local_pool import LocalPool, Outcome
 from gcml_ray.config import Config
-from gcml_ray.console import RunConsole
+from gcml_ray.console.run import RunConsole
 from gcml_ray.errors import SiteError
+from gcml_ray.push.wire import Buffer
 from gcml_ray.records import SiteFailure
 from gcml_ray.run_folder import RunFolder
 from gcml_ray.seeding import numpy_generator
-from gcml_ray.wire import Buffer
 from tests.fake_runs import RecordingListener, RecordingTracker, drive, run_locally
 from tests.fakes import FakeTrainers, Fault, calls_of, fake_config, final_weights, weights_file
 

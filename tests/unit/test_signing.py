@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gcml_ray.config_wire import WireConfig
-from gcml_ray.inbox import Inbox
-from gcml_ray.outbox import Outbox
-from gcml_ray.signing import LEAF_BYTES, SigningKey, digest, forgery, public_key, signed_bytes
-from gcml_ray.wire import Buffer, Expectation, PushHeader, TensorSpec, checksum
+from gcml_ray.config.wire import WireConfig
+from gcml_ray.push.inbox import Inbox
+from gcml_ray.push.outbox import Outbox
+from gcml_ray.push.signing import LEAF_BYTES, SigningKey, digest, forgery, public_key, signed_bytes
+from gcml_ray.push.wire import Buffer, Expectation, PushHeader, TensorSpec, checksum
 
 LAYOUT = (TensorSpec("weight", (2, 4), "float32", 0),)
 VALUES: Buffer = np.arange(8, dtype=np.float32)

@@ -12,8 +12,8 @@ import pytest
 from actors.local_pool import LocalTransport
 from actors.site import NotStartedError, Site, StopRequestedError
 from gcml_ray.errors import SiteError
+from gcml_ray.push.wire import Buffer, PushHeader
 from gcml_ray.records import Peer, TrainOrder, TrainReport
-from gcml_ray.wire import Buffer, PushHeader
 from tests.fakes import FakeTrainer, fake_config
 
 ORDER = TrainOrder(round_number=1, phase="exchange", evaluate=False, checkpoint=True)

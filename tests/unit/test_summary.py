@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 
+from gcml_ray.console.summary import judged_counts, run_facts
 from gcml_ray.records import Judgement, RoundPlan, RoundRecord
-from gcml_ray.summary import judged_counts, run_facts
 from tests.unit.test_run_folder import make_report
 
 

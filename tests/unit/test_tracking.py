@@ -25,8 +25,7 @@ from gcml_ray.records import (
     SiteFailure,
     TrainReport,
 )
-from gcml_ray.tracking import MlflowTracker, NullTracker, build_tracker, tracking_uri
-from gcml_ray.tracking_metrics import (
+from gcml_ray.tracking.metrics import (
     federation_metrics,
     federation_score_metrics,
     flat_params,
@@ -34,6 +33,7 @@ from gcml_ray.tracking_metrics import (
     score_metrics,
     site_metrics,
 )
+from gcml_ray.tracking.run import MlflowTracker, NullTracker, build_tracker, tracking_uri
 from tests.made_up_run import made_up_config, made_up_evaluation, made_up_infos, made_up_round
 
 SITES = ("CS", "DU", "HT")

@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 
 from gcml_ray.records import SiteInfo
-from gcml_ray.tracking import NullTracker
-from gcml_ray.tracking_background import BackgroundTracker
+from gcml_ray.tracking.background import BackgroundTracker
+from gcml_ray.tracking.run import NullTracker
 
 
 class SlowTracker(NullTracker):

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from gcml_ray.config import DataConfig, NetworkConfig, OptimiserConfig
 from gcml_ray.learner import Learner, Precision
 from gcml_ray.networks.registry import BUILDERS, build_network, forward_heads
+from gcml_ray.push.wire import TensorSpec
 from gcml_ray.weights import FlatModel
-from gcml_ray.wire import TensorSpec
 
 SMALL: dict[str, dict[str, Any]] = {
     "unet": {"channels": [4, 8], "strides": [2], "num_res_units": 1},

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gcml_ray.wire import BLOCK_WORDS, Buffer, Expectation, PushHeader, TensorSpec, all_finite, checksum, refusal
+from gcml_ray.push.wire import BLOCK_WORDS, Buffer, Expectation, PushHeader, TensorSpec, all_finite, checksum, refusal
 
 LAYOUT = (TensorSpec("weight", (2, 3), "float32", 0), TensorSpec("bias", (2,), "float32", 6))
 BLOCK = 2 * BLOCK_WORDS  # float32 values in one block of the checksum

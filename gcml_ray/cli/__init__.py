@@ -1,0 +1,1 @@
+"""The command line, ``gcml``: a module a command."""

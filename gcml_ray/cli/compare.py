@@ -1,0 +1,90 @@
+"""``gcml compare``: several methods over several seeds on the same data, and a table of them."""
+
+from __future__ import annotations
+
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+
+from gcml_ray.comparison.config import ComparisonConfig, load_comparison
+from gcml_ray.comparison.table import method_table, site_table
+from gcml_ray.config.file import load_config
+from gcml_ray.console.comparison import CellsConsole
+from gcml_ray.console.run import RunConsole
+
+if TYPE_CHECKING:
+    from actors.compare import Ending, Views
+    from actors.listener import Listener
+
+WIDTH = 120  # columns of tables in a file or a pipe
+
+
+def compare(
+    config: Annotated[Path, typer.Argument(help="Comparison file (YAML): base, methods, seeds.")],
+    overrides: Annotated[list[str], typer.Option("--set", help="Override a key of every cell.")] = [],  # noqa: B006 - typer copies it
+    at_once: Annotated[
+        int | None, typer.Option(min=1, help="Federations at a time; by default as many as the cluster has room for.")
+    ] = None,
+) -> None:
+    """Run several methods over several seeds and tabulate them; finished cells are never run again."""
+    from actors.compare import Views, run_comparison  # noqa: PLC0415 - the command line knows all packages
+    from gcml_ray.cli.main import STOPPED, _stop_on_signal  # noqa: PLC0415 - cli imports this module
+
+    console = Console(soft_wrap=True, width=None if sys.stdout.isatty() else WIDTH)
+    comparison = load_comparison(config)
+
+    def say(line: str) -> None:
+        console.print(line, highlight=False, markup=False)
+
+    @contextmanager
+    def open_views(at_once: int) -> Iterator[Views]:
+        if at_once == 1:
+            yield Views(cell=alone, abort=lambda: None)
+            return
+        with CellsConsole(console, title=comparison.name) as cells, _stop_on_signal(cells) as stop:
+
+            @contextmanager
+            def beside(title: str) -> Iterator[tuple[Listener, threading.Event]]:
+                with cells.row(title) as row:
+                    yield row, stop
+
+            yield Views(cell=beside, abort=cells.abort)
+
+    @contextmanager
+    def alone(title: str) -> Iterator[tuple[Listener, threading.Event]]:
+        with RunConsole(console, title=title) as listener, _stop_on_signal(listener) as stop:
+            yield listener, stop
+
+    ending = run_comparison(comparison, overrides, open_views=open_views, say=say, at_once=at_once)
+    _show(console, comparison, ending)
+    if ending.is_stopped:
+        say(f"stopped; the same command goes on where it was: gcml compare {config}")
+        raise typer.Exit(STOPPED)
+    if ending.failures:
+        raise typer.Exit(1)
+
+
+def _show(console: Console, comparison: ComparisonConfig, ending: Ending) -> None:
+    """The table, the verdicts, what failed, and where everything lies."""
+    rows = ending.tables.rows
+    if rows:
+        unit = load_config(comparison.base).data.distance_unit
+        title = f"{comparison.name}: personalised models on the sites' own test cases, mean over sites"
+        console.print(method_table(rows, title=title, unit=unit), soft_wrap=False)
+        console.print(site_table(rows), soft_wrap=False)
+    for line in ending.tables.verdicts:
+        console.print(line, highlight=False, markup=False)
+    by_reason: dict[str, list[str]] = {}
+    for title, reason in ending.failures.items():
+        by_reason.setdefault(reason, []).append(title)
+    for reason, titles in by_reason.items():
+        text = reason.replace("\n", "\n  ")
+        console.print(f"failed: {'; '.join(titles)}\n  {text}", style="red", highlight=False, markup=False)
+    console.print(f"table, plots and runs  {comparison.output}", highlight=False, markup=False)
+    console.print(f"finished cells         {comparison.results}", highlight=False, markup=False)

@@ -1,0 +1,202 @@
+"""The command line, ``gcml``: demo, prepare, inspect, doctor, run, compare, tune, predict, evaluate, report, export.
+
+This is the composition root: the one module here that may import ``actors``, inside its commands.
+"""
+
+from __future__ import annotations
+
+import json
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from rich.console import Console
+
+from gcml_ray.chaos import parse_chaos
+from gcml_ray.cli.compare import compare
+from gcml_ray.cli.export import export
+from gcml_ray.cli.inspect import inspect
+from gcml_ray.cli.predict import evaluate, predict
+from gcml_ray.cli.prepare import prepare_app
+from gcml_ray.cli.report import report
+from gcml_ray.cli.site import site_app
+from gcml_ray.cli.tune import tune
+from gcml_ray.config import Config, LocalMethod
+from gcml_ray.config.file import load_config
+from gcml_ray.console.comparison import CellsConsole
+from gcml_ray.console.run import RunConsole
+from gcml_ray.console.summary import comparison_table, comparison_verdict, run_facts, run_table, where_things_are
+from gcml_ray.demo import demo_config, prepare_demo
+from gcml_ray.errors import ConfigError, GcmlError
+from gcml_ray.run_folder import RunFolder
+
+app = typer.Typer(
+    help="Decentralised, personalised federated learning for medical image segmentation, on Ray.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+)
+STOPPED = 130  # what a shell reports for a program ended by Ctrl-C
+
+Overrides = Annotated[
+    list[str], typer.Option("--set", help="Override a key: method.dcml.beta=0.2, or 'method={name: local}'.")
+]
+
+
+def main() -> None:
+    """Runs the command line; the errors that a user can mend are shown without a traceback."""
+    try:
+        app()
+    except GcmlError as error:
+        Console(stderr=True, soft_wrap=True).print(f"error: {error}", style="red", highlight=False, markup=False)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        sys.exit(STOPPED)
+
+
+def run(
+    config: Annotated[Path | None, typer.Argument(help="Configuration file (YAML).")] = None,
+    overrides: Overrides = [],  # noqa: B006 - typer copies it
+    resume: Annotated[Path | None, typer.Option(help="Go on with the run in this folder.")] = None,
+    chaos: Annotated[
+        str | None, typer.Option(help="Faults on purpose, e.g. 'kill:CS@r3,slow:HTx5'; with --resume '' drops them.")
+    ] = None,
+) -> None:
+    """Train a personalised model at every site of a federation."""
+    if (config is None) == (resume is None):
+        raise ConfigError("give a configuration file, or --resume with the folder of a run")
+    if resume is not None and overrides:
+        raise ConfigError("--resume continues with the configuration in the run folder: --set cannot change it")
+    if resume is not None:
+        resumed = load_config(RunFolder.open(resume).config_file)
+        loaded = resumed.model_copy(
+            update={"output": resumed.output.model_copy(update={"folder": str(resume.resolve())})}
+        )
+        if chaos is not None:
+            parse_chaos(chaos)
+            loaded = loaded.model_copy(update={"chaos": chaos})
+    else:
+        assert config is not None
+        loaded = load_config(config, [*overrides, *([] if chaos is None else [f"chaos={json.dumps(chaos)}"])])
+    console = Console(soft_wrap=True)
+    summary = _run_once(loaded, console, title=loaded.name, resume=resume is not None)
+    if summary.status == "finished":
+        console.print(run_table(summary.evaluations, unit=loaded.data.distance_unit))
+    folder = RunFolder(Path(loaded.output.folder))
+    facts = run_facts(folder.rounds(), start_seconds=summary.start_seconds, chaos="; then ".join(folder.faults()))
+    console.print(facts, highlight=False, markup=False)
+    console.print(where_things_are(loaded), highlight=False, markup=False)
+    _exit_for(summary.status, loaded)
+
+
+def demo(
+    folder: Annotated[Path, typer.Option(help="Where data and runs go.")] = Path("runs/demo"),
+    overrides: Overrides = [],  # noqa: B006 - typer copies it
+) -> None:
+    """Make four phantom sites, train them together and alone, and compare: a few minutes on two cores."""
+    from actors.federation import ray_session  # noqa: PLC0415 - the one place that knows all packages
+
+    console = Console(soft_wrap=True)
+    target = _fresh_folder(folder)
+    console.print(f"Making phantom sites in {target / 'data'}", highlight=False)
+    datalist = prepare_demo(target / "data")
+    gcml = demo_config(datalist, target / "gcml", overrides)
+    alone_too = gcml.model_copy(update={"name": "local", "method": LocalMethod(name="local")})
+    local = _into(alone_too, target / "local")
+    with ray_session(gcml):
+        together = _run_once(gcml, console, title="together (GCML)")
+        if together.status != "finished":
+            _exit_for(together.status, gcml)
+        alone = _run_once(local, console, title="alone (local)")
+        if alone.status != "finished":
+            _exit_for(alone.status, local)
+    console.print(comparison_table(alone.evaluations, together.evaluations, unit=gcml.data.distance_unit))
+    console.print(comparison_verdict(alone.evaluations, together.evaluations), highlight=False)
+    console.print(where_things_are(gcml), highlight=False, markup=False)
+
+
+def doctor(
+    config: Annotated[Path | None, typer.Argument(help="Configuration file to check as well.")] = None,
+    overrides: Overrides = [],  # noqa: B006 - typer copies it
+) -> None:
+    """Check packages, machine, cluster and data before a run, and forecast what it will take."""
+    from actors.preflight import run_checks  # noqa: PLC0415 - the one place that knows all packages
+
+    console = Console(soft_wrap=True)
+    colours = {"PASS": "green", "WARN": "yellow", "FAIL": "bold red"}
+    counts = dict.fromkeys(colours, 0)
+    for check in run_checks(None if config is None else str(config), overrides):
+        counts[check.verdict] += 1
+        console.print(f"[{colours[check.verdict]}]{check.verdict}[/]  [bold]{check.name}[/]: ", end="")
+        console.print(check.detail, highlight=False, markup=False)
+        if check.remedy:
+            console.print(f"      -> {check.remedy}", highlight=False, markup=False)
+    console.print(", ".join(f"{count} {verdict}" for verdict, count in counts.items()), highlight=False)
+    if counts["FAIL"]:
+        raise typer.Exit(1)
+
+
+def _run_once(config: Config, console: Console, *, title: str, resume: bool = False) -> Any:
+    """One federation with its console and its signal handling."""
+    from actors.federation import run_federation  # noqa: PLC0415 - the one place that knows all packages
+
+    with RunConsole(console, title=title) as listener, _stop_on_signal(listener) as stop:
+        return run_federation(config, listener=listener, stop=stop, resume=resume)
+
+
+@contextmanager
+def _stop_on_signal(listener: RunConsole | CellsConsole) -> Iterator[threading.Event]:
+    """Ctrl-C once ends after the round in flight, twice ends now; so does a termination signal."""
+    stop = threading.Event()
+
+    def interrupt(number: int, frame: object) -> None:
+        del frame
+        if stop.is_set() or number == signal.SIGTERM:
+            raise KeyboardInterrupt
+        stop.set()
+        listener.say("stopping after this round; press Ctrl-C again to stop now")
+
+    before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _exit_for(status: str, config: Config) -> None:
+    """The exit code, and what to do next where a run did not finish."""
+    console = Console(stderr=True, soft_wrap=True)
+    if status == "stopped":
+        console.print(f"stopped; continue with: gcml run --resume {config.output.folder}", highlight=False)
+        raise typer.Exit(STOPPED)
+    if status == "failed":
+        console.print(f"every site was lost; see {config.output.folder}/log.txt", style="red", highlight=False)
+        raise typer.Exit(1)
+
+
+def _into(config: Config, folder: Path) -> Config:
+    """The same federation with another run folder."""
+    output = config.output.model_copy(update={"folder": str(folder.resolve())})
+    return config.model_copy(update={"output": output})
+
+
+def _fresh_folder(folder: Path) -> Path:
+    """``folder``, or ``folder-2``, ``folder-3``... where it exists already."""
+    candidates = [folder, *(folder.with_name(f"{folder.name}-{number}") for number in range(2, 1000))]
+    return next(path for path in candidates if not path.exists())
+
+
+app.add_typer(prepare_app, name="prepare")
+app.add_typer(site_app, name="site")
+# In the order in which they are needed.
+for command in (demo, inspect, doctor, run, compare, tune, predict, evaluate, report, export):
+    app.command()(command)
+
+if __name__ == "__main__":
+    main()

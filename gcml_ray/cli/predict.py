@@ -1,0 +1,226 @@
+"""``gcml predict`` and ``gcml evaluate``: a run's models on new patients, and files scored against references."""
+
+from __future__ import annotations
+
+import csv
+import io
+import logging
+import math
+from collections.abc import Sequence
+from dataclasses import astuple, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+
+from gcml_ray.config import Config
+from gcml_ray.config.file import load_config
+from gcml_ray.data.datalist import SPLITS, Case, cases_of_site, read_datalist, site_names
+from gcml_ray.errors import ConfigError, DataError, GcmlError
+from gcml_ray.records import CaseScore, Split
+from gcml_ray.run_folder import CASE_COLUMNS, RunFolder, replace_file
+
+if TYPE_CHECKING:
+    from gcml_ray.data.image_cases import FoundCases
+    from gcml_ray.predict import PersonalModel
+
+log = logging.getLogger(__name__)
+
+Run = Annotated[Path, typer.Option("--run", help="Folder of a finished run.")]
+SplitOption = Annotated[str | None, typer.Option("--split", help="Only these cases: train, validation or test.")]
+MAX_NAMED = 5
+
+
+# --- predict -----------------------------------------------------------------------------------
+
+
+def predict(
+    run: Annotated[Path, typer.Option("--run", help="Folder of a finished run, or of an exported model.")],
+    images: Annotated[list[Path], typer.Option(help="Folder, datalist (.json) or image file; repeat it for several.")],
+    out: Annotated[Path, typer.Option(help="Folder for the label files.")],
+    site: Annotated[str | None, typer.Option(help="Whose personalised model; an exported one has one site.")] = None,
+    flips: Annotated[bool, typer.Option("--flips", help="Average over all flips: slower, often steadier.")] = False,
+    ensemble: Annotated[bool, typer.Option("--ensemble", help="Average with the other sites' models.")] = False,
+    peers: Annotated[bool, typer.Option("--peers", help="Average with the models that the site chose.")] = False,
+    largest_component: Annotated[
+        bool, typer.Option("--largest-component", help="Keep the largest piece of each class alone.")
+    ] = False,
+    split: SplitOption = None,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace label files that exist.")] = False,
+    device: Annotated[str, typer.Option(help="cpu, cuda, cuda:1...")] = "cpu",
+) -> None:
+    """Segment new images with a site's personalised model, each on its own grid."""
+    from gcml_ray.data.image_cases import find_cases  # noqa: PLC0415 - torch only when a model runs
+    from gcml_ray.predict import load_model  # noqa: PLC0415
+
+    console = Console(soft_wrap=True)
+    model = load_model(run, site, device=device, ensemble=ensemble, peers=peers)
+    found = find_cases(images, model.config.data, site=site or model.facts[0].site, split=_split(split))
+    _say_what(console, model, found)
+    todo, skipped = _to_do(found.cases, out, model.config, overwrite=overwrite)
+    problems = list(found.problems)
+    for each in found.problems:
+        _say_failed(console, each)
+    with _progress(console) as bar:
+        task = bar.add_task("predict", total=len(todo))
+        for case in todo:
+            bar.update(task, description=case.name)
+            problem = _predict_one(model, case, out, flips=flips, largest_component=largest_component)
+            if problem:
+                problems.append(problem)
+                _say_failed(console, problem)
+            elif not console.is_terminal:
+                console.print(f"predicted: {case.name}", highlight=False, markup=False)
+            bar.advance(task)
+    done = len(todo) - (len(problems) - len(found.problems))
+    note = f", {skipped} skipped (their files exist; --overwrite replaces them)" if skipped else ""
+    console.print(f"{done} predicted, {len(problems)} failed{note} -> {out}", highlight=False, markup=False)
+    if problems:
+        raise typer.Exit(1)
+
+
+def _say_what(console: Console, model: PersonalModel, found: FoundCases) -> None:
+    """Which model predicts, and what was left out."""
+    for facts in model.facts:
+        dice = f", validation Dice {float(facts.validation_dice):.3f}" if facts.validation_dice else ""
+        line = f"model of site {facts.site}: {facts.method}, round {facts.round_number}{dice}"
+        console.print(line, highlight=False, markup=False)
+    for note in found.notes:
+        console.print(f"note: {note}", highlight=False, markup=False)
+
+
+def _to_do(cases: Sequence[Case], out: Path, config: Config, *, overwrite: bool) -> tuple[list[Case], int]:
+    """The cases to predict, and how many are left out because their files exist."""
+    from gcml_ray.label_files import output_paths  # noqa: PLC0415 - torch only when a model runs
+
+    inputs = {Path(image).resolve() for case in cases for image in case.images}
+    paths = {case: list(output_paths(out, case.name, case.images[0], config.data).values()) for case in cases}
+    clash = [path for each in paths.values() for path in each if path.resolve() in inputs]
+    if clash:
+        raise ConfigError(f"--out {out}: {clash[0]} is one of the images and would be replaced; give another folder")
+    todo = [case for case in cases if overwrite or not all(path.exists() for path in paths[case])]
+    return todo, len(cases) - len(todo)
+
+
+def _predict_one(model: PersonalModel, case: Case, out: Path, *, flips: bool, largest_component: bool) -> str | None:
+    """Predicts one case; what went wrong, in one line, where something did. The folder goes on either way."""
+    try:
+        model.predict_case(case, out, flips=flips, largest_component=largest_component)
+    except (GcmlError, OSError) as error:
+        file = "" if case.images[0] in str(error) else f" ({case.images[0]})"
+        return f"{case.name}{file}: {error}"
+    except (RuntimeError, MemoryError, ValueError) as error:
+        log.debug("case %s", case.name, exc_info=True)
+        advice = "use --device cpu or a smaller evaluation.window_batch" if "memory" in str(error) else "check the file"
+        reason = str(error).partition("\n")[0]
+        return f"{case.name} ({case.images[0]}): {type(error).__name__}: {reason}; {advice}"
+    return None
+
+
+def _say_failed(console: Console, problem: str) -> None:
+    console.print(f"failed: {problem}", style="red", highlight=False, markup=False)
+
+
+def _progress(console: Console) -> Progress:
+    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+    return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
+
+
+# --- evaluate ----------------------------------------------------------------------------------
+
+
+def evaluate(
+    run: Run,
+    predictions: Annotated[Path, typer.Option(help="Folder with <case>.nii.gz or <site>/<case>.nii.gz.")],
+    datalist: Annotated[Path, typer.Option(help="Cases with their reference labels (.json).")],
+    site: Annotated[str | None, typer.Option(help="Only this site's cases.")] = None,
+    split: SplitOption = None,
+    out: Annotated[Path | None, typer.Option(help="Write every case's scores here (CSV).")] = None,
+) -> None:
+    """Score label files against references, each on its own grid."""
+    from gcml_ray.score_files import score_files  # noqa: PLC0415 - torch only when there is something to score
+
+    console = Console(soft_wrap=True)
+    config = load_config(RunFolder.open(run).config_file)
+    cases = _reference_cases(datalist, config, site=site, split=_split(split))
+    if not predictions.is_dir():
+        raise DataError(f"--predictions {predictions}: no such folder")
+    with _progress(console) as bar:
+        task = bar.add_task("score", total=len(cases))
+        result = score_files(
+            cases, predictions, config, on_progress=lambda done, total: bar.update(task, completed=done, total=total)
+        )
+    for problem in result.problems:
+        _say_failed(console, problem)
+    if result.missing:
+        names = ", ".join(f"{case.site}/{case.name}" for case in result.missing[:MAX_NAMED])
+        more = f" and {len(result.missing) - MAX_NAMED} more" if len(result.missing) > MAX_NAMED else ""
+        console.print(f"without a prediction: {names}{more}", highlight=False, markup=False)
+    if result.scores:
+        console.print(_score_table(result.scores, unit=config.data.distance_unit))
+    if out is not None and result.scores:
+        replace_file(out, _csv_text(result.scores))
+    scored = len({(score.site, score.case) for score in result.scores})
+    counts = f"{scored} scored, {len(result.problems)} failed, {len(result.missing)} without a prediction"
+    console.print(counts, highlight=False)
+    if result.problems or not scored or (split is not None and result.missing):
+        raise typer.Exit(1)
+
+
+def _reference_cases(datalist: Path, config: Config, *, site: str | None, split: Split | None) -> tuple[Case, ...]:
+    """The cases to score. Splits left open are those of training where the run itself, or --split, asks for them."""
+    from gcml_ray.data.image_cases import with_splits  # noqa: PLC0415 - torch only when there is something to score
+
+    cases = read_datalist(datalist)
+    if site is not None:
+        cases = cases_of_site(cases, site) or _no_such_site(datalist, cases, site)
+    if split is not None or datalist.resolve() == Path(config.data.datalist).resolve():
+        cases = with_splits(cases, config.data)
+    chosen = tuple(case for case in cases if split in (None, case.split))
+    if not chosen:
+        raise DataError(f"{datalist}: no case has the split {split}")
+    return tuple(replace(case, split=case.split or "test") for case in chosen)
+
+
+def _no_such_site(datalist: Path, cases: Sequence[Case], site: str) -> tuple[Case, ...]:
+    raise DataError(f"{datalist}: no case is of site {site}; sites are {', '.join(site_names(cases))}")
+
+
+def _score_table(scores: Sequence[CaseScore], *, unit: str) -> Table:
+    """Mean and standard deviation by site, split and class."""
+    from gcml_ray.metrics import summarise  # noqa: PLC0415 - torch only when there is something to score
+
+    table = Table(title="Scores on the grid of the files: mean (standard deviation)", title_justify="left")
+    for heading in ("site", "split", "class"):
+        table.add_column(heading)
+    for heading in ("cases", "Dice", f"HD95 ({unit})", "surface Dice"):
+        table.add_column(heading, justify="right")
+    for row in summarise(scores):
+        dice = _mean_sd(row.dice_mean, row.dice_sd)
+        hd95 = _mean_sd(row.hd95_mean, row.hd95_sd, digits=1)
+        surface = _mean_sd(row.surface_dice_mean, row.surface_dice_sd)
+        table.add_row(row.site, row.split, row.class_name, str(row.num_cases), dice, hd95, surface)
+    return table
+
+
+def _mean_sd(mean: float, sd: float, *, digits: int = 3) -> str:
+    if math.isnan(mean):
+        return "-"
+    return f"{mean:.{digits}f}" if math.isnan(sd) else f"{mean:.{digits}f} ({sd:.{digits}f})"
+
+
+def _csv_text(scores: Sequence[CaseScore]) -> str:
+    """The columns of a run's ``cases.csv``; an undefined distance is an empty cell."""
+    buffer = io.StringIO()
+    rows = [["" if isinstance(cell, float) and math.isnan(cell) else cell for cell in astuple(s)] for s in scores]
+    csv.writer(buffer, lineterminator="\n").writerows([CASE_COLUMNS, *rows])
+    return buffer.getvalue()
+
+
+def _split(name: str | None) -> Split | None:
+    if name is not None and name not in SPLITS:
+        raise ConfigError(f"--split {name!r} is unknown; allowed are {', '.join(SPLITS)}")
+    return name

@@ -1,0 +1,1 @@
+"""Methods beside each other: finished cells and their statistics, tables and files."""

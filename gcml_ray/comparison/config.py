@@ -1,0 +1,80 @@
+"""The file behind ``gcml compare``: one base configuration, many methods, several seeds."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import Field, ValidationError, model_validator
+
+from gcml_ray.config import Config
+from gcml_ray.config.file import load_config, read_sections
+from gcml_ray.config.problems import describe_problems
+from gcml_ray.config.section import Section
+from gcml_ray.errors import ConfigError
+
+
+class ComparisonConfig(Section):
+    """What is compared.
+
+    ``base`` is a configuration file, beside this one or absolute. ``methods`` gives each method's name in the table
+    and what it changes in the base, by dotted path. ``output`` gets the run folders, ``results`` one small CSV file a
+    finished cell. ``alone`` and ``focus`` name the two methods of the verdict a site.
+    """
+
+    name: str
+    base: str
+    seeds: Annotated[tuple[int, ...], Field(strict=False, min_length=1)]
+    methods: dict[str, dict[str, Any]]
+    output: str
+    results: str
+    alone: str = "local"
+    focus: str = "gcml"
+
+    @model_validator(mode="after")
+    def _names_exist(self) -> ComparisonConfig:
+        for key in ("alone", "focus"):
+            if getattr(self, key) not in self.methods:
+                raise ValueError(f"{key}: {getattr(self, key)!r} is not among methods {list(self.methods)}")
+        return self
+
+
+def load_comparison(path: Path) -> ComparisonConfig:
+    """Reads and checks a comparison file.
+
+    Raises:
+        ConfigError: it names every wrong key.
+    """
+    try:
+        comparison = ComparisonConfig.model_validate(read_sections(path))
+    except ValidationError as error:
+        problems = "".join(f"\n  - {problem}" for problem in describe_problems(error))
+        raise ConfigError(f"comparison {path} is not valid:{problems}") from error
+    base = path.parent / comparison.base
+    return comparison.model_copy(update={"base": str(base)})
+
+
+def cell_config(comparison: ComparisonConfig, method: str, seed: int, overrides: Sequence[str]) -> Config:
+    """The configuration of one cell: base, then the method's changes, then seed and folder, then ``overrides``.
+
+    Args:
+        comparison: what is compared.
+        method: a name among ``comparison.methods``.
+        seed: the federation's seed.
+        overrides: ``--set`` of the command line, for every cell.
+    """
+    changes = [f"{key}={json.dumps(value)}" for key, value in comparison.methods[method].items()]
+    own = [
+        f"name={method}",
+        f"federation.seed={seed}",
+        f"output.folder={Path(comparison.output) / cell_name(method, seed)}",
+        f"tracking.experiment={comparison.name}",
+    ]
+    return load_config(comparison.base, [*changes, *own, *overrides])
+
+
+def cell_name(method: str, seed: int) -> str:
+    """Name of a cell's run folder and file."""
+    return f"{method}_seed{seed}"

@@ -1,0 +1,120 @@
+"""A comparison's rows as Markdown, CSV and LaTeX, and as two tables for a terminal."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Sequence
+
+from rich.table import Table
+
+from gcml_ray.comparison.cells import MethodRow
+from gcml_ray.records import PERSONALISED
+
+MEGABYTE = 1e6
+
+
+def label(row: MethodRow) -> str:
+    """The method's name, with the evaluated model where it is not the personalised one."""
+    return row.method if row.model == PERSONALISED else f"{row.method} ({row.model})"
+
+
+def headings(rows: Sequence[MethodRow], *, unit: str) -> list[str]:
+    """Column headings; one Dice column a site."""
+    sites = [f"Dice {site}" for site in rows[0].site_dice]
+    return [
+        "method", "seeds", "Dice", "sd", "against best", "95 % interval", "p (Holm)", *sites,
+        f"HD95 ({unit})", "surface Dice", "MB sent", "seconds", "steps",
+    ]  # fmt: skip
+
+
+def cells(row: MethodRow, *, is_best: bool) -> list[str]:
+    """A row as text."""
+    against = ["best", "", ""]
+    if not is_best:
+        interval = f"{100 * row.low:+.1f} to {100 * row.high:+.1f}"
+        against = [f"{100 * row.difference:+.1f}", interval, f"{row.p_value:.3f}" if row.p_value >= 0.001 else "<0.001"]
+    return [
+        label(row), str(row.num_seeds), _number(row.dice, 3), _number(row.dice_sd, 3), *against,
+        *(_number(dice, 3) for dice in row.site_dice.values()),
+        _number(row.hd95, 1), _number(row.surface_dice, 3), _number(row.sent_bytes / MEGABYTE, 1),
+        _number(row.seconds, 0), _number(row.num_steps, 0),
+    ]  # fmt: skip
+
+
+def markdown(rows: Sequence[MethodRow], *, unit: str) -> str:
+    """The table for a README."""
+    head = headings(rows, unit=unit)
+    lines = [head, ["---"] + ["---:"] * (len(head) - 1)]
+    lines += [cells(row, is_best=index == 0) for index, row in enumerate(rows)]
+    return "".join(f"| {' | '.join(line)} |\n" for line in lines)
+
+
+def csv_text(rows: Sequence[MethodRow], *, unit: str) -> str:
+    """The table for a spreadsheet."""
+    buffer = io.StringIO()
+    writer = csv.writer(buffer, lineterminator="\n")
+    writer.writerow(headings(rows, unit=unit))
+    writer.writerows(cells(row, is_best=index == 0) for index, row in enumerate(rows))
+    return buffer.getvalue()
+
+
+def latex(rows: Sequence[MethodRow], *, unit: str) -> str:
+    """The table for a paper (booktabs)."""
+    head = headings(rows, unit=unit)
+    lines = [
+        rf"\begin{{tabular}}{{l{'r' * (len(head) - 1)}}}",
+        r"\toprule",
+        " & ".join(_escape(text) for text in head) + r" \\",
+        r"\midrule",
+    ]
+    lines += [
+        " & ".join(_escape(text) for text in cells(row, is_best=index == 0)) + r" \\" for index, row in enumerate(rows)
+    ]
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
+
+
+def method_table(rows: Sequence[MethodRow], *, title: str, unit: str) -> Table:
+    """For a terminal: each method over all sites."""
+    table = Table(title=title, title_justify="left")
+    table.add_column("method", no_wrap=True)
+    for heading in ("seeds", "Dice \u00b1 sd", "against\nbest", "95 %\ninterval", "p\n(Holm)"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for heading in (f"HD95\n({unit})", "surface\nDice", "MB\nsent", "minutes"):
+        table.add_column(heading, justify="right", no_wrap=True)
+    for index, row in enumerate(rows):
+        name, seeds, dice, deviation, *against = cells(row, is_best=index == 0)[:7]
+        spread = "" if math.isnan(row.dice_sd) else f" \u00b1 {deviation}"
+        numbers = (_number(row.hd95, 1), _number(row.surface_dice, 3), _number(row.sent_bytes / MEGABYTE, 1))
+        minutes = _number(row.seconds / 60, 1)
+        table.add_row(name, seeds, dice + spread, *against, *numbers, minutes, style="bold" if index == 0 else None)
+    return table
+
+
+def site_table(rows: Sequence[MethodRow]) -> Table:
+    """For a terminal: each method's test Dice at every site, the best of a site in bold."""
+    table = Table(title="Test Dice by site", title_justify="left")
+    table.add_column("method", no_wrap=True)
+    sites = list(rows[0].site_dice)
+    for site in sites:
+        table.add_column(site, justify="right")
+    best = {site: max(row.site_dice.get(site, math.nan) for row in rows) for site in sites}
+    for row in rows:
+        values = [row.site_dice.get(site, math.nan) for site in sites]
+        marks = (
+            f"[bold]{_number(value, 3)}[/]" if value == best[site] else _number(value, 3)
+            for site, value in zip(sites, values, strict=True)
+        )
+        table.add_row(label(row), *marks)
+    return table
+
+
+def _number(value: float, digits: int) -> str:
+    return "-" if math.isnan(value) else f"{value:.{digits}f}"
+
+
+def _escape(text: str) -> str:
+    for character in "%_&#":
+        text = text.replace(character, "\\" + character)
+    return text

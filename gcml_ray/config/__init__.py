@@ -1,0 +1,380 @@
+"""The configuration of one federation: frozen, strict, one file a run.
+
+Every section is a pydantic model that refuses unknown keys and coerces nothing but int to float.
+Reading a file and applying ``--set`` overrides is in :mod:`gcml_ray.config.file`.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator, model_validator
+
+from gcml_ray.chaos import parse_chaos
+from gcml_ray.config.data import AugmentConfig, DataConfig, SplitConfig
+from gcml_ray.config.defence import DefenceConfig
+from gcml_ray.config.methods import (
+    POOLED,
+    RESERVED_SITES,
+    SERVER,
+    BernoulliTopology,
+    DcmlConfig,
+    DefKtMethod,
+    DittoMethod,
+    DpsgdMethod,
+    ExponentialTopology,
+    FedAvgMethod,
+    FedBnMethod,
+    FedProxMethod,
+    GcmlMethod,
+    GmlMethod,
+    GossipAvgMethod,
+    GossipMethod,
+    LocalMethod,
+    MatchingTopology,
+    Method,
+    PeerMethod,
+    PooledMethod,
+    ProxyFlMethod,
+    PushKTopology,
+    RingTopology,
+    ServerMethod,
+    Topology,
+    UsefulnessTopology,
+    dcml_keys,
+    has_peers,
+    has_server,
+    has_two_models,
+    keeps_norms,
+    needs_one_network,
+    sends_buffers,
+)
+from gcml_ray.config.optimiser import OptimiserConfig
+from gcml_ray.config.privacy import PrivacyConfig, privacy_problem
+from gcml_ray.config.resources import ResourcesConfig
+from gcml_ray.config.section import (
+    AtLeastOne,
+    Count,
+    CountOrZero,
+    Fraction,
+    Names,
+    NonNegative,
+    Positive,
+    Section,
+    Sizes,
+    Weights,
+)
+from gcml_ray.config.wire import WireConfig
+from gcml_ray.errors import ConfigError
+
+__all__ = [  # the data and method sections have their own modules, but are parts of this one
+    "POOLED",
+    "RESERVED_SITES",
+    "SERVER",
+    "AugmentConfig",
+    "BernoulliTopology",
+    "DataConfig",
+    "DcmlConfig",
+    "DefKtMethod",
+    "DittoMethod",
+    "DpsgdMethod",
+    "ExponentialTopology",
+    "FedAvgMethod",
+    "FedBnMethod",
+    "FedProxMethod",
+    "GcmlMethod",
+    "GmlMethod",
+    "GossipAvgMethod",
+    "GossipMethod",
+    "LocalMethod",
+    "MatchingTopology",
+    "Method",
+    "OptimiserConfig",
+    "PooledMethod",
+    "ProxyFlMethod",
+    "PushKTopology",
+    "ResourcesConfig",
+    "RingTopology",
+    "Section",
+    "ServerMethod",
+    "SplitConfig",
+    "Topology",
+    "UsefulnessTopology",
+    "dcml_keys",
+    "has_peers",
+    "has_server",
+    "has_two_models",
+    "keeps_norms",
+    "sends_buffers",
+]
+
+
+BARRIER_FREE = ("local", "pooled", "gossip_avg", "gml", "gcml", "defkt")  # methods that federation.mode: async can run
+
+# --- network, loss --------------------------------------------------------------------------
+
+
+class NetworkConfig(Section):
+    """A network by name; ``options`` are the arguments of its constructor (see networks/registry.py).
+
+    ``start_from``: weights to start from instead of random ones (see start_weights.py).
+    """
+
+    name: str
+    options: dict[str, Any] = Field(default={})
+    start_from: str | None = None
+
+
+class LossConfig(Section):
+    """Segmentation loss: ``jaccard_weight`` x Jaccard + (1 - ``jaccard_weight``) x cross-entropy or focal.
+
+    ``head_weights`` weighs the heads under deep supervision, main head first.
+    """
+
+    name: Literal["jaccard_ce", "jaccard_focal"] = "jaccard_ce"
+    jaccard_weight: Fraction = 0.5
+    smooth: Positive = 1.0
+    include_background: bool = True
+    batch_sums: bool = True
+    class_weights: Weights | None = None
+    focal_gamma: NonNegative | None = None
+    head_weights: Weights | None = None
+
+    @model_validator(mode="after")
+    def _gamma_only_for_focal(self) -> LossConfig:
+        if self.focal_gamma is not None and self.name != "jaccard_focal":
+            raise ValueError("focal_gamma would be ignored: only jaccard_focal has it")
+        return self
+
+
+# --- federation, evaluation, tracking, output -------------------------------------
+
+
+class AttendanceConfig(Section):
+    """When a site takes part: from before round ``joins`` until before round ``leaves``."""
+
+    joins: Count = 1
+    leaves: Count | None = None
+
+    @model_validator(mode="after")
+    def _leaves_later(self) -> AttendanceConfig:
+        if self.leaves is not None and self.leaves <= self.joins:
+            raise ValueError(f"leaves {self.leaves} must come after joins {self.joins}")
+        return self
+
+
+class FederationConfig(Section):
+    """Rounds and clocks. ``rounds`` counts them all: warm-up, exchange and cool-down.
+
+    ``warmup_rounds`` defaults to 10 % of the rounds, ``cooldown_rounds`` to 25 % (both rounded down).
+    The round timeout bounds one round's training of one site, evaluation included.
+    ``mode: async`` has no barrier: each site goes at its own pace, and takes no push that is more than
+    ``max_staleness`` rounds behind it; what such a push weighs in a merge falls with its staleness s as
+    (1 + s)^-``staleness_exponent``.
+
+    Clocks: after ``timeout_factor`` times its typical time a call has failed (never before a minute, never after
+    the timeout). In a synchronous round nobody waits longer than ``late_factor`` times the slowest site's typical
+    time (at least ten seconds more than it), nor than ``round_deadline_s``. A lost site may come back within
+    ``rejoin_timeout_s``. After ``time_limit_s`` no further round begins.
+    """
+
+    rounds: Count
+    local_steps: Count
+    warmup_rounds: CountOrZero | None = None
+    cooldown_rounds: CountOrZero | None = None
+    common_init: bool = True
+    mode: Literal["sync", "async"] = "sync"
+    max_staleness: CountOrZero = 10
+    staleness_exponent: NonNegative = 0.5
+    seed: int = 0
+    sites: Names | None = None
+    schedule: dict[str, AttendanceConfig] = Field(default={})
+    evaluate_every: Count = 1
+    start_timeout_s: Positive = 600.0
+    push_timeout_s: Positive = 120.0
+    round_timeout_s: Positive = 3600.0
+    rejoin_timeout_s: Positive = 3600.0
+    timeout_factor: AtLeastOne = 10.0
+    late_factor: AtLeastOne | None = 2.0
+    round_deadline_s: Positive | None = None
+    time_limit_s: Positive | None = None
+
+    @property
+    def num_warmup(self) -> int:
+        """Rounds at the start in which every site trains alone."""
+        return math.floor(self.rounds * 0.1) if self.warmup_rounds is None else self.warmup_rounds
+
+    @property
+    def num_cooldown(self) -> int:
+        """Rounds at the end in which every site trains alone."""
+        return math.floor(self.rounds * 0.25) if self.cooldown_rounds is None else self.cooldown_rounds
+
+    @model_validator(mode="after")
+    def _phases_fit(self) -> FederationConfig:
+        if self.num_warmup + self.num_cooldown > self.rounds:
+            raise ValueError(
+                f"warmup_rounds {self.num_warmup} + cooldown_rounds {self.num_cooldown} exceed rounds {self.rounds}"
+            )
+        return self
+
+
+class EvaluationConfig(Section):
+    """Sliding-window inference and metrics. The tolerance's unit is mm, or voxels where spacing is unreal.
+
+    ``window_size`` defaults to the patch size; a larger one is faster where memory allows. ``cross_site``: after the
+    test every site's personalised model travels to every other site and is scored there. ``ensemble_peers``: how many
+    of its peers' last models a site keeps, to test as well what they and its own predict together.
+    """
+
+    window_size: Sizes | None = None
+    window_overlap: Annotated[float, Field(ge=0, lt=1)] = 0.25
+    window_batch: Count = 4
+    surface_tolerance: Positive = 1.0
+    cross_site: bool = False
+    ensemble_peers: CountOrZero = 0
+
+
+class TrackingConfig(Section):
+    """MLflow. Without ``uri`` the runs go to ``<output.folder>/../mlflow.db`` (sqlite)."""
+
+    enabled: bool = True
+    uri: str | None = None
+    experiment: str = "gcml-ray"
+
+
+class OutputConfig(Section):
+    """The run folder, and how often sites write a checkpoint to resume from."""
+
+    folder: str
+    checkpoint_every: Count = 1
+    num_overlays: CountOrZero = 2
+
+
+class Config(Section):
+    """One federation, whole."""
+
+    name: str
+    data: DataConfig
+    network: NetworkConfig
+    site_networks: dict[str, NetworkConfig] = Field(default={})
+    loss: LossConfig = LossConfig()
+    optimiser: OptimiserConfig
+    method: Method
+    federation: FederationConfig
+    resources: ResourcesConfig = ResourcesConfig()
+    wire: WireConfig = WireConfig()
+    evaluation: EvaluationConfig = EvaluationConfig()
+    privacy: PrivacyConfig = PrivacyConfig()
+    tracking: TrackingConfig = TrackingConfig()
+    output: OutputConfig
+    defence: DefenceConfig = DefenceConfig()
+    chaos: str = ""
+
+    @property
+    def window_size(self) -> tuple[int, ...]:
+        """Voxels of a window of sliding-window inference."""
+        return self.evaluation.window_size or self.data.patch_size
+
+    def network_of(self, site: str) -> NetworkConfig:
+        """The network that a site trains: its own from ``site_networks``, or the common one."""
+        return self.site_networks.get(site, self.network)
+
+    @property
+    def signs_pushes(self) -> bool:
+        """Whether pushes are signed: as ``wire.sign`` says, else where each site has a node of its own."""
+        return self.resources.placement == "label" if self.wire.sign is None else self.wire.sign
+
+    @property
+    def identity(self) -> str:
+        """Short hash of all that decides a run's result; where it runs, tracking and output do not.
+
+        Values at their default are left out, so a new key invalidates no older run: who changes what a default means
+        renames its key.
+        """
+        clocks = {
+            "start_timeout_s",
+            "push_timeout_s",
+            "round_timeout_s",
+            "rejoin_timeout_s",
+            "timeout_factor",
+            "late_factor",
+            "round_deadline_s",
+            "time_limit_s",
+        }
+        science = self.model_dump(
+            mode="json",
+            exclude_defaults=True,
+            exclude={
+                "name": True,
+                "resources": set(ResourcesConfig.model_fields) - {"amp"},
+                "tracking": True,
+                "output": True,
+                "wire": {"sign"},
+                "evaluation": {"cross_site"},
+                "chaos": True,  # it changes the result, but a resume must be able to go on without it
+                "data": {"datalist", "cache_folder"},
+                "federation": clocks,
+            },
+        )
+        science = {section: values for section, values in science.items() if values != {}}
+        return hashlib.blake2b(json.dumps(science, sort_keys=True).encode(), digest_size=8).hexdigest()
+
+    @field_validator("chaos")
+    @classmethod
+    def _can_be_read(cls, value: str) -> str:
+        try:
+            parse_chaos(value)
+        except ConfigError as error:
+            raise ValueError(str(error)) from error
+        return value
+
+    @model_validator(mode="after")
+    def _nothing_is_ignored(self) -> Config:
+        if self.optimiser.push_average and not (has_peers(self.method) or has_server(self.method)):
+            raise ValueError(f"optimiser.push_average would be ignored: method {self.method.name} pushes nothing")
+        if self.evaluation.ensemble_peers and not isinstance(self.method, PeerMethod):
+            raise ValueError(
+                f"evaluation.ensemble_peers would be ignored: with method {self.method.name} no site gets its peers' "
+                "models; gossip_avg, gml, gcml, defkt and dpsgd do that"
+            )
+        if self.evaluation.cross_site and isinstance(self.method, PooledMethod):
+            raise ValueError("evaluation.cross_site would be ignored: method pooled has one model for all sites")
+        return self
+
+    @model_validator(mode="after")
+    def _sections_agree(self) -> Config:
+        if needs_one_network(self.method) and any(network != self.network for network in self.site_networks.values()):
+            raise ValueError(
+                "site_networks gives sites different networks, but method mixes weights, or normalisation layers that "
+                "a model is to have at each site: use method.name gml or proxyfl, or gcml with merge: keep_local and "
+                "merge_first: none, and leave share_norms true"
+            )
+        if isinstance(self.method, PooledMethod) and self.resources.placement == "label":
+            raise ValueError(
+                "method pooled brings the cases of all sites together, but resources.placement: label promises that "
+                "none leaves its node"
+            )
+        if self.federation.mode == "async" and self.method.name not in BARRIER_FREE:
+            raise ValueError(
+                f"federation.mode async cannot run method {self.method.name}, whose rounds need all sites at once; "
+                f"without a barrier run {', '.join(BARRIER_FREE)}, or set mode: sync"
+            )
+        if problem := privacy_problem(self.privacy, self.method, amp=self.resources.amp):
+            raise ValueError(problem)
+        if self.evaluation.cross_site and self.privacy.mode == "update_noise":
+            raise ValueError(
+                "evaluation.cross_site sends personalised models as they are, but privacy.mode update_noise promises "
+                "that no weights leave a site without noise"
+            )
+        window = self.evaluation.window_size
+        if window is not None and len(window) != self.data.spatial_dims:
+            raise ValueError(
+                f"evaluation.window_size has {len(window)} numbers, data.spatial_dims is {self.data.spatial_dims}"
+            )
+        weights = self.loss.class_weights
+        if weights is not None and len(weights) != self.data.num_outputs:
+            raise ValueError(f"loss.class_weights has {len(weights)} numbers for {self.data.num_outputs} outputs")
+        return self

@@ -1,0 +1,133 @@
+"""What a person sees of federations that run side by side: one live table with a row each, a line where one ends.
+
+What a cell says beyond that goes to its own ``log.txt``.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from gcml_ray.config import Config
+from gcml_ray.console.live import LiveTable
+from gcml_ray.console.run import Clock, round_line
+from gcml_ray.records import EvaluationReport, RoundPlan, RoundRecord, SiteFailure, SiteInfo, SiteStatus, TrainReport
+
+log = logging.getLogger(__name__)
+
+
+class CellsConsole(LiveTable):
+    """Shows cells that run at the same time. A context: the live table is there inside it.
+
+    Args:
+        console: where to write; a live table only where it is a terminal.
+        title: above the table.
+    """
+
+    def __init__(self, console: Console, *, title: str) -> None:
+        super().__init__(console, refresh_per_second=2, get_table=self._table)
+        self.title = title
+        self.is_aborted = threading.Event()
+        self._rows: list[CellRow] = []
+        self._lock = threading.Lock()
+
+    @contextmanager
+    def row(self, title: str) -> Iterator[CellRow]:
+        """A listener for one cell, whose row is in the table for the length of the block."""
+        row = CellRow(title, say=self.say, is_aborted=self.is_aborted)
+        with self._lock:
+            self._rows.append(row)
+        try:
+            yield row
+        finally:
+            with self._lock:
+                self._rows.remove(row)
+
+    def abort(self) -> None:
+        """Ends every cell now, at its next sign of life."""
+        self.is_aborted.set()
+
+    def say(self, line: str) -> None:
+        """One line above the table."""
+        self.print_line(line)
+
+    def _table(self) -> Table:
+        table = Table(title=self.title, title_justify="left")
+        table.add_column("cell", no_wrap=True)
+        table.add_column("now", min_width=24, no_wrap=True)
+        for heading in ("sites", "val Dice", "gone", "left"):
+            table.add_column(heading, justify="right")
+        with self._lock:
+            rows = list(self._rows)
+        for row in rows:
+            table.add_row(row.title, row.now, str(row.num_sites), row.dice, row.clock.elapsed, row.left)
+        return table
+
+
+class CellRow:
+    """One cell's row: a listener of its driver, in the driver's own thread.
+
+    Args:
+        title: the cell.
+        say: shows one line.
+        is_aborted: once set, the driver is interrupted as by Ctrl-C: that signal reaches the main thread alone.
+    """
+
+    def __init__(self, title: str, *, say: Callable[[str], None], is_aborted: threading.Event) -> None:
+        self.title = title
+        self.now = "starting"
+        self.num_sites = 0
+        self.dice = ""
+        self.left = ""
+        self.clock = Clock()
+        self._say = say
+        self._is_aborted = is_aborted
+
+    def on_start(self, config: Config, sites: Sequence[str]) -> None:
+        """All sites begin to load."""
+        self.config = config
+        self.num_sites = len(sites)
+        self._say(f"{self.title} begins")
+        log.info("%s: %d sites, %d rounds", self.title, len(sites), config.federation.rounds)
+
+    def on_site_ready(self, info: SiteInfo) -> None:
+        """A site has loaded its data."""
+        for note in info.notes:
+            log.info("%s, %s: %s", self.title, info.site, note)
+
+    def on_round_begin(self, plan: RoundPlan) -> None:
+        """A round is planned."""
+        self.now = f"round {plan.round_number}/{self.config.federation.rounds} {plan.phase}"
+        self.num_sites = len(plan.sites)
+
+    def on_status(self, statuses: Sequence[SiteStatus]) -> None:
+        """About twice a second; the one place where a cell in another thread can be ended."""
+        del statuses
+        if self._is_aborted.is_set():
+            raise KeyboardInterrupt
+
+    def on_site_trained(self, report: TrainReport) -> None:
+        """A site's round is over; the round's line says it."""
+
+    def on_failure(self, failure: SiteFailure, decision: Any) -> None:
+        """A site failed."""
+        self.now = f"{failure.site} {failure.kind} -> {decision.value}"
+
+    def on_round_end(self, record: RoundRecord) -> None:
+        """A round is on disk: one line in the cell's log."""
+        self.clock.add(record)
+        self.left = self.clock.left(self.config, record.plan.round_number)
+        scores = [report.validation_dice for report in record.trained if report.validation_dice is not None]
+        if scores:
+            self.dice = f"{sum(scores) / len(scores):.3f}"
+        log.info("%s", round_line(self.config, record, left=self.left))
+
+    def on_evaluated(self, report: EvaluationReport) -> None:
+        """A site has scored a model."""
+        self.now = f"testing: {report.site}, {report.model}"

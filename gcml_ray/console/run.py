@@ -1,0 +1,258 @@
+"""What a person sees of a run: a live table of sites on a terminal, plain lines elsewhere and in the log.
+
+Both are listeners of the driver. Every round leaves one line that says who trained, who did not and why.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from gcml_ray.config import Config
+from gcml_ray.console.live import LiveTable
+from gcml_ray.gossip import phase_of
+from gcml_ray.records import EvaluationReport, RoundPlan, RoundRecord, SiteFailure, SiteInfo, SiteStatus, TrainReport
+
+log = logging.getLogger(__name__)
+
+MEGABYTE = 1e6
+
+
+@dataclass
+class SiteRow:
+    """What the table shows of one site."""
+
+    cases: str = ""
+    stage: str = "starting"
+    loss: float | None = None
+    validation_dice: float | None = None
+    best_dice: float | None = None
+    learnt_from: str = ""
+    sent_bytes: int = 0
+    received_bytes: int = 0
+    epsilon: float | None = None
+    has_stopped: bool = False
+
+
+class Clock:
+    """Time left: from past rounds of the same phase; without a barrier from the pace of the slowest site."""
+
+    def __init__(self) -> None:
+        self._began = time.monotonic()
+        self._seconds: dict[str, list[float]] = {}
+        self._own_rounds: dict[str, int] = {}
+
+    @property
+    def elapsed(self) -> str:
+        """Time since the run began."""
+        return _clock(time.monotonic() - self._began)
+
+    def add(self, record: RoundRecord) -> None:
+        """Notes how long a round took."""
+        self._seconds.setdefault(record.plan.phase, []).append(record.seconds)
+        self._own_rounds |= {report.site: report.round_number for report in record.trained}
+
+    def left(self, config: Config, round_number: int) -> str:
+        """An estimate of the time that the rounds after this one take; empty before the first."""
+        if not self._seconds:
+            return ""
+        everything = [value for values in self._seconds.values() for value in values]
+        if config.federation.mode == "async":
+            slowest = min(self._own_rounds.values(), default=0)
+            return _clock(sum(everything) * (config.federation.rounds - slowest) / slowest) if slowest else ""
+        fallback = sum(everything) / len(everything)
+        total = 0.0
+        for number in range(round_number + 1, config.federation.rounds + 1):
+            phase = phase_of(config.federation, number)
+            values = self._seconds.get(phase)
+            total += sum(values[-10:]) / len(values[-10:]) if values else fallback
+        return _clock(total)
+
+
+class RunConsole(LiveTable):
+    """Shows one run. A context: the live table is there inside it.
+
+    Args:
+        console: where to write; a live table only where it is a terminal.
+        title: what the run is called.
+    """
+
+    def __init__(self, console: Console, *, title: str) -> None:
+        super().__init__(console, refresh_per_second=4)
+        self.title = title
+        self.rows: dict[str, SiteRow] = {}
+        self.clock = Clock()
+        self.round_line = "starting"
+
+    def say(self, line: str) -> None:
+        """One line above the table, and in the log."""
+        log.info("%s", line)
+        self.print_line(line)
+
+    # --- the driver's events -----------------------------------------------------------------
+
+    def on_start(self, config: Config, sites: Sequence[str]) -> None:
+        """All sites begin to load."""
+        self.config = config
+        self.rows = {site: SiteRow() for site in sites}
+        self.say(f"{self.title}: {len(sites)} sites, {config.federation.rounds} rounds, method {config.method.name}")
+        if config.chaos:
+            self.say(f"  faults on purpose, what this run gives is no result: {config.chaos}")
+        self._refresh()
+
+    def on_site_ready(self, info: SiteInfo) -> None:
+        """A site has loaded its data."""
+        row = self.rows.setdefault(info.site, SiteRow())
+        row.cases = f"{info.num_train}/{info.num_validation}/{info.num_test}"
+        row.stage = "ready"
+        restored = f", restored at round {info.restored_round}" if info.restored_round else ""
+        self.say(
+            f"  {info.site}: {row.cases} training/validation/test cases, {info.num_parameters:,} parameters "
+            f"on {info.device}, ready in {info.seconds:.1f} s{restored}"
+        )
+        for note in info.notes:
+            self.say(f"    note: {note}")
+        self._refresh()
+
+    def on_round_begin(self, plan: RoundPlan) -> None:
+        """A round is planned."""
+        what = "round" if self.config.federation.mode == "sync" else "record"
+        self.round_line = f"{what} {plan.round_number}"
+        if self.config.federation.mode == "sync":
+            self.round_line += f" of {self.config.federation.rounds}"
+        for site in plan.sites:
+            self.rows[site].learnt_from = ""
+        for edge in plan.edges:
+            if edge.receiver not in self.rows:  # a server
+                continue
+            before = self.rows[edge.receiver].learnt_from
+            self.rows[edge.receiver].learnt_from = f"{before}, {edge.sender}" if before else edge.sender
+        self._refresh()
+
+    def on_status(self, statuses: Sequence[SiteStatus]) -> None:
+        """What the sites are doing now."""
+        for status in statuses:
+            if status.site in self.rows:
+                steps = f" {status.step}/{status.num_steps}" if status.num_steps > 1 else ""
+                own = f"r{status.round_number} " if self.config.federation.mode == "async" else ""
+                self.rows[status.site].stage = f"{own}{status.stage}{steps}"
+        self._refresh()
+
+    def on_site_trained(self, report: TrainReport) -> None:
+        """A site's round is over."""
+        row = self.rows[report.site]
+        row.stage = "trained"
+        if report.num_steps == 0 and report.privacy_epsilon is not None:
+            row.stage = "epsilon limit"
+            if not row.has_stopped:
+                self.say(f"  ! {report.site} trains no more: epsilon {report.privacy_epsilon:.2f} is at its limit")
+            row.has_stopped = True
+        row.epsilon = report.privacy_epsilon
+        row.loss = report.losses.get("segmentation")
+        row.learnt_from = ", ".join(report.peers)
+        if report.validation_dice is not None:
+            row.validation_dice = report.validation_dice
+            if report.is_best:
+                row.best_dice = report.validation_dice
+        self._refresh()
+
+    def on_failure(self, failure: SiteFailure, decision: Any) -> None:
+        """A site failed."""
+        what = f"{failure.stage} {failure.kind}: {failure.message} -> {decision.value}"
+        if failure.site in self.rows:  # else it is the server
+            self.rows[failure.site].stage = f"{failure.kind} -> {decision.value}"
+        self.say(f"  ! {failure.site}: {what}")
+        self._refresh()
+
+    def on_round_end(self, record: RoundRecord) -> None:
+        """A round is on disk: one line."""
+        self.clock.add(record)
+        for receipt in record.pushes:
+            if receipt.sender in self.rows:
+                self.rows[receipt.sender].sent_bytes += receipt.size_bytes
+            if receipt.accepted and receipt.receiver in self.rows:
+                self.rows[receipt.receiver].received_bytes += receipt.size_bytes
+            if not receipt.accepted:
+                self.say(f"  ! {receipt.receiver} refused {receipt.sender}'s push: {receipt.reason}")
+        self.say(round_line(self.config, record, left=self.clock.left(self.config, record.plan.round_number)))
+        self._refresh()
+
+    def on_evaluated(self, report: EvaluationReport) -> None:
+        """A site has scored a model."""
+        if report.site in self.rows:
+            self.rows[report.site].stage = f"tested {report.model}"
+        self.round_line = "testing"
+        self._refresh()
+
+    # --- the table ---------------------------------------------------------------------------
+
+    def _refresh(self) -> None:
+        self.show(self._table)
+
+    def _table(self) -> Table:
+        """Sites as rows."""
+        table = Table(title=f"{self.title}: {self.round_line}, {self.clock.elapsed} gone", title_justify="left")
+        table.add_column("site")
+        table.add_column("cases", justify="right")
+        table.add_column("stage", min_width=18, no_wrap=True)
+        table.add_column("learns from")
+        table.add_column("loss", justify="right")
+        table.add_column("val Dice", justify="right")
+        table.add_column("best", justify="right")
+        table.add_column("sent MB", justify="right")
+        table.add_column("recv MB", justify="right")
+        has_epsilon = any(row.epsilon is not None for row in self.rows.values())
+        if has_epsilon:
+            table.add_column("epsilon", justify="right")
+        for site, row in sorted(self.rows.items()):
+            table.add_row(
+                site,
+                row.cases,
+                row.stage,
+                row.learnt_from,
+                _number(row.loss),
+                _number(row.validation_dice),
+                _number(row.best_dice),
+                f"{row.sent_bytes / MEGABYTE:.1f}",
+                f"{row.received_bytes / MEGABYTE:.1f}",
+                *([_number(row.epsilon)] if has_epsilon else ()),
+            )
+        return table
+
+
+def round_line(config: Config, record: RoundRecord, *, left: str) -> str:
+    """One round in one line: phase, time, who trained, mean Dice, traffic, who was skipped and why."""
+    plan = record.plan
+    names = [report.site for report in record.trained]
+    skipped = sorted(set(plan.sites) - set(names))
+    reasons = {failure.site: f"{failure.stage} {failure.kind}" for failure in record.failures}
+    phase = "alone" if config.method.name in ("local", "pooled") else plan.phase
+    who = f"trained {', '.join(names) or 'nobody'}"
+    if skipped:
+        who += "; skipped " + ", ".join(f"{site} ({reasons.get(site, 'unknown')})" for site in skipped)
+    scores = [report.validation_dice for report in record.trained if report.validation_dice is not None]
+    dice = f"val Dice {sum(scores) / len(scores):.3f}" if scores else "not validated"
+    taken = [receipt for receipt in record.pushes if receipt.accepted]
+    traffic = f"{len(taken)}/{len(plan.edges)} pushes, {sum(r.size_bytes for r in taken) / MEGABYTE:.1f} MB"
+    exchanged = traffic if plan.edges else "no pushes"
+    number = f"round {plan.round_number}/{config.federation.rounds}"
+    if config.federation.mode == "async":
+        own = [report.round_number for report in record.trained] or [0]
+        span = f"{min(own)}" if min(own) == max(own) else f"{min(own)}-{max(own)}"
+        number = f"record {plan.round_number}: rounds {span}/{config.federation.rounds}"
+    return f"{number} {phase:8s} {record.seconds:5.1f} s  {dice}  {exchanged}  {who}  (left {left})"
+
+
+def _number(value: float | None) -> str:
+    return "" if value is None else f"{value:.3f}"
+
+
+def _clock(seconds: float) -> str:
+    return str(timedelta(seconds=round(seconds)))

@@ -1,0 +1,166 @@
+"""The last words of a run: scores by site as a table, and where everything lies."""
+
+from __future__ import annotations
+
+import math
+import resource
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from rich.table import Table
+
+from gcml_ray.averages import mean
+from gcml_ray.config import Config
+from gcml_ray.records import BEFORE_GOSSIP, PERSONALISED, CaseScore, EvaluationReport, RoundRecord
+from gcml_ray.tracking.run import tracking_uri
+
+
+def scores_of(reports: Iterable[EvaluationReport], site: str, model: str) -> tuple[CaseScore, ...]:
+    """The case scores of one site's model."""
+    return tuple(score for report in reports if (report.site, report.model) == (site, model) for score in report.scores)
+
+
+def site_dice(reports: Iterable[EvaluationReport], model: str) -> dict[str, float]:
+    """Mean test Dice by site, over cases and foreground classes."""
+    return {report.site: mean(score.dice for score in report.scores) for report in reports if report.model == model}
+
+
+def run_table(reports: Sequence[EvaluationReport], *, unit: str) -> Table:
+    """Every site's personalised model on its test cases, against its own model before gossip."""
+    before = site_dice(reports, BEFORE_GOSSIP)
+    after = site_dice(reports, PERSONALISED)
+    table = Table(title="Personalised models on each site's own test cases", title_justify="left")
+    table.add_column("site")
+    for heading in ("cases", "Dice before gossip", "Dice", "gain", f"HD95 ({unit})", "surface Dice"):
+        table.add_column(heading, justify="right")
+    for site in sorted(after):
+        scores = scores_of(reports, site, PERSONALISED)
+        table.add_row(
+            site,
+            str(len({score.case for score in scores})),
+            number(before.get(site, math.nan)),
+            number(after[site]),
+            signed(after[site] - before.get(site, math.nan)),
+            number(mean(score.hd95 for score in scores), digits=1),
+            number(mean(score.surface_dice for score in scores)),
+        )
+    table.add_section()
+    start, end = mean(before.values()), mean(after.values())
+    table.add_row("mean of sites", "", number(start), number(end), signed(end - start), "", "", style="bold")
+    return table
+
+
+def comparison_table(alone: Sequence[EvaluationReport], together: Sequence[EvaluationReport], *, unit: str) -> Table:
+    """Two runs with equal optimiser steps side by side: every site alone, and together."""
+    own, joint = site_dice(alone, PERSONALISED), site_dice(together, PERSONALISED)
+    table = Table(title="Test Dice: the same sites and steps, alone and together", title_justify="left")
+    table.add_column("site")
+    for heading in ("cases", "alone", "together", "gain", f"HD95 alone ({unit})", f"HD95 together ({unit})"):
+        table.add_column(heading, justify="right")
+    for site in sorted(joint):
+        one, other = scores_of(alone, site, PERSONALISED), scores_of(together, site, PERSONALISED)
+        table.add_row(
+            site,
+            str(len({score.case for score in other})),
+            number(own[site]),
+            number(joint[site]),
+            signed(joint[site] - own[site]),
+            number(mean(score.hd95 for score in one), digits=1),
+            number(mean(score.hd95 for score in other), digits=1),
+        )
+    table.add_section()
+    start, end = mean(own.values()), mean(joint.values())
+    table.add_row("mean of sites", "", number(start), number(end), signed(end - start), "", "", style="bold")
+    return table
+
+
+def comparison_verdict(alone: Sequence[EvaluationReport], together: Sequence[EvaluationReport]) -> str:
+    """One sentence: for how many sites joining was better, and by how much on average."""
+    own, joint = site_dice(alone, PERSONALISED), site_dice(together, PERSONALISED)
+    better = [site for site in joint if joint[site] > own[site]]
+    gain = mean(joint.values()) - mean(own.values())
+    return (
+        f"Joining was better than training alone at {len(better)} of {len(joint)} sites, "
+        f"{100 * gain:+.1f} Dice points on average (one seed; how sure that is takes several)."
+    )
+
+
+def judged_counts(rounds: Sequence[RoundRecord]) -> tuple[int, int]:
+    """How many incoming models receivers have judged, and how many of them they did not let in."""
+    judged = [each for record in rounds for report in record.trained for each in report.judged]
+    return len(judged), sum(not each.accepted for each in judged)
+
+
+def run_facts(rounds: Sequence[RoundRecord], *, start_seconds: float, chaos: str = "") -> str:
+    """What a run took: time and how much of the sites' time was training, traffic, memory.
+
+    Args:
+        rounds: its records.
+        start_seconds: how long it took to start.
+        chaos: the faults that it was run with.
+    """
+    seconds = sum(record.seconds for record in rounds)
+    site_seconds = _site_seconds(rounds)
+    by_stage: Counter[str] = Counter()
+    for record in rounds:
+        for report in record.trained:
+            by_stage.update(report.seconds)
+    shares = ", ".join(f"{100 * value / site_seconds:.0f} % {stage}" for stage, value in by_stage.most_common())
+    taken = [receipt for record in rounds for receipt in record.pushes if receipt.accepted]
+    refused = sum(not receipt.accepted for record in rounds for receipt in record.pushes)
+    skipped = sum(len(record.plan.sites) - len(record.trained) for record in rounds)
+    site_peak = max((report.peak_memory_bytes for record in rounds for report in record.trained), default=0)
+    driver_peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    megabytes = sum(receipt.size_bytes for receipt in taken) / 1e6
+    num_judged, num_rejected = judged_counts(rounds)
+    judged = [f"judged       {num_judged} incoming models by their receivers; {num_rejected} not let in"]
+    faults = [f"FAULTS       were injected on purpose, what this run gives is no result: {chaos}"]
+    lines = (
+        *(faults if chaos else ()),
+        f"time         {start_seconds:.0f} s to start, {seconds:.0f} s for {len(rounds)} rounds",
+        f"             of the sites' time {shares}",
+        f"traffic      {len(taken)} pushes, {megabytes:.1f} MB; {refused} refused; {skipped} site rounds skipped",
+        *(judged if num_judged else ()),
+        f"peak memory  driver {driver_peak / 1e6:.0f} MB, largest site {site_peak / 1e6:.0f} MB",
+    )
+    return "\n".join(lines)
+
+
+def _site_seconds(rounds: Sequence[RoundRecord]) -> float:
+    """The time of all sites together, each from the start to the last record that has it.
+
+    Without a barrier a slow site is missing in the records that others fill meanwhile: it trains all the same.
+    """
+    ends: dict[str, float] = {}
+    clock = 0.0
+    for record in rounds:
+        clock += record.seconds
+        ends.update(dict.fromkeys(record.plan.sites, clock))
+    return sum(ends.values())
+
+
+def where_things_are(config: Config) -> str:
+    """What lies where, as commands and paths to copy."""
+    folder = Path(config.output.folder)
+    lines = [
+        f"run folder   {folder}",
+        f"plots        {folder / 'plots'}",
+        f"overlays     {folder / 'overlays'}",
+        f"models       {folder / 'checkpoints'}",
+        f"every case   {folder / 'cases.csv'}",
+        f"one page     gcml report {folder}",
+    ]
+    if config.tracking.enabled:
+        lines.append(f"MLflow       mlflow ui --backend-store-uri {tracking_uri(config, folder)}")
+    return "\n".join(lines)
+
+
+def number(value: float, *, digits: int = 3) -> str:
+    """A number for a table; a dash where it is undefined."""
+    return "-" if math.isnan(value) else f"{value:.{digits}f}"
+
+
+def signed(value: float) -> str:
+    """A difference for a table."""
+    return "-" if math.isnan(value) else f"{value:+.3f}"

@@ -1,0 +1,1 @@
+"""``gcml doctor``: whether machine and configuration fit, and what a run will need."""

@@ -1,0 +1,118 @@
+"""How long a run will take, and which pushes it makes: arithmetic over the costs of its sites."""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Sequence
+
+from gcml_ray.config import (
+    Config,
+    DefKtMethod,
+    DittoMethod,
+    GcmlMethod,
+    GmlMethod,
+    Method,
+    ProxyFlMethod,
+    has_two_models,
+)
+from gcml_ray.doctor.forecast_costs import SiteCases, SiteCosts
+from gcml_ray.gossip import phase_of, plan_round
+from gcml_ray.records import RoundPlan, Split
+
+
+def planned_rounds(config: Config, num_train: dict[str, int]) -> tuple[RoundPlan, ...]:
+    """Every round as the driver will plan it while no site is lost."""
+    return tuple(
+        plan_round(config.method, config.federation, round_number=number, num_train=num_train)
+        for number in range(1, config.federation.rounds + 1)
+    )
+
+
+def is_mutual(method: Method) -> bool:
+    """Whether a receiver trains the incoming model too."""
+    return isinstance(method, GcmlMethod | GmlMethod | DefKtMethod)
+
+
+def takes_coupled_steps(method: Method) -> bool:
+    """Whether some steps of the method train two models that learn from each other."""
+    return is_mutual(method) or isinstance(method, ProxyFlMethod)
+
+
+def scoring_passes(method: Method, *, num_incoming: int, evaluates: bool) -> int:
+    """How often a site predicts its validation cases in one round: for merges, and for the record."""
+    merging, scores_kept_model = 0, False
+    if isinstance(method, GcmlMethod) and num_incoming:
+        merging += 2 if method.merge_first == "val_weighted" else 0
+        merging += {"select_best": 4, "val_weighted": 2}.get(method.merge, 0)
+        scores_kept_model = method.merge == "select_best"
+    return merging * num_incoming + (evaluates and not scores_kept_model)
+
+
+def num_windows(shape: Sequence[int], patch_size: Sequence[int], overlap: float) -> int:
+    """Sliding windows over an image, as MONAI lays them: steps of ``patch x (1 - overlap)``, at least 1 voxel."""
+    count = 1
+    for length, patch in zip(shape, patch_size, strict=True):
+        step = max(1, int(patch * (1 - overlap)))
+        count *= 1 + math.ceil(max(0, length - patch) / step)
+    return count
+
+
+def site_round_seconds(
+    config: Config, cases: SiteCases, costs: SiteCosts, *, num_incoming: int, round_number: int
+) -> float:
+    """One site's round: steps, scoring and checkpoint."""
+    federation = config.federation
+    is_last = round_number == federation.rounds
+    evaluates = is_last or round_number == federation.num_warmup or round_number % federation.evaluate_every == 0
+    step_s = step_seconds(config, costs, num_incoming=num_incoming, round_number=round_number)
+    passes = scoring_passes(config.method, num_incoming=num_incoming, evaluates=evaluates)
+    writes = is_last or round_number % config.output.checkpoint_every == 0
+    pass_s = costs.window_s * _windows(config, cases, "validation")
+    return federation.local_steps * step_s + passes * pass_s + writes * costs.checkpoint_s
+
+
+def step_seconds(config: Config, costs: SiteCosts, *, num_incoming: int, round_number: int) -> float:
+    """One step of a site in a round; methods with two models train both until the cool-down."""
+    phase = phase_of(config.federation, round_number)
+    method = config.method
+    if isinstance(method, DittoMethod | ProxyFlMethod) and phase != "cooldown":
+        is_coupled = isinstance(method, ProxyFlMethod) and phase == "exchange"
+        return costs.mutual_step_s if is_coupled else 2 * costs.local_step_s
+    return costs.mutual_step_s if num_incoming and is_mutual(method) else costs.local_step_s
+
+
+def _windows(config: Config, cases: SiteCases, split: Split) -> int:
+    """Windows of one prediction of all cases of a split."""
+    overlap = config.evaluation.window_overlap
+    return sum(num_windows(shape, config.window_size, overlap) for part, shape in cases.grids if part == split)
+
+
+def round_seconds(
+    config: Config, plan: RoundPlan, cases: Sequence[SiteCases], costs: Sequence[SiteCosts], slots: float
+) -> float:
+    """One round of the federation: the sites share the slots, and the slowest one is waited for."""
+    incoming = Counter(edge.receiver for edge in plan.edges)
+    return _shared(
+        [
+            site_round_seconds(config, one, cost, num_incoming=incoming[one.site], round_number=plan.round_number)
+            for one, cost in zip(cases, costs, strict=True)
+        ],
+        slots,
+    )
+
+
+def _shared(seconds: Sequence[float], slots: float) -> float:
+    return max(*seconds, sum(seconds) / slots)
+
+
+def start_and_test_seconds(
+    config: Config, cases: Sequence[SiteCases], costs: Sequence[SiteCosts], slots: float
+) -> float:
+    """Reading all cases, and the test of the personalised model and, after a warm-up, the one before gossip."""
+    pairs = list(zip(cases, costs, strict=True))
+    load = [cost.load_s * one.voxels("train", "validation", "test") for one, cost in pairs]
+    test = [cost.window_s * _windows(config, one, "test") + cost.score_s * one.voxels("test") for one, cost in pairs]
+    num_models = 2 if 0 < config.federation.num_warmup < config.federation.rounds else 1
+    num_models += has_two_models(config.method)
+    return _shared(load, slots) + num_models * _shared(test, slots)

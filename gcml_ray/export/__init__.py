@@ -1,0 +1,1 @@
+"""A personalised model taken out of its run, in formats that others read."""

@@ -1,0 +1,1 @@
+"""``gcml inspect``: what a datalist holds, and where its sites differ."""

@@ -1,0 +1,196 @@
+"""Judging an incoming model at its receiver, before it may touch the local one.
+
+A push may be well formed and still do harm: random weights, turned signs, a model of wrong labels. The receiver
+compares it with what that sender sent before (the same again is a replay, or of no use) and with its own model: norm,
+direction (where all sites started from the same weights), and Dice on a few of its own validation cases. The rules are
+lenient, since models of very different hospitals are what mutual learning is for: as long as the own model has
+learnt little nothing is refused for its Dice, and then only what is far worse. A sender that was refused before has
+to do better. Our own; no paper.
+
+Legend: S values of a push, P values of parameters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from gcml_ray.config import Config, has_two_models
+from gcml_ray.config.defence import DefenceConfig
+from gcml_ray.evaluation import Evaluator
+from gcml_ray.learner import Learner
+from gcml_ray.methods.rounds import IncomingModel
+from gcml_ray.push.exchange import Exchange
+from gcml_ray.push.wire import checksum
+from gcml_ray.records import Judgement
+from gcml_ray.site_files import SiteFiles
+from gcml_ray.site_learner import exchanged_network
+
+MAX_SUSPICION = 4
+SHARE_PER_SUSPICION = 0.25  # each refusal raises the Dice that is asked for by a quarter, up to twice as much
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What the receiver has measured; None where a fact was not measured or means nothing.
+
+    ``is_replay``: the sender's last push to this receiver was the same to the last bit. ``norm_ratio``: |incoming| /
+    |own|; ``cosine``: of the angle between both; ``dice`` and ``own_dice``: mean Dice of the incoming and the own model
+    on the same validation cases.
+    """
+
+    is_replay: bool = False
+    norm_ratio: float | None = None
+    cosine: float | None = None
+    dice: float | None = None
+    own_dice: float | None = None
+
+
+# --- the rule --------------------------------------------------------------------------------
+
+
+def objection(facts: Facts, defence: DefenceConfig, *, suspicion: int) -> str:
+    """Why a model must be left out; empty where it may be learnt from.
+
+    Args:
+        facts: what was measured.
+        defence: the thresholds.
+        suspicion: how often its sender was refused, less how often it was accepted since; 0 to ``MAX_SUSPICION``.
+    """
+    if facts.is_replay:
+        return "replay: exactly these weights came from this sender before"
+    ratio, limit = facts.norm_ratio, defence.max_norm_ratio
+    if ratio is not None and not 1 / limit <= ratio <= limit:
+        return f"norm: {ratio:.3g} times that of the own weights, allowed is {1 / limit:.2g} to {limit:g}"
+    if facts.cosine is not None and facts.cosine < defence.min_cosine:
+        return (
+            f"direction: cosine {facts.cosine:.2f} with the own weights, at least {defence.min_cosine:g} is asked for"
+        )
+    if facts.dice is None or facts.own_dice is None or facts.own_dice < defence.min_own_dice:
+        return ""
+    least = facts.own_dice * dice_share(defence, suspicion)
+    if facts.dice < least:
+        return (
+            f"validation: Dice {facts.dice:.3f} on cases where the own model has {facts.own_dice:.3f}, "
+            f"at least {least:.3f} is asked for"
+        )
+    return ""
+
+
+def dice_share(defence: DefenceConfig, suspicion: int) -> float:
+    """The share of the own Dice that a sender's model must reach."""
+    return min(1.0, defence.min_dice_share * (1 + SHARE_PER_SUSPICION * min(suspicion, MAX_SUSPICION)))
+
+
+def suspicion_after(suspicion: Mapping[str, int], judged: Sequence[Judgement]) -> dict[str, int]:
+    """The suspicion against each sender after these judgements; senders without any are left out."""
+    after = dict(suspicion)
+    for judgement in judged:
+        step = -1 if judgement.accepted else 1
+        after[judgement.sender] = min(MAX_SUSPICION, max(0, after.get(judgement.sender, 0) + step))
+    return {sender: count for sender, count in after.items() if count}
+
+
+# --- measuring -------------------------------------------------------------------------------
+
+
+def compare_weights(own: Tensor, incoming: Tensor, *, common_init: bool) -> Facts:
+    """Norm ratio and cosine of two vectors of parameters, (P,), on one device.
+
+    Args:
+        own: the receiver's.
+        incoming: the sender's.
+        common_init: whether both started from the same weights; else their directions have nothing in common.
+    """
+    norms, dot = torch.stack([own.norm(), incoming.norm()]), torch.dot(own, incoming)
+    own_norm, incoming_norm, product = torch.cat([norms, dot[None]]).double().tolist()
+    ratio = incoming_norm / own_norm if own_norm else float("inf")
+    lengths = own_norm * incoming_norm
+    return Facts(norm_ratio=ratio, cosine=product / lengths if common_init and lengths else None)
+
+
+class Judge:
+    """One receiver's judgements. What it remembers is part of the site's checkpoint.
+
+    Args:
+        config: its ``defence`` section says what to measure, and the thresholds.
+        site: the receiver.
+        files: hold the site's state.
+        evaluator: measures Dice on the receiver's validation cases.
+    """
+
+    def __init__(self, config: Config, site: str, files: SiteFiles, evaluator: Evaluator) -> None:
+        self.config = config
+        self.site = site
+        self.files = files
+        self.evaluator = evaluator
+
+    @property
+    def is_active(self) -> bool:
+        """Whether anything is checked at all."""
+        return self.config.defence.weights or self.config.defence.validation
+
+    def screen(
+        self, arrived: Sequence[IncomingModel], own: Learner, exchange: Exchange
+    ) -> tuple[list[IncomingModel], tuple[Judgement, ...]]:
+        """The models that may be learnt from, and what was made of each.
+
+        Args:
+            arrived: the pushes of a round, (S,) each.
+            own: the receiver's exchanged model.
+            exchange: opens a push in a second learner.
+        """
+        state = self.files.state
+        sums = {message.sender: checksum(message.weights.numpy()) for message in arrived}
+        repeated = {sender for sender, own_sum in sums.items() if state.last_push.get(sender) == own_sum}
+        judged = tuple(
+            self._judge(message, own, exchange, is_repeated=message.sender in repeated) for message in arrived
+        )
+        suspicion = suspicion_after(state.suspicion, judged)
+        self.files.state = replace(self.files.state, suspicion=suspicion, last_push=state.last_push | sums)
+        return [message for message, one in zip(arrived, judged, strict=True) if one.accepted], judged
+
+    def _judge(self, message: IncomingModel, own: Learner, exchange: Exchange, *, is_repeated: bool) -> Judgement:
+        """Measures one push, the cheapest first, no further than to the first objection."""
+        defence = self.config.defence
+        suspicion = self.files.state.suspicion.get(message.sender, 0)
+        facts = Facts(is_replay=defence.weights and is_repeated)
+        reason = objection(facts, defence, suspicion=suspicion)
+        networks = {exchanged_network(self.config, site).model_dump_json() for site in (self.site, message.sender)}
+        if defence.weights and not reason and len(networks) == 1:
+            size = min(own.model.num_parameters, own.model.num_sent)  # statistics of layers may differ by any factor
+            incoming = message.weights[:size].to(own.model.flat.device)
+            facts = compare_weights(own.model.flat[:size], incoming, common_init=self.config.federation.common_init)
+            reason = objection(facts, defence, suspicion=suspicion)
+        if defence.validation and not reason:
+            facts = replace(facts, own_dice=(own_dice := self._own_dice(own)))
+            if own_dice >= defence.min_own_dice:
+                incoming_dice = self.evaluator.few_dice(exchange.open_incoming(message), defence.cases)
+                facts = replace(facts, dice=incoming_dice)
+            reason = objection(facts, defence, suspicion=suspicion)
+        return Judgement(message.sender, not reason, reason, facts.norm_ratio, facts.cosine, facts.dice, facts.own_dice)
+
+    # --- the own model's Dice ------------------------------------------------------------------
+
+    def note_own(self) -> None:
+        """Remembers the own Dice from the validation that has just been, until the next one."""
+        is_validated = not has_two_models(self.config.method)  # else it is the other one
+        if self.config.defence.validation and is_validated:
+            few_dice = self.evaluator.mean_of_first(self.config.defence.cases)
+            self.files.state = replace(self.files.state, few_dice=few_dice)
+
+    def forget_own(self) -> None:
+        """The own model has changed and its Dice on the judge's cases is not known."""
+        self.files.state = replace(self.files.state, few_dice=None)
+
+    def _own_dice(self, own: Learner) -> float:
+        """The own Dice as it was when it was last validated, or as it is now."""
+        if self.files.state.few_dice is not None:
+            return self.files.state.few_dice
+        few_dice = self.evaluator.few_dice(own, self.config.defence.cases)
+        if not has_two_models(self.config.method):
+            self.files.state = replace(self.files.state, few_dice=few_dice)
+        return few_dice

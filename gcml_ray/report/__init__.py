@@ -1,0 +1,1 @@
+"""Plots of runs, comparisons and searches, made from their folders alone."""

@@ -1,0 +1,113 @@
+"""What a report page reads from a run folder, and the questions that its sections ask of it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from gcml_ray.averages import mean
+from gcml_ray.config import Config
+from gcml_ray.config.file import load_config
+from gcml_ray.records import BEFORE_GOSSIP, ENSEMBLE, PERSONALISED, CaseScore, RoundRecord
+from gcml_ray.run_folder import RunFolder, RunState
+
+MODELS = {  # as a table or legend names them
+    PERSONALISED: "personalised",
+    BEFORE_GOSSIP: "before gossip",
+    "shared": "server's model",
+    ENSEMBLE: "with its peers",
+}
+
+
+@dataclass(frozen=True)
+class RunRecords:
+    """One run as its folder tells it. ``scores`` are of test cases; ``state`` is None before the first round ended."""
+
+    folder: RunFolder
+    config: Config
+    rounds: tuple[RoundRecord, ...]
+    scores: tuple[CaseScore, ...]
+    state: RunState | None
+
+    @property
+    def sites(self) -> tuple[str, ...]:
+        """Every site that was planned, in one order for the whole page."""
+        return natural_order({site for record in self.rounds for site in record.plan.sites})
+
+    @property
+    def scored_sites(self) -> tuple[str, ...]:
+        """The sites whose test cases were scored: with pooled training not the ones that trained."""
+        return natural_order({score.site for score in self.scores})
+
+    @property
+    def models(self) -> tuple[str, ...]:
+        """The models that were tested, in the order of :data:`MODELS`."""
+        found = {score.model for score in self.scores}
+        return tuple(model for model in (BEFORE_GOSSIP, "shared", ENSEMBLE, PERSONALISED) if model in found)
+
+
+def faults_notice(run: RunRecords) -> tuple[str, ...]:
+    """The warning that a run was broken on purpose; none where it was not."""
+    faults = run.folder.faults() or ((run.config.chaos,) if run.config.chaos else ())
+    if not faults:
+        return ()
+    return (f"Faults were injected on purpose: {'; then '.join(faults)}. What this run gives is no result.",)
+
+
+def read_run(path: Path) -> RunRecords:
+    """Reads a run folder.
+
+    Raises:
+        CheckpointError: it is not one, or a file of it cannot be read.
+        ConfigError: its configuration cannot be read.
+    """
+    folder = RunFolder.open(path)
+    return RunRecords(
+        folder=folder,
+        config=load_config(folder.config_file),
+        rounds=folder.rounds(),
+        scores=tuple(score for score in folder.cases() if score.split == "test"),
+        state=folder.read_state() if folder.state_file.exists() else None,
+    )
+
+
+def natural_order(names: Iterable[str]) -> tuple[str, ...]:
+    """``site2`` before ``site10``."""
+    return tuple(
+        sorted(
+            names,
+            key=lambda name: [
+                (not part.isdecimal(), part.zfill(9) if part.isdecimal() else part) for part in re.split(r"(\d+)", name)
+            ],
+        )
+    )
+
+
+def case_dice(scores: Sequence[CaseScore], site: str, model: str) -> dict[str, float]:
+    """Mean Dice over classes, by case."""
+    by_case: dict[str, list[float]] = {}
+    for score in scores:
+        if (score.site, score.model) == (site, model):
+            by_case.setdefault(score.case, []).append(score.dice)
+    return {case: mean(values) for case, values in by_case.items()}
+
+
+def site_dice(scores: Sequence[CaseScore], model: str) -> dict[str, float]:
+    """Mean Dice over cases and classes, by site."""
+    by_site: dict[str, list[float]] = {}
+    for score in scores:
+        if score.model == model:
+            by_site.setdefault(score.site, []).append(score.dice)
+    return {site: mean(by_site[site]) for site in natural_order(by_site)}
+
+
+def validation_series(rounds: Sequence[RoundRecord], site: str) -> dict[int, float]:
+    """A site's validation Dice by round, where it was scored."""
+    return {
+        record.plan.round_number: report.validation_dice
+        for record in rounds
+        for report in record.trained
+        if report.site == site and report.validation_dice is not None
+    }

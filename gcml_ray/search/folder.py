@@ -1,0 +1,45 @@
+"""What of a search's folder others read: ``search.json`` and a record a trial. No Ray."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+from gcml_ray.errors import CheckpointError
+from gcml_ray.record_json import from_json, to_json
+from gcml_ray.run_folder import replace_file
+from gcml_ray.search.records import FinalRecord, SearchRecord, TrialRecord
+
+RECORD_FILE, FINAL_FILE, TRIALS_FOLDER = "search.json", "final.json", "records"
+
+
+def write_search_record(search: SearchRecord, folder: Path) -> None:
+    """Keeps all of a search but its trials, each of which has a file of its own."""
+    replace_file(folder / RECORD_FILE, to_json(replace(search, trials=())) + "\n")
+
+
+def read_search_record(folder: Path) -> SearchRecord:
+    """A search with its trials so far, in the order of their making.
+
+    Raises:
+        CheckpointError: the folder holds no search, or a file of it cannot be read.
+    """
+    path = folder / RECORD_FILE
+    try:
+        search = from_json(SearchRecord, path.read_text(encoding="utf-8"))
+        return replace(search, trials=read_trials(folder))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} or a trial's record cannot be read: {error}") from error
+
+
+def read_trials(folder: Path) -> tuple[TrialRecord, ...]:
+    """The trials so far, in the order of their making."""
+    files = (folder / TRIALS_FOLDER).glob("*.json")
+    trials = [from_json(TrialRecord, path.read_text(encoding="utf-8")) for path in files]
+    return tuple(sorted(trials, key=lambda trial: trial.number))
+
+
+def read_final(folder: Path) -> FinalRecord | None:
+    """The scores of a winner that was tested; None where none was."""
+    file = folder / FINAL_FILE
+    return from_json(FinalRecord, file.read_text(encoding="utf-8")) if file.exists() else None

@@ -1,0 +1,367 @@
+"""Tracking a federation in MLflow: one run for the federation, one child run a site.
+
+Names and meaning of all metrics are in :mod:`gcml_ray.tracking.metrics`. Tracking never stops a
+federation: what could not be sent is kept, and sent with the next round.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, Protocol
+
+from gcml_ray.config import Config
+from gcml_ray.errors import ConfigError
+from gcml_ray.records import EvaluationReport, RoundRecord, SiteInfo
+from gcml_ray.run_folder import replace_file
+from gcml_ray.tracking.metrics import (
+    Metrics,
+    federation_metrics,
+    federation_score_metrics,
+    flat_params,
+    score_metrics,
+    site_metrics,
+)
+
+if TYPE_CHECKING:
+    from mlflow import MlflowClient
+
+log = logging.getLogger(__name__)
+
+Outcome = Literal["finished", "stopped", "failed"]
+_MLFLOW_STATUS = {"finished": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}
+_MAX_METRICS, _MAX_PARAMS = 1000, 100  # a batch of MLflow's protocol
+_MAX_TAG = 5000  # characters of a tag that MLflow takes
+_MAX_PENDING = 200_000  # metrics kept while the server is away, about 50 MB
+
+
+class Tracker(Protocol):
+    """Where the driver sends what it knows about a run."""
+
+    def start(self, config: Config, *, resume_run_id: str | None = None) -> None:
+        """Begin, or go on with, the run of a federation; a new database takes seconds."""
+
+    def log_sites(self, infos: Sequence[SiteInfo]) -> None:
+        """Begin the runs of the sites."""
+
+    def log_round(self, record: RoundRecord) -> None:
+        """Log one finished round."""
+
+    def log_scores(self, reports: Sequence[EvaluationReport]) -> None:
+        """Log the means of case scores."""
+
+    def log_artifacts(self, paths: Sequence[Path]) -> None:
+        """Keep files, and folders with their name, with the federation's run."""
+
+    def log_model(self, site: str, path: Path) -> None:
+        """Keep a site's model with the site's run."""
+
+    def finish(self, status: Outcome) -> None:
+        """Close all runs."""
+
+
+class NullTracker:
+    """Tracks nothing."""
+
+    def start(self, config: Config, *, resume_run_id: str | None = None) -> None:
+        """Do nothing."""
+
+    def log_sites(self, infos: Sequence[SiteInfo]) -> None:
+        """Do nothing."""
+
+    def log_round(self, record: RoundRecord) -> None:
+        """Do nothing."""
+
+    def log_scores(self, reports: Sequence[EvaluationReport]) -> None:
+        """Do nothing."""
+
+    def log_artifacts(self, paths: Sequence[Path]) -> None:
+        """Do nothing."""
+
+    def log_model(self, site: str, path: Path) -> None:
+        """Do nothing."""
+
+    def finish(self, status: Outcome) -> None:
+        """Do nothing."""
+
+
+def build_tracker(config: Config, folder: Path) -> Tracker:
+    """The tracker that the configuration asks for.
+
+    Args:
+        config: ``config.tracking.uri`` is used where it is set, else a sqlite file beside ``folder``.
+        folder: the run folder; ``tracking.json`` in it names the MLflow runs, and a resume reads it.
+
+    Raises:
+        ConfigError: the URI cannot be a tracking server or a database.
+    """
+    if not config.tracking.enabled:
+        return NullTracker()
+    uri = tracking_uri(config, folder)
+    return MlflowTracker(lambda: connect_to(uri), uri=uri, folder=folder)
+
+
+def tracking_uri(config: Config, folder: Path) -> str:
+    """Where a run is tracked: the argument of ``mlflow ui --backend-store-uri``."""
+    uri = config.tracking.uri
+    if uri is None:
+        return f"sqlite:///{folder.resolve().parent / 'mlflow.db'}"
+    if "://" not in uri or uri.startswith("file:"):
+        raise ConfigError(
+            f"tracking.uri: {uri!r} is a folder, which MLflow no longer writes to. "
+            "Give sqlite:////path/mlflow.db or http://server:port, or leave it out"
+        )
+    return uri
+
+
+# --- MLflow ------------------------------------------------------------------------------------
+
+
+@dataclass
+class _Pending:
+    """What one run has not been sent yet."""
+
+    metrics: list[tuple[str, float, int, int]] = field(default_factory=list)  # key, value, time in ms, step
+    params: dict[str, str] = field(default_factory=dict)
+
+
+class MlflowTracker:
+    """Writes through ``MlflowClient.log_batch`` alone, without MLflow's global state.
+
+    Runs are known by their site's name, the federation's by the empty name.
+
+    Args:
+        connect: makes the client; called again until it succeeds once.
+        uri: for messages and ``tracking.json``.
+        folder: the run folder.
+    """
+
+    def __init__(self, connect: Callable[[], MlflowClient], *, uri: str, folder: Path) -> None:
+        self.num_failures = 0
+        self._connect = connect
+        self._uri = uri
+        self._folder = folder
+        self._client: MlflowClient | None = None
+        self._config: Config | None = None
+        self._infos: tuple[SiteInfo, ...] = ()
+        self._experiment_id = ""
+        self._run_ids: dict[str, str] = {}
+        self._resumed_id: str | None = None
+        self._pending: dict[str, _Pending] = {}
+        self._reports: dict[tuple[str, str, str], EvaluationReport] = {}
+
+    def start(self, config: Config, *, resume_run_id: str | None = None) -> None:
+        """Begin the run, or go on with the one that ``tracking.json`` or ``resume_run_id`` names."""
+        self._config = config
+        self._resumed_id = resume_run_id or self._recorded_run_id()
+        self._guard("start", self._flush)
+
+    def log_sites(self, infos: Sequence[SiteInfo]) -> None:
+        """Begin the sites' runs."""
+        self._infos = tuple(infos)
+        self._guard("log_sites", self._flush)
+
+    def log_round(self, record: RoundRecord) -> None:
+        """Log one finished round to the federation and to every site of its plan."""
+        step = record.plan.round_number
+        self._add("", federation_metrics(record), step)
+        for site in record.plan.sites:
+            self._add(site, site_metrics(record, site), step)
+        self._guard("log_round", self._flush)
+
+    def log_scores(self, reports: Sequence[EvaluationReport]) -> None:
+        """Log the means of case scores; the federation's mean is over all sites logged so far."""
+        unit = self._config.data.distance_unit if self._config is not None else "unknown_unit"
+        self._reports |= {(report.site, report.split, report.model): report for report in reports}
+        for report in reports:
+            self._add(report.site, score_metrics(report, distance_unit=unit), report.round_number)
+            alike = [
+                known for known in self._reports.values() if (known.split, known.model) == (report.split, report.model)
+            ]
+            self._add("", federation_score_metrics(alike), report.round_number)
+        self._guard("log_scores", self._flush)
+
+    def log_artifacts(self, paths: Sequence[Path]) -> None:
+        """Keep files, and folders with their name, with the federation's run."""
+
+        def upload() -> None:
+            client = self._ready_client()
+            for path in paths:
+                if path.is_dir():
+                    client.log_artifacts(self._run_ids[""], str(path), artifact_path=path.name)
+                else:
+                    client.log_artifact(self._run_ids[""], str(path))
+
+        self._guard("log_artifacts", upload)
+
+    def log_model(self, site: str, path: Path) -> None:
+        """Upload a site's model as ``model/FILE`` of its run."""
+        self._guard("log_model", lambda: self._ready_client().log_artifact(self._run_ids[site], str(path), "model"))
+
+    def finish(self, status: Outcome) -> None:
+        """Send what is left, close all runs and say how often tracking failed; nothing before ``start``."""
+        if self._config is None:
+            return
+
+        def close() -> None:
+            self._flush()
+            for run_id in self._run_ids.values():
+                self._ready_client().set_terminated(run_id, status=_MLFLOW_STATUS[status])
+
+        self._guard("finish", close)
+        num_left = sum(len(pending.metrics) for pending in self._pending.values())
+        if self.num_failures:
+            log.warning(
+                "MLflow at %s failed %d times in this run; %d metrics were not sent (they are in %s)",
+                self._uri, self.num_failures, num_left, self._folder / "rounds.jsonl",
+            )  # fmt: skip
+
+    def _guard(self, what: str, call: Callable[[], None]) -> None:
+        """Tracking must never stop training, whatever MLflow, its database or the network raises."""
+        try:
+            call()
+        except Exception as error:
+            self.num_failures += 1
+            level = logging.WARNING if self.num_failures == 1 else logging.DEBUG
+            log.log(level, "MLflow at %s: %s failed (%r). Training goes on", self._uri, what, error)
+
+    def _add(self, run: str, metrics: Metrics, step: int) -> None:
+        now_ms = int(time.time() * 1000)
+        pending = self._pending.setdefault(run, _Pending())
+        pending.metrics.extend((key, float(value), now_ms, step) for key, value in metrics.items())
+        del pending.metrics[:-_MAX_PENDING]
+
+    def _flush(self) -> None:
+        """Send what is pending; what was sent is forgotten, the rest stays for the next call."""
+        from mlflow.entities import Metric, Param  # noqa: PLC0415 - slow, and only where tracking is on
+
+        client = self._ready_client()
+        for run, pending in self._pending.items():
+            run_id = self._run_ids.get(run)
+            if run_id is None:
+                run_id = self._run_ids[run] = self._create_child(client, run, info=None)
+            while pending.params or pending.metrics:
+                keys, batch = list(pending.params)[:_MAX_PARAMS], pending.metrics[:_MAX_METRICS]
+                client.log_batch(
+                    run_id,
+                    metrics=[Metric(*metric) for metric in batch],
+                    params=[Param(key, pending.params[key]) for key in keys],
+                )
+                del pending.metrics[: len(batch)]
+                for key in keys:
+                    del pending.params[key]
+
+    # --- the runs themselves -------------------------------------------------------------------
+
+    def _ready_client(self) -> MlflowClient:
+        """The client, with all runs begun; what failed in an earlier call is tried again."""
+        if self._client is None:
+            self._client = self._connect()
+        if self._config is None:
+            raise RuntimeError("start was not called")
+        if not self._experiment_id:
+            self._experiment_id = find_experiment(self._client, self._config.tracking.experiment, self._uri)
+        if "" not in self._run_ids:
+            self._begin_federation(self._client, self._config)
+        for info in self._infos:
+            if info.site not in self._run_ids:
+                self._run_ids[info.site] = self._create_child(self._client, info.site, info=info)
+        return self._client
+
+    def _begin_federation(self, client: MlflowClient, config: Config) -> None:
+        if self._resumed_id is not None:
+            self._run_ids = _reopened_runs(client, self._resumed_id)
+        if not self._run_ids:
+            tags = {
+                "gcml.role": "federation",
+                "gcml.method": config.method.name,
+                "gcml.folder": str(self._folder.resolve()),
+                "mlflow.source.name": "gcml",
+            }
+            run = client.create_run(self._experiment_id, tags=tags, run_name=config.name)
+            self._run_ids[""] = run.info.run_id
+            self._pending.setdefault("", _Pending()).params = flat_params(config.model_dump(mode="json", by_alias=True))
+        if config.chaos:
+            client.set_tag(self._run_ids[""], "gcml.chaos", config.chaos[:_MAX_TAG])
+        self._record_run_id()
+
+    def _create_child(self, client: MlflowClient, site: str, *, info: SiteInfo | None) -> str:
+        tags = {"mlflow.parentRunId": self._run_ids[""], "gcml.role": "site", "gcml.site": site}
+        run = client.create_run(self._experiment_id, tags=tags | {"mlflow.source.name": "gcml"}, run_name=site)
+        if info is not None:
+            facts = ("num_train", "num_validation", "num_test", "num_parameters", "push_bytes", "device", "node")
+            params = flat_params({name: getattr(info, name) for name in facts})
+            self._pending.setdefault(site, _Pending()).params = params
+        return str(run.info.run_id)
+
+    def _recorded_run_id(self) -> str | None:
+        """The federation's run as an earlier process wrote it down, if it tracked to the same place."""
+        try:
+            recorded = json.loads((self._folder / "tracking.json").read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
+        except ValueError as error:
+            log.warning("%s cannot be read (%s): a new MLflow run begins", self._folder / "tracking.json", error)
+            return None
+        is_record = isinstance(recorded, dict) and isinstance(recorded.get("run_id"), str)
+        return recorded["run_id"] if is_record and recorded.get("uri") == self._uri else None
+
+    def _record_run_id(self) -> None:
+        names = {"uri": self._uri, "experiment_id": self._experiment_id, "run_id": self._run_ids[""]}
+        replace_file(self._folder / "tracking.json", json.dumps(names, indent=2) + "\n")
+
+
+def connect_to(uri: str) -> MlflowClient:
+    """A client that gives up within seconds, so that a server that is away cannot hold a round back."""
+    for key, value in (
+        ("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1"),
+        ("MLFLOW_HTTP_REQUEST_TIMEOUT", "10"),
+        ("MLFLOW_DISABLE_TELEMETRY", "true"),  # a hospital's machine calls nobody
+    ):
+        os.environ.setdefault(key, value)
+    for name in ("alembic", "mlflow.store", "mlflow.tracking"):
+        logging.getLogger(name).setLevel(logging.WARNING)
+    from mlflow import MlflowClient  # noqa: PLC0415 - slow, and only where tracking is on
+
+    return MlflowClient(tracking_uri=uri)
+
+
+def _reopened_runs(client: MlflowClient, run_id: str) -> dict[str, str]:
+    """Ids of a federation's run and its sites' runs, by site; empty where the database knows it no more."""
+    from mlflow.exceptions import MlflowException  # noqa: PLC0415 - slow, and only where tracking is on
+
+    try:
+        experiment = client.get_run(run_id).info.experiment_id
+    except MlflowException as error:
+        if error.error_code != "RESOURCE_DOES_NOT_EXIST":
+            raise
+        log.warning("MLflow has no run %s any more: a new one begins", run_id)
+        return {}
+    children = client.search_runs([experiment], f"tags.`mlflow.parentRunId` = '{run_id}'")
+    run_ids = {"": run_id} | {child.data.tags["gcml.site"]: child.info.run_id for child in children}
+    for known in run_ids.values():
+        client.update_run(known, status="RUNNING")
+    return run_ids
+
+
+def find_experiment(client: MlflowClient, name: str, uri: str) -> str:
+    """The id of an experiment, which is made where there is none."""
+    found = client.get_experiment_by_name(name)
+    if found is not None:
+        return str(found.experiment_id)
+    # Without a place of its own, a database store would put artifacts below the working directory.
+    place = None
+    if uri.startswith("sqlite:///"):
+        place = (Path(uri.removeprefix("sqlite:///")).resolve().parent / "mlartifacts").as_uri()
+    try:
+        return str(client.create_experiment(name, artifact_location=place))
+    except Exception:
+        found = client.get_experiment_by_name(name)  # another federation made it in the meantime
+        if found is None:
+            raise
+        return str(found.experiment_id)
