@@ -58,7 +58,7 @@ class SiteHost:
         """The real trainer of one of these sites."""
         from gcml_ray.lean_monai import import_monai  # noqa: PLC0415 - torch and MONAI only where training happens
 
-        import_monai()
+        import_monai()  # before the bench, which would load all of it
         from gcml_ray.workbench import Workbench  # noqa: PLC0415
 
         self._bench = self._bench or Workbench(self._config.resources.park)

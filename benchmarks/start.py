@@ -7,6 +7,8 @@ bare process's time, which is the floor. All are run in turn.
 
     python -m benchmarks.start --sites 4 --repeats 5
     python -m benchmarks.start --sites 4 --sites-per-actor 2 --repeats 5
+
+What the imports cost one by one: :mod:`benchmarks.imports`.
 """
 
 from __future__ import annotations
@@ -25,7 +27,7 @@ from pathlib import Path
 from actors.federation import ray_session, run_federation
 from actors.listener import NullListener
 from benchmarks.floor import Size, make_config
-from gcml_ray.config import Config
+from gcml_ray.config import Config, ResourcesConfig
 from gcml_ray.config.file import save_config
 from gcml_ray.records import SiteInfo
 
@@ -90,7 +92,7 @@ def main() -> None:
     parser.add_argument("--cores", type=int, default=os.cpu_count() or 1)
     options = parser.parse_args()
     size = Size(options.sites, 1, 1, options.cores)
-    num_processes = -(-options.sites // options.sites_per_actor)
+    num_processes = ResourcesConfig(sites_per_actor=options.sites_per_actor).num_actors(options.sites)
     bare, federation = [], []
     with tempfile.TemporaryDirectory() as scratch:
         folder = Path(scratch)

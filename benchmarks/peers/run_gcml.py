@@ -17,16 +17,14 @@ from gcml_ray.config import Config
 from gcml_ray.config.file import parse_config
 
 ONE_PEER = {"name": "push_k", "k": 1}  # every site pushes to one other in every round
+SHARED = "gcml-ray-shared"  # as many processes of sites as cores, as Flower's simulation has workers
 METHODS: dict[str, dict[str, Any]] = {
     "gcml-ray": {"name": "fedavg"},
-    "gcml-ray-shared": {"name": "fedavg"},
+    SHARED: {"name": "fedavg"},
     "gcml-ray-gossip": {"name": "gossip_avg", "topology": ONE_PEER},
     # mixed before the mutual steps, not chosen by validation after them: nobody validates here
     "gcml-ray-gcml": {"name": "gcml", "topology": ONE_PEER, "merge_first": "size_weighted", "merge": "keep_local"},
 }
-
-
-SHARED = ("gcml-ray-shared",)  # as many processes of sites as cores, as Flower's simulation has workers
 
 
 @functools.cache
@@ -73,7 +71,7 @@ def main(folder: Path) -> None:
     """Runs the case; neither tests nor plots at the end, as nobody else does."""
     case = Case.read(folder)
     values = config_values(case, folder, method=METHODS[case.contender])
-    if case.contender in SHARED:
+    if case.contender == SHARED:
         values["resources"] |= {"cpus_per_site": 1.0, "sites_per_actor": math.ceil(len(SITES) / case.cores)}
     config = parse_config(values, source="benchmarks.peers")
     summary = run_federation(

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
+from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
@@ -198,19 +199,16 @@ class RunConsole(LiveTable):
 
     def _table(self) -> Table:
         """Sites as rows."""
-        table = Table(title=f"{self.title}: {self.round_line}, {self.clock.elapsed} gone", title_justify="left")
+        title = f"{self.title}: {self.round_line}, {self.clock.elapsed} gone"
+        # Few lines between columns: numbers have to be whole in 80 columns.
+        table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, collapse_padding=True, pad_edge=False)
         table.add_column("site")
-        table.add_column("cases", justify="right")
+        table.add_column("cases", justify="right", min_width=7)
         table.add_column("stage", min_width=18, no_wrap=True)
         table.add_column("learns from")
-        table.add_column("loss", justify="right")
-        table.add_column("val Dice", justify="right")
-        table.add_column("best", justify="right")
-        table.add_column("sent MB", justify="right")
-        table.add_column("recv MB", justify="right")
         has_epsilon = any(row.epsilon is not None for row in self.rows.values())
-        if has_epsilon:
-            table.add_column("epsilon", justify="right")
+        for heading in ("loss", "val Dice", "best", "sent MB", "recv MB", *(("epsilon",) if has_epsilon else ())):
+            table.add_column(heading, justify="right", min_width=5)
         for site, row in sorted(self.rows.items()):
             table.add_row(
                 site,

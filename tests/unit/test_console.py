@@ -6,7 +6,7 @@ from rich.console import Console
 
 from actors.failure_policy import Decision
 from gcml_ray.console.run import Clock, RunConsole, round_line
-from gcml_ray.records import Edge, PushReceipt, RoundPlan, RoundRecord, SiteFailure, SiteInfo, TrainReport
+from gcml_ray.records import Edge, PushReceipt, RoundPlan, RoundRecord, SiteFailure, SiteInfo, SiteStatus, TrainReport
 from tests.fakes import fake_config
 
 
@@ -64,3 +64,18 @@ def test_line_of_a_record_without_a_barrier_has_the_sites_own_rounds(tmp_path: P
     config = fake_config(tmp_path, sites=("A", "B", "C"), federation={"mode": "async", "rounds": 9})
     line = round_line(config, record(12), left="")
     assert line.startswith("record 12: rounds 2/9"), "every report of the made-up record is of round 2"
+
+
+def test_live_table_has_whole_numbers_in_80_columns(tmp_path: Path) -> None:
+    out = io.StringIO()
+    with RunConsole(Console(file=out, force_terminal=True, width=80), title="demo") as shown:
+        shown.on_start(fake_config(tmp_path, sites=("north", "south")), ["north", "south"])
+        for site in ("north", "south"):
+            shown.on_site_ready(SiteInfo(site, 22, 4, 11, 1000, 4000, "cpu", "here", 1, 0, 2.5))
+        shown.rows["north"].loss, shown.rows["north"].validation_dice, shown.rows["north"].best_dice = 0.346, 0.457, 0.5
+        shown.rows["north"].sent_bytes = shown.rows["north"].received_bytes = 1_234_500_000
+        shown.on_status([SiteStatus("north", 2, "evaluate test", 10, 11), SiteStatus("south", 2, "train", 3, 10)])
+    text = out.getvalue()
+    for whole in ("22/4/11", "evaluate test", "0.346", "0.457", "0.500", "1234.5"):
+        assert whole in text
+    assert "…" not in text
