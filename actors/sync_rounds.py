@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from actors.driver import Driver
 
 RETURN_PATIENCE = 0.9  # of a round: how long a round's start is put off, once, for a site that is coming back
+LEAST_PATIENCE_S = 1.0  # where rounds are shorter than that
 
 
 @dataclass
@@ -69,7 +70,8 @@ class SyncRounds:
             return False
         driver.attendance.apply(number)
         new = roster.absent - self._waited_for
-        roster.wait_for_absent(RETURN_PATIENCE * self._round_seconds if new else 0.0, is_enough=driver.stop.is_set)
+        patience_s = max(LEAST_PATIENCE_S, RETURN_PATIENCE * self._round_seconds) if new else 0.0
+        roster.wait_for_absent(patience_s, is_enough=driver.stop.is_set)
         self._waited_for = roster.absent
         has_to_wait_for_server = SERVER in roster.absent
         while roster.members and (not roster.present or has_to_wait_for_server) and not driver.stop.is_set():
