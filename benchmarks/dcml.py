@@ -17,8 +17,8 @@ from dataclasses import dataclass
 import torch
 
 from benchmarks.workloads import WORKLOADS, interleaved, make_batch, make_config, make_learner, make_loss, median_ratio
-from gcml_ray.allocator import keep_freed_memory
 from gcml_ray.config import DcmlConfig
+from gcml_ray.cpu import keep_freed_memory
 from gcml_ray.learner import local_step, mutual_step
 
 WEIGHT = 0.1

@@ -213,9 +213,10 @@ def cpu_seconds(pid: int) -> float:
 
 
 def federation(config: Config) -> Span:
-    """The same steps as a federation."""
+    """The same steps as a federation, in a Ray of its own, as ``gcml run`` starts one."""
     clock = Clock(config.federation.rounds - 2)
-    run_federation(config, listener=clock, stop=threading.Event())
+    with ray_session(config):
+        run_federation(config, listener=clock, stop=threading.Event())
     return clock.span
 
 
@@ -227,7 +228,7 @@ def measure(size: Size, *, repeats: int, modes: Sequence[str] = ("sync",)) -> li
         folder = Path(scratch)
         bare = make_config(folder, size, run="bare")
         processes = BareProcesses(size)
-        with ray_session(make_config(folder, size, run="session")), processes.pool:
+        with processes.pool:
             for repeat in range(repeats):
                 began, ended, _ = bare_loop(bare, size.names, folder)
                 together = processes.run(bare, folder)

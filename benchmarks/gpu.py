@@ -21,8 +21,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.dcml import WEIGHT, finish, seconds_of
 from benchmarks.workloads import WORKLOADS, interleaved, make_batch, make_config, make_learner, make_loss, median_ratio
-from gcml_ray.allocator import keep_freed_memory
 from gcml_ray.config import Config, DcmlConfig
+from gcml_ray.cpu import keep_freed_memory
 from gcml_ray.data.site_data import Batch
 from gcml_ray.learner import Precision, SegmentationLoss, local_step, mutual_step
 from gcml_ray.networks.registry import build_network, forward_heads

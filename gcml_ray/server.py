@@ -19,9 +19,9 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from gcml_ray.allocator import keep_freed_memory
 from gcml_ray.checkpoint import read_tensors, round_file, saved_rounds, write_tensors
 from gcml_ray.config import Config
+from gcml_ray.cpu import keep_freed_memory
 from gcml_ray.errors import CheckpointError, SiteError
 from gcml_ray.push.wire import Buffer, Expectation, PushHeader
 from gcml_ray.records import AdoptReport, EvaluationReport, SiteInfo, Split, TrainOrder, TrainReport

@@ -15,9 +15,9 @@ from pathlib import Path
 
 import torch
 
-from gcml_ray.allocator import keep_freed_memory
 from gcml_ray.checkpoint import SiteState
 from gcml_ray.config import Config, NetworkConfig, ProxyFlMethod, has_server, has_two_models
+from gcml_ray.cpu import prepare_thread
 from gcml_ray.data.datalist import check_files
 from gcml_ray.data.pooling import cases_to_train_on
 from gcml_ray.data.site_data import Batch, SiteData
@@ -113,7 +113,7 @@ class SiteTrainer:
         began = time.perf_counter()
         torch.set_num_threads(max(1, int(self.config.resources.cpus_per_site)))
         if self.device.type == "cpu":
-            keep_freed_memory()
+            prepare_thread()
         with collected_warnings() as self.loading_notes:
             self.data = self._load_data()
         self.loss = build_segmentation_loss(self.config.loss, self.config.data)

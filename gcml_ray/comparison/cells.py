@@ -16,7 +16,6 @@ from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import wilcoxon
 
 from gcml_ray.averages import mean
 from gcml_ray.errors import DataError
@@ -194,6 +193,8 @@ def _row(method: str, model: str, cells: Sequence[Cell]) -> MethodRow:
 
 def _against(row: MethodRow, own: Mapping[tuple[str, str], float], best: Mapping[tuple[str, str], float]) -> MethodRow:
     """The row with its difference to the best method."""
+    from scipy.stats import wilcoxon  # noqa: PLC0415 - most of a second, and every command imports this module
+
     keys = sorted(own.keys() & best.keys())
     differences = np.array([own[key] - best[key] for key in keys])
     by_site = [differences[[key[0] == site for key in keys]] for site in sorted({key[0] for key in keys})]

@@ -15,7 +15,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal
 
-import nibabel
 import numpy as np
 from numpy.typing import NDArray
 
@@ -121,6 +120,8 @@ def _write_case(folder: Path, name: str, split: Split, channels: tuple[Field, Fi
 
 
 def _write(path: Path, voxels: NDArray[Any]) -> str:
+    import nibabel  # noqa: PLC0415 - every command imports this module
+
     image = nibabel.Nifti1Image(voxels, np.eye(4))  # type: ignore[no-untyped-call]
     nibabel.save(image, path)
     return str(path)
