@@ -25,6 +25,7 @@ from gcml_ray.records import AdoptReport, EvaluationReport, Peer, SiteFailure, S
 log = logging.getLogger(__name__)
 
 POLL_S = 0.5
+STATUS_CALLS_PER_S = 40  # at most, of all sites together: they are for the screen, and the driver pays for each
 START_PAUSES_S = (1.0, 4.0)  # before a site whose process was lost at the start is asked again
 REGISTER = "register"
 BESIDE = ("start", "push", REGISTER)  # calls that do not keep a site from its work, or come before it
@@ -201,7 +202,7 @@ class Roster:
                 failure = SiteFailure(name, call.number, stage, "late", message)
                 outcomes += [Outcome(name, stage, failure=failure), *self._wait_behind(failure)]
         if now >= self._next_status:  # asking everyone whenever somebody answers would be work for nothing
-            self._next_status = now + POLL_S
+            self._next_status = now + max(POLL_S, len(self.members) / STATUS_CALLS_PER_S)
             self.listener.on_status(self.pool.statuses())
         return [outcome for outcome in outcomes if not self._is_housekeeping(outcome)]
 
