@@ -2,6 +2,7 @@
 
 A request is a small file in ``<run folder>/requests``; the driver takes it in before its next round. So
 ``gcml site add|remove`` needs no connection to the driver, and a request that comes too late is only not read.
+What cannot be followed, a request or a part of the schedule, is logged, and the run goes on.
 """
 
 from __future__ import annotations
@@ -14,10 +15,10 @@ from pathlib import Path
 from typing import Literal
 
 from actors.roster import Roster
-from gcml_ray.config import Config
+from gcml_ray.config import RESERVED_SITES, SERVER, Config
 from gcml_ray.data.datalist import read_datalist, site_names
-from gcml_ray.errors import ConfigError
-from gcml_ray.run_folder import RunFolder, check_site_name, replace_file
+from gcml_ray.errors import ConfigError, DataError
+from gcml_ray.run_folder import RunFolder, RunState, check_site_name, replace_file
 
 log = logging.getLogger(__name__)
 
@@ -54,28 +55,52 @@ class Attendance:
         config: the federation's configuration; ``federation.schedule`` names sites that come later or leave earlier.
         folder: the run folder.
         roster: does it.
+
+    Attributes:
+        followed: the round up to which the schedule was followed.
     """
 
     def __init__(self, config: Config, folder: RunFolder, roster: Roster) -> None:
         self.config = config
         self.folder = folder
         self.roster = roster
-        self._past_rounds: dict[str, int] = {}
+        self.followed = 0
 
-    def at_start(self, sites: Sequence[str]) -> list[str]:
-        """The sites that take part from the first round."""
+    def at_start(self, sites: Sequence[str], resume: RunState | None) -> list[str]:
+        """The sites that take part from the first round; of a run that goes on, those that took part in it.
+
+        Who joined by the schedule after the round that the run goes back to will join there again.
+        """
+        if resume is None:
+            return [site for site in sites if self._joins(site) <= 1]
+        done = resume.last_complete_round
+        self.followed = done if resume.followed is None else resume.followed
+        first = {site for site in resume.alive if self._joins(site) <= max(1, done)}
+        return sorted(first | {site for site in resume.alive if resume.site_rounds.get(site) != 0})
+
+    def _joins(self, site: str) -> int:
+        """The round before which a site joins by the schedule."""
         schedule = self.config.federation.schedule
-        return [site for site in sites if site not in schedule or schedule[site].joins <= 1]
+        return schedule[site].joins if site in schedule else 1
 
     def apply(self, number: int) -> None:
-        """Everything that is due before a round."""
-        for site, entry in self.config.federation.schedule.items():
-            if entry.joins == number and number > 1:
-                self.add(site, number)
-            if entry.leaves == number:
-                self.remove(site, f"{LEFT} before round {number}, as scheduled")
+        """Everything that is due before a round: of the schedule, what has come due since the last time, once."""
+        for due in range(self.followed + 1, number + 1):
+            self._follow_schedule(due)
+        self.followed = max(self.followed, number)
         for path in sorted(_requests(self.folder).glob("*.json")):
             self._follow(path, number)
+
+    def _follow_schedule(self, number: int) -> None:
+        """What the schedule has for one round; a site that came on request before its time is there already."""
+        for site, entry in self.config.federation.schedule.items():
+            try:
+                if entry.joins == number and number > 1 and not self._is_here(site):
+                    self.add(site, number)
+                if entry.leaves == number:
+                    self.remove(site, f"{LEFT} before round {number}, as scheduled")
+            except (ConfigError, DataError) as error:
+                log.warning("the schedule of site %s is not followed before round %d: %s", site, number, error)
 
     def _follow(self, path: Path, number: int) -> None:
         """Does what a request asks for, and says so; one that cannot be read, or followed, is put aside."""
@@ -88,37 +113,41 @@ class Attendance:
                 self.add(site, number)
             else:
                 self.remove(site, f"{LEFT} before round {number}, on request")
-        except (ValueError, KeyError, TypeError, ConfigError) as error:
+        except (ValueError, KeyError, TypeError, ConfigError, DataError) as error:
             log.warning("request %s is not followed: %s", path.name, error)
             path.rename(path.with_suffix(".refused"))
             return
         path.unlink()
+
+    def _is_here(self, site: str) -> bool:
+        """Whether a site takes part, or is on its way to."""
+        return site in self.roster.members or site in self.roster.absent
 
     def add(self, site: str, number: int) -> None:
         """A site takes part as soon as it has loaded its data; one that was here before goes on from its checkpoint.
 
         Raises:
             ConfigError: it is not in the datalist, or is here already.
+            DataError: the datalist cannot be read.
         """
-        if site in self.roster.members or site in self.roster.absent:
+        if self._is_here(site):
             raise ConfigError(f"site {site} takes part already")
         known = site_names(read_datalist(self.config.data.datalist))
-        if site not in known:
+        if site not in known or site in RESERVED_SITES:
             raise ConfigError(f"site {site} is not in {self.config.data.datalist}; it has {list(known)}")
         log.info("site %s joins before round %d", site, number)
-        self.roster.join(site, number=number, checkpoint_round=self._past_rounds.get(site, 0))
+        self.roster.join(site, number=number, checkpoint_round=self.roster.past_rounds.get(site, 0))
 
     def remove(self, site: str, reason: str) -> None:
-        """A site leaves; its checkpoints stay. Nothing to do where it is not here.
+        """A site leaves, also one that is still on its way; its checkpoints stay. Nothing to do where it is not here.
 
         Raises:
             ConfigError: it is the last one.
         """
-        if site not in self.roster.members:
+        if site == SERVER or not self._is_here(site):
             return
-        if len(self.roster.members) == 1:
+        if not self.roster.members.keys() - {site}:
             raise ConfigError(f"site {site} is the last one: stop the run instead")
-        self._past_rounds[site] = self.roster.members[site].checkpoint_round
         self.roster.drop(site, reason)
 
 

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from actors.federation import PLOTTING, RUN_THREADS, ray_session, run_federation, sites_of
+from actors.federation import PLOTTING, RUN_THREADS, case_sites_of, ray_session, run_federation, sites_of
 from actors.listener import Listener
 from actors.site import TrainerFactory
 from gcml_ray.comparison.cells import read_cell, write_cell
@@ -216,8 +216,17 @@ class _Attempt:
             reasons = "; ".join(f"{site}: {reason}" for site, reason in summary.dropped.items())
             return f"every site was lost ({reasons})"
         cell = make_cell(task.method, task.seed, task.config, summary.evaluations, task.folder.rounds())
+        if untested := sorted(set(_last_sites(task.config)) - {score.site for score in cell.scores}):
+            reasons = "; ".join(f"{site}: {summary.dropped.get(site, 'not tested')}" for site in untested)
+            return f"its sites are not those of the other cells ({reasons}): delete {task.folder.path} to run it anew"
         write_cell(cell_file(self.comparison, task.method, task.seed), cell)
         return ""
+
+
+def _last_sites(config: Config) -> list[str]:
+    """Who is there at the end of a run in which nobody is lost."""
+    schedule = config.federation.schedule
+    return [site for site in case_sites_of(config) if site not in schedule or schedule[site].leaves is None]
 
 
 def _one_by_one(todo: Sequence[Task], attempt: _Attempt) -> Iterator[tuple[Task, str]]:

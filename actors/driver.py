@@ -161,7 +161,8 @@ class Driver:
         """Launches all sites at once and waits until the last one is ready."""
         check_schedule(self.config, sites)
         self.roster.dropped = dict(resume.dropped) if resume else {}
-        living = [site for site in self.attendance.at_start(sites) if site not in self.roster.dropped]
+        self.roster.past_rounds = dict(resume.site_rounds) if resume else {}
+        living = [site for site in self.attendance.at_start(sites, resume) if site not in self.roster.dropped]
         if not living:
             reasons = "; ".join(f"{site}: {reason}" for site, reason in self.roster.dropped.items())
             raise CheckpointError(
@@ -235,8 +236,12 @@ class Driver:
         if self.config.federation.mode == "sync":
             newest = max(rounds.values(), default=self._resumable)
             self._resumable = newest
+        joining = sorted(self.roster.absent - rounds.keys() - {SERVER})
+        alive = (*self.roster.members, *joining)
+        site_rounds = dict.fromkeys(joining, 0) | self.roster.past_rounds | rounds
+        followed = self.attendance.followed if self.attendance.followed < newest else None
         dropped = dict(self.roster.dropped)
-        state = RunState(newest, status, tuple(self.roster.members), rounds, dropped)  # type: ignore[arg-type]
+        state = RunState(newest, status, alive, site_rounds, dropped, followed)  # type: ignore[arg-type]
         if state != self._written:  # all sites wait while the disk does
             self.folder.write_state(state)
             self._written = state

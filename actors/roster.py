@@ -43,6 +43,7 @@ class Roster:
         members: the sites that take part, absent and busy ones included.
         server: the server, for methods that have one.
         dropped: sites that were given up, with the reason.
+        past_rounds: the checkpoint of each site that was dropped, at that time.
         failures: what went wrong since :meth:`take_failures` was called.
     """
 
@@ -53,6 +54,7 @@ class Roster:
         self.members: dict[str, Member] = {}
         self.server: Member | None = None
         self.dropped: dict[str, str] = {}
+        self.past_rounds: dict[str, int] = {}
         self.failures: list[SiteFailure] = []
         self.pace = Pace(config.federation.timeout_factor, config.federation.late_factor)
         self._absent: dict[str, Absence] = {}
@@ -328,7 +330,7 @@ class Roster:
         """Asks an absent site to start."""
         least_s = LEAST_START_S if absence.attempts > 1 else 0.0
         self._absent[name] = absence
-        at = self.member(name).checkpoint_round if self.is_known(name) else 0
+        at = self.member(name).checkpoint_round if self.is_known(name) else self.past_rounds.get(name, 0)
         timeout_s = max(least_s, absence.deadline - time.monotonic())
         self._ask_to_start(name, absence.number, at=at, timeout_s=timeout_s)
 
@@ -380,7 +382,9 @@ class Roster:
             raise SiteError(SERVER, 0, "round", f"the server is lost ({reason}): resume the run where it stopped")
         log.warning("site %s is dropped: %s", name, reason)
         self.pool.remove(name)
-        self.members.pop(name, None)
+        member = self.members.pop(name, None)
+        if member is not None:
+            self.past_rounds[name] = member.checkpoint_round
         self._absent.pop(name, None)
         self._calls = {key: call for key, call in self._calls.items() if key[0] != name}
         self.dropped[name] = reason

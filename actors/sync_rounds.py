@@ -56,15 +56,16 @@ class SyncRounds:
             if federation.time_limit_s is not None and time.monotonic() - began >= federation.time_limit_s:
                 self.is_over = True
                 return done
-            if not self._is_ready(number):
+            work = _Work()
+            if not self._is_ready(number, work):
                 return done
-            self._round(number)
+            self._round(number, work)
             done = number
         self.is_over = done == federation.rounds
         return done
 
-    def _is_ready(self, number: int) -> bool:
-        """Takes in who comes and lets go who leaves; False where the run has to end here."""
+    def _is_ready(self, number: int, work: _Work) -> bool:
+        """Takes in who comes, lets go who leaves or was lost while late; False where the run has to end here."""
         driver, roster = self.driver, self.roster
         if driver.stop.is_set():
             return False
@@ -72,22 +73,22 @@ class SyncRounds:
         new = roster.absent - self._waited_for
         patience_s = max(LEAST_PATIENCE_S, RETURN_PATIENCE * self._round_seconds) if new else 0.0
         roster.wait_for_absent(patience_s, is_enough=driver.stop.is_set)
+        self._take_strays(work)  # who is lost by what comes late is in no plan
         self._waited_for = roster.absent
         has_to_wait_for_server = SERVER in roster.absent
         while roster.members and (not roster.present or has_to_wait_for_server) and not driver.stop.is_set():
             roster.wait_for_strays()
+            self._take_strays(work)
             has_to_wait_for_server = SERVER in roster.absent
         return bool(roster.present) and not driver.stop.is_set()
 
-    def _round(self, number: int) -> None:
+    def _round(self, number: int, work: _Work) -> None:
         """Plan, exchange and train, record."""
         driver = self.driver
         began = time.perf_counter()
         plan = driver.plan(number, self.roster.present)
         driver.listener.on_round_begin(plan)
         has_server = any(SERVER in (edge.sender, edge.receiver) for edge in plan.edges)
-        work = _Work()
-        self._take_strays(work)
         plan = (self._server_round if has_server else self._peer_round)(plan, driver.order(number), work)
         if number == self.config.federation.rounds:
             self._wait_for_late(work)

@@ -1,8 +1,8 @@
 """Where the processor time of a federation's rounds goes, process by process: sites, driver, Ray's own.
 
 The federation of :mod:`benchmarks.floor`, with the processor time of every process on the machine taken between its
-third round and its last but one (Linux). Prints each process's share of the cores, what a step costs a site, and what
-part of a round the exchange takes. Other work on the machine shows up as processes of its own.
+third round and its last that counts (Linux). Prints each process's share of the cores, what a step costs a site, and
+what part of a round the exchange takes. Other work on the machine shows up as processes of its own.
 
     python -m benchmarks.processes --sites 4 --rounds 40 --steps 10
     python -m benchmarks.processes --sites 4 --rounds 40 --steps 10 --method local

@@ -50,8 +50,10 @@ _SITE_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*")
 class RunState:
     """How far a run is; round 0 is the start.
 
-    ``last_complete_round`` is the round to resume from, ``site_rounds`` the checkpoint that each site has of it
-    (an older one where the site was skipped), ``dropped`` the reason for each site that is no longer alive.
+    ``last_complete_round`` is the round to resume from, ``alive`` who takes part or is on the way, ``dropped`` the
+    reason for each site that no longer does. ``site_rounds`` has the checkpoint of that round of each site, dropped
+    ones too (an older one where it was skipped or dropped, 0 for none). ``followed`` is the round up to which
+    ``federation.schedule`` was followed, where that is an earlier one than ``last_complete_round``.
     """
 
     last_complete_round: int
@@ -59,6 +61,7 @@ class RunState:
     alive: tuple[str, ...]
     site_rounds: dict[str, int] = field(default_factory=dict)
     dropped: dict[str, str] = field(default_factory=dict)
+    followed: int | None = None
 
 
 def check_site_name(name: str) -> str:

@@ -52,8 +52,8 @@ def usefulness_weights(rounds: Sequence[RoundRecord], topology: UsefulnessTopolo
     A sender with n others to send to picks receiver r with probability
     ``(1 - exploration) softmax_r(gain_r / temperature) + exploration / n``, gain_r being the mean gain at r with its
     pushes; a receiver that it has not taught yet counts with the mean over those that it has. Our own rule
-    (specification 2.3). What is returned is that probability over the one of a receiver not taught yet, so that an
-    edge that is not named has weight 1, and a sender's weights are 1 or more on average.
+    (docs/method.md, Topologies). What is returned is that probability over the one of a receiver not taught yet, so
+    that an edge that is not named has weight 1, and a sender's weights are 1 or more on average.
 
     Args:
         rounds: all finished rounds, oldest first; the sites are those of the last one's plan.

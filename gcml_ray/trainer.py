@@ -32,7 +32,7 @@ from gcml_ray.networks.registry import fingerprint
 from gcml_ray.peer_models import PeerModels
 from gcml_ray.privacy.pushes import push_noise
 from gcml_ray.privacy.training import private_training
-from gcml_ray.push.exchange import Exchange
+from gcml_ray.push.exchange import Exchange, Published
 from gcml_ray.push.judge import Judge
 from gcml_ray.push.wire import Buffer, Expectation, PushHeader
 from gcml_ray.records import (
@@ -140,15 +140,17 @@ class SiteTrainer:
         data.load(lambda done, total: self.on_progress("load", done, total))
         return data
 
-    def _build_models(self) -> None:
-        """The models with their initial weights."""
+    def _build_models(self, published: Published | None = None) -> None:
+        """The models with their initial weights; ``published`` is what is pushed until others are published."""
         self.local = self._build("local", exchanged_network(self.config, self.site))
         self.personal = self._build_personal()
         self.learners = (self.local,) if self.personal is None else (self.local, self.personal)
         start_averages(self.config, self.local, self.personal)
+        noise = push_noise(self.config, self.site, self.local.model, self.files.folder)
         num_train = self.data.num_cases("train")
-        self.exchange = Exchange(self.config, self.site, self.local, num_train=num_train, second=self.bench.second)
-        self.exchange.noise = push_noise(self.config, self.site, self.local.model, self.files.folder)
+        self.exchange = Exchange(
+            self.config, self.site, self.local, num_train, second=self.bench.second, noise=noise, published=published
+        )
         self.peers = PeerModels(self.config, self.site, self.files, self.evaluator, self.exchange)
         self.visits = Visits(
             self.config, self.site, self.files, self.evaluator, self.exchange, on_progress=self.on_progress
@@ -307,8 +309,7 @@ class SiteTrainer:
         Raises:
             SiteError: training has diverged.
         """
-        learners = [self.local] if self.personal is None else [self.local, self.personal]
-        if not all(bool(torch.isfinite(learner.model.flat).all()) for learner in learners):
+        if not all(bool(torch.isfinite(learner.model.flat).all()) for learner in self.learners):
             raise SiteError(
                 self.site,
                 round_number,
@@ -321,7 +322,7 @@ class SiteTrainer:
         """Goes back to the last whole round where one was broken off: half-trained weights are nobody's."""
         if not self.is_spoilt:
             return
-        self._build_models()
+        self._build_models(self.exchange.published)
         self.files.restore(self.local, self.personal, resume_round=self.files.newest_round)
         self._publish()
         self.is_spoilt = False

@@ -12,7 +12,7 @@ from gcml_ray.search.records import TrialPoint
 class Progress:
     """The personalised models of one federation so far.
 
-    A site's personalised model is its checkpoint with the best validation score (specification section 2), so its
+    A site's personalised model is its checkpoint with the best validation score (docs/method.md, Evaluation), so its
     Dice is the best one seen. A site that was never evaluated counts 0: values that break a site must not win.
 
     Args:

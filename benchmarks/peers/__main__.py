@@ -1,7 +1,7 @@
 """Times gcml-ray beside Flower, NVFlare and p2pfl: same model, data and steps, one process tree after the other.
 
     python -m benchmarks.peers --make-env ~/peers-env      # once: an environment a framework, pinned
-    python -m benchmarks.peers --env ~/peers-env --repeats 3
+    python -m benchmarks.peers --env ~/peers-env --repeats 2
 
 Prints a Markdown table a scenario with ratios to gcml-ray and writes every run to benchmarks/results/peers.csv. A
 framework that fails or does not do the same work is named with its reason and never shown as a result.

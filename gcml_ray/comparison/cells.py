@@ -176,7 +176,9 @@ def _row(method: str, model: str, cells: Sequence[Cell]) -> MethodRow:
         method=method,
         model=model,
         num_seeds=len(cells),
-        site_dice={site: mean(sites[site] for sites in by_seed) for site in by_seed[0]},
+        site_dice={
+            site: mean(sites[site] for sites in by_seed if site in sites) for site in sorted(set().union(*by_seed))
+        },
         dice=mean(means),
         dice_sd=float(np.std(means, ddof=1)) if len(means) > 1 else math.nan,
         hd95=mean(mean(site_means(scores, lambda score: score.hd95).values()) for scores in own),

@@ -13,6 +13,8 @@ from gcml_ray.config import Config
 from gcml_ray.records import EvaluationReport, RoundRecord
 from gcml_ray.run_folder import RunFolder, replace_file
 
+OF_A_SECOND_MODEL = {"incoming_segmentation", "shared_segmentation"}  # losses of a round that trained two
+
 
 @dataclass(frozen=True)
 class Tables:
@@ -41,7 +43,7 @@ def make_cell(
     evaluations: Iterable[EvaluationReport],
     rounds: Iterable[RoundRecord],
 ) -> Cell:
-    """A finished run as a cell. A mutual step counts as two optimiser steps: it trains two models."""
+    """A finished run as a cell. A step that trains two models counts as two: a mutual one, Ditto's, ProxyFL's."""
     rounds = tuple(rounds)
     reports = [report for record in rounds for report in record.trained]
     return Cell(
@@ -50,7 +52,7 @@ def make_cell(
         identity=config.identity,
         sent_bytes=sum(receipt.size_bytes for record in rounds for receipt in record.pushes if receipt.accepted),
         seconds=sum(record.seconds for record in rounds),
-        num_steps=sum(r.num_steps * (2 if "incoming_segmentation" in r.losses else 1) for r in reports),
+        num_steps=sum(r.num_steps * (2 if OF_A_SECOND_MODEL & r.losses.keys() else 1) for r in reports),
         scores=tuple(
             Score(s.site, s.case, s.model, s.class_name, s.dice, s.hd95, s.surface_dice)
             for evaluation in evaluations

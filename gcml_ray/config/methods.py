@@ -70,7 +70,7 @@ def dcml_keys(variant: str) -> set[str]:
 
 
 class DcmlConfig(Section):
-    """Weights of deep contrastive mutual learning (specification section 3; losses/mutual.py).
+    """Weights of deep contrastive mutual learning (docs/method.md, The mutual step; losses/mutual.py).
 
     ``weight`` is the paper's lambda, ``beta`` the share of the push-away term, ``tau`` its bound in nats.
     """
@@ -164,7 +164,7 @@ class GcmlMethod(GossipMethod):
     """Gossip contrastive mutual learning (arXiv 2503.03883).
 
     ``merge_first`` mixes the incoming weights into the local ones before the mutual steps,
-    ``merge`` decides what becomes of the two models after them (specification section 4).
+    ``merge`` decides what becomes of the two models after them (docs/method.md, What becomes of the two models).
     """
 
     name: Literal["gcml"]

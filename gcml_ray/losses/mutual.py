@@ -81,7 +81,7 @@ class _Comparison:
 def mutual_divergence(
     learner_logits: Tensor, peer_logits: Tensor, target: Tensor, *, dcml: DcmlConfig, sigmoid: bool
 ) -> tuple[Tensor, MutualStatistics]:
-    """D(P, sg[Q], y): the mutual part of a learner's loss, before lambda (specification section 3).
+    """D(P, sg[Q], y): the mutual part of a learner's loss, before lambda (docs/method.md, The divergence).
 
     With KL = KL(Q || P) a voxel, Omega = {y > 0} or {p^ > 0} or {q^ > 0}, and the masked sum over a region
     divided by max(1, |region|), |Omega| or the volume (``dcml.normalise``):

@@ -3,7 +3,7 @@
 Chen, Yuan: "Decentralized Personalization for Federated Medical Image Segmentation via Gossip
 Contrastive Mutual Learning", arXiv 2503.03883, IEEE TMI 44(7):2768-2783, 2025. The paper states that
 the incoming and the local model learn from each other on local data; the fresh optimiser, the merge
-rules and ``merge_first`` are our reading (specification, sections 2 to 4).
+rules and ``merge_first`` are our reading (docs/method.md, Overview).
 """
 
 from __future__ import annotations

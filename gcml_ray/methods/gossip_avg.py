@@ -2,7 +2,7 @@
 
 Ormandi, Hegedus, Jelasity: "Gossip learning with linear models on fully distributed data",
 Concurrency and Computation 25(4), 2013. There the age of a model weighs the mean; here its sender's
-training cases do (our reading for networks, as in the specification, section 6).
+training cases do (our reading for networks).
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ def train_round(
 ) -> RoundResult:
     """Size-weighted mean over the own and all incoming weights, then local steps."""
     assert isinstance(method, GossipAvgMethod)
-    own_cases = context.num_train
+    own_cases: float = context.num_train
     for message in incoming:
         weights = message.weights.to(local.model.flat.device)
-        total = own_cases + message.num_train
+        total = own_cases + message.discount * message.num_train
         local.model.mix(weights, own_share=own_cases / total)
         own_cases = total
     result = train_alone(local, context)

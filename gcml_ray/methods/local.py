@@ -18,7 +18,7 @@ def train_round(
 
 
 def train_alone(local: Learner, context: RoundContext) -> RoundResult:
-    """A round without an incoming model, as every method runs it (specification, section 2.7)."""
+    """A round without an incoming model, as every method runs it (docs/method.md, A round)."""
     result = RoundResult()
     run_local_steps(local, context, result, num_steps=context.num_steps)
     return result

@@ -1,6 +1,6 @@
 """What becomes of the local and the incoming weights: mixing before, merging after the mutual steps.
 
-Specification, section 4 (our reading, but ``keep_local``, which is GML's "instead of averaging or
+docs/method.md, What becomes of the two models (our reading, but ``keep_local``, which is GML's "instead of averaging or
 merging", and ``replace``, which is Def-KT's). All weights are flat vectors; S values are those of a push.
 """
 
@@ -52,7 +52,7 @@ def merge_after(
         message: the push, for the sender's number of cases.
         context: for scores on the receiver's validation cases.
         result: gets ``merge``, ``candidate_dice`` and, where the kept model was scored, ``validation_dice``.
-        mode: one of the specification's merge modes.
+        mode: one of the merge modes of docs/method.md.
         before: the local model before the round (``select_best`` only).
     """
     incoming_weights = incoming.model.flat[: incoming.model.num_sent]
@@ -69,11 +69,17 @@ def merge_after(
         local.model.load(incoming_weights)
     elif mode == "select_best":
         assert before is not None
-        _select_best(local, incoming, context, result, before=before)
+        _select_best(local, incoming, message, context, result, before=before)
 
 
 def _select_best(
-    local: Learner, incoming: Learner, context: RoundContext, result: RoundResult, *, before: Snapshot
+    local: Learner,
+    incoming: Learner,
+    message: IncomingModel,
+    context: RoundContext,
+    result: RoundResult,
+    *,
+    before: Snapshot,
 ) -> None:
     """Keeps the best on validation of: local after, the mix, incoming after, local before; ties in that order.
 
@@ -82,7 +88,8 @@ def _select_best(
     after = local.model.snapshot()
     scores = {"local_after": context.score(local), "incoming_after": context.score(incoming)}
     incoming_weights = incoming.model.flat[: incoming.model.num_sent]
-    local.model.mix(incoming_weights, own_share=own_share_by_score(*scores.values()))
+    share = own_share_by_score(scores["local_after"], message.discount * scores["incoming_after"])
+    local.model.mix(incoming_weights, own_share=share)
     mixed = local.model.snapshot()
     scores["mix"] = context.score(local)
     local.model.restore(before)

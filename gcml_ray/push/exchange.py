@@ -20,6 +20,8 @@ from gcml_ray.push.wire import Buffer, Expectation, PushHeader
 from gcml_ray.site_learner import WireFormat, build_learner, exchanged_network
 from gcml_ray.workbench import SecondLearner
 
+Published = tuple[int, float, Tensor]  # the round that the weights come from, when they were kept, (S,)
+
 
 class Exchange:
     """One site's pushes.
@@ -30,6 +32,8 @@ class Exchange:
         local: the learner whose model is exchanged.
         num_train: this site's training cases, told with every push.
         second: learners for incoming models, by architecture, that it may share with other sites of its process.
+        noise: what is added to every push; None adds nothing.
+        published: what is pushed until :meth:`publish` is called, where a round was broken off without a barrier.
     """
 
     def __init__(
@@ -37,9 +41,11 @@ class Exchange:
         config: Config,
         site: str,
         local: Learner,
-        *,
         num_train: int,
+        *,
         second: dict[str, SecondLearner] | None = None,
+        noise: PushNoise | None = None,
+        published: Published | None = None,
     ) -> None:
         self.config = config
         self.site = site
@@ -50,8 +56,8 @@ class Exchange:
         self._scalers: dict[str, torch.amp.GradScaler] = {}
         self._formats = self._wire_formats()
         self._host = torch.empty(local.model.num_sent) if self.device.type == "cuda" else None
-        self._published: tuple[int, float, Tensor] | None = None
-        self.noise: PushNoise | None = None
+        self.published = published
+        self.noise = noise
 
     # --- out ---------------------------------------------------------------------------------
 
@@ -60,7 +66,7 @@ class Exchange:
 
         The copy before stays whole for whoever still sends it.
         """
-        self._published = (round_number, time.time(), self._outgoing().to("cpu", copy=True))
+        self.published = (round_number, time.time(), self._outgoing().to("cpu", copy=True))
 
     def export(self, run_id: str, round_number: int) -> tuple[PushHeader, Buffer]:
         """The weights to push, (S,), with their header. On a CPU a view, not a copy: the transport copies.
@@ -70,8 +76,8 @@ class Exchange:
             round_number: the round the push is for; of published weights, the round they come from.
         """
         exported_at = time.time()
-        if self._published is not None:
-            round_number, exported_at, weights = self._published
+        if self.published is not None:
+            round_number, exported_at, weights = self.published
         else:
             weights = self._outgoing()
             if self._host is not None:

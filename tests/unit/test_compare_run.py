@@ -132,6 +132,17 @@ def test_failing_cell_stops_no_other_and_is_listed_with_its_reason(tmp_path: Pat
     assert not ending.is_stopped
 
 
+def test_cell_that_lost_a_site_is_no_cell(tmp_path: Path) -> None:
+    """B raises in three rounds and is dropped: the run finishes, but its mean would be over other sites."""
+    comparison = make_comparison(tmp_path)
+    ending = run(comparison, None, *(Fault("B", number, "train", "raise") for number in (1, 2, 3)))
+    assert finished_cells(comparison) == ()
+    assert len(ending.failures) == len(METHODS)
+    reason = ending.failures["gcml, seed 0"]
+    assert "B: train, raised" in reason
+    assert f"delete {run_folder(comparison, 'gcml_seed0').path}" in reason
+
+
 def test_failed_cell_is_tried_again_by_the_next_run(tmp_path: Path) -> None:
     comparison = make_comparison(tmp_path)
     run(comparison, make_trainer=break_gossip)

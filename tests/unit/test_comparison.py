@@ -69,6 +69,14 @@ def test_seeds_are_averaged_and_their_spread_is_the_sample_deviation() -> None:
     assert row.dice_sd == pytest.approx(0.03)
 
 
+def test_a_site_that_one_seed_lacks_has_the_mean_of_the_others() -> None:
+    whole, part = cell("a", 0, lift=0.0), cell("a", 1, lift=0.1)
+    part = replace(part, scores=tuple(score for score in part.scores if score.site == whole.scores[0].site))
+    first, second = (summarise(cells)[0].site_dice for cells in ([whole, part], [part, whole]))
+    assert first == second
+    assert set(first) == {score.site for score in whole.scores}
+
+
 def test_rows_are_compared_with_the_best_over_cases() -> None:
     """Every case is lower by 0.1 (A) or 0.2 (B): difference -0.15 with no spread; 16 signs alike: p below 0.001."""
     best, worse = summarise([cell("local", 0, lift=0.0), cell("gcml", 0, lift=0.1)])

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,10 @@ import numpy as np
 import pytest
 
 from actors.driver import Driver
-from actors.local_pool import LocalPool
+from actors.local_pool import LocalPool, Outcome
 from gcml_ray.errors import CheckpointError, SiteError
 from gcml_ray.push.wire import Buffer
-from gcml_ray.records import SiteInfo
+from gcml_ray.records import SiteFailure, SiteInfo
 from gcml_ray.run_folder import RunFolder, RunState
 from gcml_ray.seeding import numpy_generator
 from tests.fake_runs import RecordingListener, RecordingTracker, Run, drive, run_locally
@@ -302,3 +303,41 @@ def test_outcome_of_another_call_is_not_taken_for_the_one_waited_for(tmp_path: P
     driver.roster._open("A", "start", 0, 1)
     (outcome,) = driver.roster.gather(["A"], "start")
     assert isinstance(outcome.result, SiteInfo)
+
+
+class LatePool(LocalPool):
+    """B's training of round 3 is late, and its process dies while the others train in round 4."""
+
+    is_parallel = True
+    is_held = False
+
+    def submit(self, site: str, method: str, *arguments: Any, round_number: int) -> None:
+        assert site in self._sites, "a call to a site that has left"
+        super().submit(site, method, *arguments, round_number=round_number)
+
+    def wait(self, timeout_s: float) -> list[Outcome]:
+        if not self._queue:
+            time.sleep(min(timeout_s, 0.05))
+            return []
+        site, method, _, number = self._queue[0]
+        if (site, method, number) == ("B", "train", 3):
+            self._queue.popleft()
+            self.is_held = True
+            return []
+        if self.is_held and (method, number) == ("train", 4):
+            self.is_held = False
+            failure = SiteFailure("B", 3, "train", "died", "its process ended")
+            return [Outcome("B", "train", failure=failure), *super().wait(timeout_s)]
+        return super().wait(timeout_s)
+
+
+def test_who_is_dropped_for_what_came_late_is_in_no_later_plan(tmp_path: Path) -> None:
+    """B has raised twice before: its third failure in a row is told of while round 4 trains without it."""
+    config = fake_config(tmp_path, federation={"rounds": 6, "round_deadline_s": 0.3})
+    pool = LatePool(
+        config, config.output.folder, run_id="run", make_trainer=FakeTrainers(tuple(raises_in(range(1, 3))))
+    )
+    run = drive(config, pool)
+    assert [plan.sites for plan in run.listener.plans][-2:] == [("A", "C")] * 2
+    assert list(run.summary.dropped) == ["B"]
+    assert [(site, number, kind) for site, number, kind, _ in run.failures()][-1] == ("B", 3, "died")

@@ -7,8 +7,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from gcml_ray.config import OptimiserConfig
+from gcml_ray.config import GossipAvgMethod, OptimiserConfig
 from gcml_ray.learner import Learner, Precision
+from gcml_ray.methods import gossip_avg
 from gcml_ray.methods.merging import merge_after, merge_before, own_share_by_score
 from gcml_ray.methods.rounds import IncomingModel, RoundContext, RoundResult
 from gcml_ray.weights import Snapshot
@@ -55,8 +56,8 @@ def context(*, num_train: int = 1, score: SCORE = never) -> RoundContext:
     )
 
 
-def message(num_train: int = 1) -> IncomingModel:
-    return IncomingModel("B", num_train, torch.zeros(4))
+def message(num_train: int = 1, *, value: float = 0.0, discount: float = 1.0) -> IncomingModel:
+    return IncomingModel("B", num_train, torch.full((4,), value), discount=discount)
 
 
 def scored_by_value(**scores: float) -> SCORE:
@@ -215,3 +216,25 @@ def test_select_best_of_the_incoming_model_keeps_the_receivers_unsent_buffers() 
     around = context(score=scored_by_value(**scores))
     merge_after(local, incoming, message(), around, RoundResult(), mode="select_best", before=Snapshot(torch.zeros(4)))
     assert local.model.flat.tolist() == [INCOMING, INCOMING, LOCAL, LOCAL]
+
+
+def test_a_stale_model_weighs_less_in_the_mix_of_select_best() -> None:
+    """Equal scores and a discount of a half: the mix is (2 LOCAL + INCOMING) / 3."""
+    local, incoming = make_learner(LOCAL), make_learner(INCOMING)
+    mix = torch.full((4,), (2 * LOCAL + INCOMING) / 3)
+
+    def score(learner: Learner) -> float:
+        return 0.9 if torch.allclose(learner.model.flat, mix) else 0.5
+
+    stale, before = message(discount=0.5), Snapshot(torch.zeros(4))
+    merge_after(local, incoming, stale, context(score=score), RoundResult(), mode="select_best", before=before)
+    assert torch.allclose(local.model.flat, mix)
+
+
+def test_a_stale_model_weighs_less_in_gossip_averaging() -> None:
+    """3 own cases, 2 of the sender's at a discount of a half: (3 LOCAL + 1 INCOMING) / 4, and a second one (4, 1)."""
+    local = make_learner(LOCAL)
+    method = GossipAvgMethod.model_validate({"name": "gossip_avg", "topology": {"name": "ring"}})
+    stale = message(2, value=INCOMING, discount=0.5)
+    gossip_avg.train_round(local, [stale, stale], context(num_train=3), method)
+    assert equals(local.model.flat, (3 * LOCAL + 2 * INCOMING) / 5)

@@ -230,3 +230,25 @@ def test_validation_leaves_the_model_in_train_mode(tmp_path: Path) -> None:
     trainer = make_trainer(make_config(tmp_path, network=TROUBLESOME))
     run(trainer, [1, 2])
     assert all(part.training for part in trainer.local.model.module.modules())
+
+
+def test_while_a_broken_round_is_undone_what_was_published_is_pushed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Without a barrier another thread may export in the middle of it: never the initial weights."""
+    method = {"name": "gcml", "topology": RING}
+    trainer = make_trainer(make_config(tmp_path, federation={"rounds": 4, "mode": "async"}, method=method))
+    run(trainer, [1, 2])
+    _, published = trainer.export("run", 2)
+    restore, seen = trainer.files.restore, []
+
+    def restore_and_export(*arguments: Any, **options: Any) -> None:
+        seen.append(trainer.export("run", 2))
+        restore(*arguments, **options)
+
+    monkeypatch.setattr(trainer.files, "restore", restore_and_export)
+    trainer.is_spoilt = True  # as after an error within round 3
+    trainer.train_round(order(3), [])
+    ((header, buffer),) = seen
+    assert header.round_number == 2
+    assert np.array_equal(buffer, published)
