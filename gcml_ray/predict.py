@@ -29,7 +29,7 @@ from gcml_ray.config.file import load_config
 from gcml_ray.data.contract import data_contract
 from gcml_ray.data.datalist import Case, name_from_file
 from gcml_ray.data.loading import PreparedImage, prepare_image, read_image
-from gcml_ray.data.reading import Volume
+from gcml_ray.data.reading import Volume, affine_problem
 from gcml_ray.data.restoring import is_resampled, restore
 from gcml_ray.errors import CheckpointError, ConfigError, DataError
 from gcml_ray.export.model_card import CARD_FILE, WEIGHTS_FILE, is_model_folder, read_card
@@ -178,7 +178,10 @@ class PersonalModel:
             raise DataError("data.spacing_is_real is true: give the 4x4 affine beside the array")
         if affine is not None and np.shape(affine) != (4, 4):
             raise DataError(f"the affine has the shape {np.shape(affine)}, expected (4, 4)")
-        return Volume(values, None if affine is None else np.asarray(affine, dtype=np.float64))
+        affine = None if affine is None else np.asarray(affine, dtype=np.float64)
+        if problem := affine_problem("the array", affine, spatial_dims=data.spatial_dims):
+            raise DataError(problem)
+        return Volume(values, affine)
 
     def _scores(self, prepared: PreparedImage, *, flips: bool) -> tuple[Tensor, float]:
         """Scores (C, *grid) and the threshold of a region: logits and 0, or mean probabilities and 0.5."""

@@ -21,7 +21,7 @@ from gcml_ray.data.loading import Sample, load_sample
 
 log = logging.getLogger(__name__)
 
-FORMAT = 1  # raised when load_sample makes something else of the same files
+FORMAT = 2  # raised when load_sample makes something else of the same files
 # What of the configuration does not decide how a case is preprocessed.
 _LATER = {"datalist", "cache_folder", "patch_size", "batch_size", "foreground_share", "augment", "split"}
 _TENSORS = ("image", "label", "foreground", "background")  # (C, *spatial), (1 or R, *spatial), (N,), (N,)

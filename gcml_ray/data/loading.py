@@ -23,7 +23,7 @@ from torch import Tensor
 
 from gcml_ray.config import DataConfig
 from gcml_ray.data.datalist import Case, listed
-from gcml_ray.data.reading import Header, Volume, is_picture, read_header, read_volume
+from gcml_ray.data.reading import Header, Volume, affine_problem, is_picture, read_header, read_volume
 from gcml_ray.errors import DataError
 
 log = logging.getLogger(__name__)
@@ -57,7 +57,7 @@ class Sample:
 
 @dataclass(frozen=True, eq=False)
 class Grid:
-    """Where voxels lie: (*spatial) and the 4x4 affine from voxel index to mm, float64 (unit for pictures)."""
+    """(*spatial) and the affine from voxel index to mm, float64; unit for pictures, voxel sizes alone in 2D."""
 
     shape: tuple[int, ...]
     affine: Tensor
@@ -112,7 +112,7 @@ def prepare_image(array: Tensor, affine: NDArray[np.float64] | None, data: DataC
         affine: 4x4, voxel index to mm; None for pictures.
         data: says how.
     """
-    source = _with_affine(array, affine)
+    source = with_affine(array, affine)
     oriented = _orient(source, data)
     grid = _resample(oriented, data, is_label=False)
     normalise = NormalizeIntensity(nonzero=data.normalise == "nonzero", channel_wise=True)
@@ -161,7 +161,7 @@ def read_target(case: Case, data: DataConfig) -> tuple[Tensor, tuple[float, ...]
         raise DataError("; ".join(problems))
     array, affine = volumes[0].array, volumes[0].affine
     target = _target(_class_indices(array, case, data), data)
-    return target, _spacing(_with_affine(array, affine), data), affine
+    return target, _spacing(with_affine(array, affine), data), affine
 
 
 def check_headers(case: Case, data: DataConfig) -> list[str]:
@@ -238,15 +238,12 @@ def _grid_problems(case: Case, paths: Sequence[str], shapes: Sequence[tuple[int,
 
 
 def _affine_problems(case: Case, affine: NDArray[np.float64] | None, data: DataConfig) -> list[str]:
+    """``affine``: of the first image, which places the voxels of all files of the case."""
     path = case.images[0]
-    if affine is None:
-        if data.spacing_is_real:
-            return [f"{path} is a picture and stores no voxel size; set data.spacing_is_real: false"]
-        return []
-    sizes = np.linalg.norm(affine[:3, :3], axis=0)
-    if not np.isfinite(affine).all() or (sizes[: data.spatial_dims] <= 0).any():
-        return [f"{path} has an unusable affine (voxel sizes {sizes.tolist()}); write its header again"]
-    return []
+    if affine is None and data.spacing_is_real:
+        return [f"{path} is a picture and stores no voxel size; set data.spacing_is_real: false"]
+    problem = affine_problem(path, affine, spatial_dims=data.spatial_dims)
+    return [] if problem is None else [problem]
 
 
 def _intensity_problems(case: Case, images: Sequence[Volume], data: DataConfig) -> list[str]:
@@ -332,11 +329,18 @@ def _to_grid(array: Tensor, affine: NDArray[np.float64] | None, data: DataConfig
     voxel's centre (``nearest-exact``, which stays aligned with the image; ``nearest`` shifts it by half a
     voxel): it keeps the share of thin structures, which a majority vote would erase.
     """
-    return _resample(_orient(_with_affine(array, affine), data), data, is_label=is_label)
+    return _resample(_orient(with_affine(array, affine), data), data, is_label=is_label)
 
 
-def _with_affine(array: Tensor, affine: NDArray[np.float64] | None) -> MetaTensor:
-    return MetaTensor(array, affine=torch.as_tensor(np.eye(4) if affine is None else affine))
+def with_affine(array: Tensor, affine: NDArray[np.float64] | None) -> MetaTensor:
+    """(C, *spatial) with its affine, in 2D reduced to the voxel sizes.
+
+    Of a 2D grid MONAI keeps the affine's upper left 2 x 2 block, which is wrong unless the slice is axial.
+    """
+    affine = np.eye(4) if affine is None else affine
+    if array.ndim == 3:
+        affine = np.diag([*np.linalg.norm(affine[:3, :2], axis=0), 1.0, 1.0])
+    return MetaTensor(array, affine=torch.as_tensor(affine))
 
 
 def _orient(grid: MetaTensor, data: DataConfig) -> MetaTensor:

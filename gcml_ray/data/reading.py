@@ -5,8 +5,11 @@ Legend: C channels, D H W voxels (2D: H rows, W columns).
 
 from __future__ import annotations
 
+import gzip
 import logging
+import struct
 import zlib
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +18,9 @@ import nibabel
 import numpy as np
 import torch
 from nibabel.filebasedimages import ImageFileError
+from nibabel.fileholders import FileHolder
+from nibabel.openers import ImageOpener
+from nibabel.spatialimages import HeaderDataError, HeaderTypeError, SpatialImage
 from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
@@ -25,7 +31,13 @@ log = logging.getLogger(__name__)
 
 PICTURES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 EXIF_ORIENTATION = 274
-UNREADABLE = (OSError, EOFError, ValueError, TypeError, SyntaxError, zlib.error, ImageFileError)
+DAMAGED = (EOFError, zlib.error, gzip.BadGzipFile)
+UNREADABLE = (
+    *(OSError, EOFError, ValueError, TypeError, SyntaxError, LookupError, OverflowError),
+    *(zlib.error, struct.error, ImageFileError, HeaderDataError, HeaderTypeError, Image.DecompressionBombError),
+)
+CHUNK = 1 << 20  # bytes
+MIN_ANGLE = 1e-3  # between an axis and the plane of the others, roughly and in radians
 
 
 @dataclass(frozen=True)
@@ -55,7 +67,7 @@ def is_picture(path: str) -> bool:
 
 
 def read_header(path: str, *, spatial_dims: int) -> Header:
-    """Shape and affine without reading the voxels.
+    """Shape and affine without reading the voxels, so damage further on in the file is not seen.
 
     Raises:
         DataError: the file is missing, not an image, or of another number of axes.
@@ -73,7 +85,8 @@ def read_header(path: str, *, spatial_dims: int) -> Header:
 def read_volume(path: str, *, spatial_dims: int) -> Volume:
     """Read one file whole; further axes beyond the spatial ones become channels.
 
-    Pictures keep their rows as the first axis; an alpha channel counts as a channel.
+    Pictures keep their rows as the first axis; an alpha channel counts as a channel. Compressed volumes are read to
+    their end, where the checksum is.
 
     Raises:
         DataError: the file is missing, corrupt, not an image, or of another number of axes.
@@ -85,31 +98,99 @@ def read_volume(path: str, *, spatial_dims: int) -> Volume:
                 array, affine = np.asarray(image), None
             array = array[..., None] if array.ndim == 2 else array
         else:
-            array, affine = np.asanyarray(image.dataobj), _affine(image)
+            array, affine = _voxels(image), _affine(image)
         array = array.astype(np.float32)
     except UNREADABLE as error:
-        raise DataError(f"{path}: cannot be read ({_reason(error)}); copy or export the file again") from error
+        raise DataError(f"{path}: cannot be read{_reason(error)}; copy or export the file again") from error
     shape = _channel_first_shape(array.shape, spatial_dims, path)
     spatial = array.reshape(*shape[1:], shape[0])
     return Volume(torch.from_numpy(np.ascontiguousarray(np.moveaxis(spatial, -1, 0))), affine)
 
 
+def affine_problem(path: str, affine: NDArray[np.float64] | None, *, spatial_dims: int) -> str | None:
+    """Why voxels cannot be placed by an affine, or None; pictures have none, which is no problem here."""
+    if affine is None:
+        return None
+    axes = affine[:3, :spatial_dims]
+    sizes = np.linalg.norm(axes, axis=0)
+    if not np.isfinite(affine).all() or (sizes <= 0).any():
+        return f"{path} has an unusable affine (voxel sizes {sizes.tolist()}); write its header again"
+    rank = int(np.linalg.matrix_rank(axes / sizes, tol=MIN_ANGLE))
+    if rank < spatial_dims == 3:
+        shown = affine[:3, :3].round(4).tolist()
+        return f"{path} has an unusable affine (its axes span {rank} of 3 directions: {shown}); write its header again"
+    return None
+
+
+# --- files ---------------------------------------------------------------------------------------
+
+
 def _open(path: str) -> Any:
-    """A Pillow or nibabel image whose voxels are not read yet."""
+    """A Pillow or nibabel image; of volumes, the voxels are not read yet.
+
+    Raises:
+        DataError: the file is missing, not an image, has several pages or too many pixels.
+    """
     if not Path(path).is_file():
         raise DataError(f"{path}: no such file; check the datalist's paths")
     try:
-        image = Image.open(path) if is_picture(path) else nibabel.load(path)
+        return _open_picture(path) if is_picture(path) else _open_volume(path)
+    except Image.DecompressionBombError as error:
+        limit = 2 * (Image.MAX_IMAGE_PIXELS or 0)
+        raise DataError(
+            f"{path}: has more than {limit} pixels, or its header is damaged{_reason(error)}; cut it into smaller "
+            "pictures, or export it again"
+        ) from error
     except UNREADABLE as error:
-        accepted = f"NIfTI (.nii, .nii.gz) and pictures ({', '.join(PICTURES)}) are read"
-        raise DataError(f"{path}: not an image that can be opened ({_reason(error)}); {accepted}") from error
-    if isinstance(image, Image.Image):
-        pages = getattr(image, "n_frames", 1)
-        if pages != 1:
-            raise DataError(f"{path}: has {pages} pages; store a volume as NIfTI, or one page a file")
-        if image.getexif().get(EXIF_ORIENTATION, 1) != 1:
-            log.warning("%s: its EXIF tag asks for a rotation, which is not applied: check it against its mask", path)
+        raise DataError(f"{path}: not an image that can be opened{_reason(error)}; {_accepted()}") from error
+
+
+def _open_picture(path: str) -> Image.Image:
+    picture: Image.Image = Image.open(path)
+    pages = getattr(picture, "n_frames", 1)
+    if pages != 1:
+        raise DataError(f"{path}: has {pages} pages; store a volume as NIfTI, or one page a file")
+    if picture.getexif().get(EXIF_ORIENTATION, 1) != 1:
+        log.warning("%s: its EXIF tag asks for a rotation, which is not applied: check it against its mask", path)
+    return picture
+
+
+def _open_volume(path: str) -> Any:
+    image: Any = nibabel.load(path)
+    if not isinstance(image, SpatialImage):
+        raise DataError(f"{path}: is a {type(image).__name__}, which has no voxels on a grid; {_accepted()}")
     return image
+
+
+def _accepted() -> str:
+    return f"NIfTI (.nii, .nii.gz) and pictures ({', '.join(PICTURES)}) are read"
+
+
+def _voxels(image: Any) -> NDArray[Any]:
+    """The voxels of a volume. Of compressed files the rest is read too, as the checksum comes after the voxels.
+
+    Raises:
+        OSError, EOFError, zlib.error: a file is damaged.
+    """
+    with ExitStack() as stack:
+        streams = {
+            part: stack.enter_context(ImageOpener(holder.filename)).fobj
+            for part, holder in image.file_map.items()
+            if _is_compressed(holder.filename)
+        }
+        if not streams:
+            return np.asanyarray(image.dataobj)
+        held = {part: FileHolder(fileobj=stream) for part, stream in streams.items()}
+        array: NDArray[Any] = np.asanyarray(type(image).from_file_map(image.file_map | held).dataobj)
+        for stream in streams.values():
+            while stream.read(CHUNK):
+                pass
+    return array
+
+
+def _is_compressed(name: str | None) -> bool:
+    """Whether nibabel unpacks this file; some formats name one that need not exist."""
+    return name is not None and Path(name).suffix.lower() in ImageOpener.compress_ext_map and Path(name).is_file()
 
 
 def _affine(image: Any) -> NDArray[np.float64]:
@@ -117,7 +198,9 @@ def _affine(image: Any) -> NDArray[np.float64]:
 
 
 def _reason(error: BaseException) -> str:
-    return f"{type(error).__name__}: {error}"
+    """What the library said, and that the file is damaged where that is sure."""
+    damage = ", it is damaged" if isinstance(error, DAMAGED) else ""
+    return f"{damage} ({type(error).__name__}: {error})"
 
 
 def _channel_first_shape(shape: tuple[int, ...], spatial_dims: int, path: str) -> tuple[int, ...]:

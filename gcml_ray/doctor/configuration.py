@@ -20,13 +20,12 @@ from typing import Any
 import nibabel
 import numpy as np
 import torch
-from monai.data.meta_tensor import MetaTensor
 from monai.transforms.spatial.array import Orientation, Spacing
 
 from gcml_ray.config import Config, DataConfig, NetworkConfig
 from gcml_ray.config.file import load_config
 from gcml_ray.data.datalist import Case, check_files, listed
-from gcml_ray.data.loading import check_headers
+from gcml_ray.data.loading import check_headers, with_affine
 from gcml_ray.data.reading import Header, read_header
 from gcml_ray.data.site_data import SiteData
 from gcml_ray.doctor.forecast_costs import SiteCases
@@ -203,7 +202,7 @@ def training_grid(header: Header, data: DataConfig) -> tuple[int, ...]:
     shape = header.shape[1:]
     if header.affine is None:
         return shape
-    grid: Any = MetaTensor(torch.zeros(1).expand(1, *shape), affine=torch.as_tensor(header.affine))
+    grid: Any = with_affine(torch.zeros(1).expand(1, *shape), header.affine)
     if data.spatial_dims == 3 and data.orientation is not None:
         labels = (("L", "R"), ("P", "A"), ("I", "S"))
         grid = Orientation(axcodes=data.orientation, labels=labels, lazy=True)(grid)

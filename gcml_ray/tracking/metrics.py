@@ -16,7 +16,7 @@ child run (a site)                          meaning
 ``traffic/sent_bytes``, ``received_bytes``  on the wire, refused pushes included
 ``traffic/num_taken``, ``num_refused``      pushes of others to this site
 ``time/STAGE_s``                            seconds by stage
-``memory/peak_mib``                         highest use of the device's memory, in 2^20 bytes
+``memory/peak_mib``                         most host memory that the site's process has held, in 2^20 bytes
 ``privacy/epsilon``                         spent up to this round, where training or pushes are private
 ``participation/has_trained``               1, or 0 where the site failed in this round
 ``test/dice/MODEL``                         final test: mean over cases and classes

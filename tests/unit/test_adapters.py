@@ -162,6 +162,15 @@ def test_lgg_unreadable_slice_is_named(tmp_path: Path) -> None:
         prepare_lgg(tmp_path, tmp_path / "out")
 
 
+def test_lgg_second_run_does_not_take_its_own_output_for_a_case(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = write_slices(tmp_path, numbers=(1, 2)).parent
+    first = prepare_lgg(folder, folder / "volumes")
+    assert prepare_lgg(folder, folder / "volumes") == first
+    assert not caplog.text
+
+
 def test_lgg_folder_without_cases_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no case folder"):
         prepare_lgg(tmp_path, tmp_path / "out")

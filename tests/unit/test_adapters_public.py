@@ -289,6 +289,12 @@ def test_hecktor_second_run_writes_nothing_again(tmp_path: Path) -> None:
     assert calls == [(1, 1)]
 
 
+def test_hecktor_output_may_lie_below_the_input(tmp_path: Path) -> None:
+    table = make_hecktor(tmp_path, {"CHUM": 1}, shape=SMALL)
+    first = [prepare_hecktor(tmp_path, tmp_path / "volumes", boxes=boxes) for boxes in (None, table)]
+    assert [prepare_hecktor(tmp_path, tmp_path / "volumes", boxes=boxes) for boxes in (None, table)] == first
+
+
 def test_hecktor_reports_all_problems_at_once(tmp_path: Path) -> None:
     folder = tmp_path / "in"
     table = make_hecktor(folder, {"CHUM": 6, "CHUS": 1}, shape=SMALL)

@@ -106,6 +106,26 @@ def bad_garbage(folder: Path) -> None:
     (folder / "bad.nii").write_bytes(b"no image")
 
 
+def bad_checksum(folder: Path) -> None:
+    """The voxels are whole, the checksum behind them is not."""
+    pair(folder, "bad")
+    (folder / "bad_t1.nii").unlink()
+    packed = bytearray(volume(folder / "bad_t1.nii.gz").read_bytes())
+    packed[-8] ^= 1
+    (folder / "bad_t1.nii.gz").write_bytes(packed)
+
+
+def bad_affine(folder: Path) -> None:
+    random = np.random.default_rng(0).normal(100, 20, (12, 12, 8, 2)).astype(np.float32)
+    save_volume(folder / "bad.nii", random, np.array([[1.0, 1, 0, 0], [0, 0, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]]))
+
+
+def bad_surface(folder: Path) -> None:
+    """A file of surface values: its name ends like a volume's."""
+    axes = [nibabel.cifti2.ScalarAxis(["a"]), nibabel.cifti2.BrainModelAxis.from_surface([0, 1], 3, "CortexLeft")]
+    nibabel.save(nibabel.Cifti2Image(np.ones((1, 2), np.float32), axes), folder / "bad.dscalar.nii")
+
+
 def bad_grid(folder: Path) -> None:
     volume(folder / "bad_t1.nii")
     volume(folder / "bad_t2.nii", shape=(9, 9, 9))
@@ -118,12 +138,27 @@ def bad_grid(folder: Path) -> None:
         (lambda folder: volume(folder / "bad.nii"), "the image has 1 channel(s) in 1 file(s)"),
         (lambda folder: volume(folder / "bad.nii", shape=(12, 12, 8, 1, 5, 2)), "data.spatial_dims is 3"),
         (bad_garbage, "not an image that can be opened"),
+        (bad_checksum, "it is damaged (BadGzipFile: CRC check failed"),
+        (bad_affine, "unusable affine (its axes span 2 of 3 directions"),
+        (bad_surface, "is a Cifti2Image, which has no voxels on a grid"),
         (bad_nan, "NaN or infinite value(s); replace them"),
         (lambda folder: pair(folder, "bad", value=0), "has one value everywhere: it is empty"),
         (bad_grid, "they must be on one grid"),
         (lambda folder: volume(folder / "bad_t1.nii"), "channel t2 is missing"),
     ],
-    ids=["4D", "too few channels", "6D", "garbage", "NaN", "empty", "two grids", "missing channel"],
+    ids=[
+        "4D",
+        "too few channels",
+        "6D",
+        "garbage",
+        "checksum",
+        "flat affine",
+        "surface",
+        "NaN",
+        "empty",
+        "two grids",
+        "missing channel",
+    ],
 )
 def test_bad_case_is_named_and_the_rest_is_predicted(tmp_path: Path, make_bad: Any, message: str) -> None:
     config = write_run(tmp_path)

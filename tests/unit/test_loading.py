@@ -11,7 +11,7 @@ from PIL import Image
 
 from gcml_ray.config import DataConfig
 from gcml_ray.data.datalist import Case
-from gcml_ray.data.loading import check_headers, load_sample
+from gcml_ray.data.loading import check_headers, load_sample, read_image, read_target
 from gcml_ray.errors import DataError
 
 Array = NDArray[Any]
@@ -241,6 +241,25 @@ def test_2d_nifti_with_real_spacing_is_resampled(tmp_path: Path) -> None:
     assert sample.image.shape[1] == 8 > 2 * sample.image.shape[2] - 2 > 2
 
 
+SLICES = {
+    "coronal": np.array([[2.0, 0, 0, 7], [0, 0, 5, 8], [0, 3.0, 0, 9], [0, 0, 0, 1]]),
+    "sagittal": np.array([[0, 0, 5.0, 7], [2.0, 0, 0, 8], [0, 3.0, 0, 9], [0, 0, 0, 1]]),
+    "axial, turned": np.array([[0, 3.0, 0, 7], [-2.0, 0, 0, 8], [0, 0, 5, 9], [0, 0, 0, 1]]),
+}
+
+
+@pytest.mark.parametrize("affine", SLICES.values(), ids=SLICES)
+def test_2d_spacing_is_that_of_the_slice_wherever_it_lies(tmp_path: Path, affine: Array) -> None:
+    """Pixels of 2 x 3 mm, 6 x 5 of them."""
+    case = case_3d(tmp_path, random_image(6, 5, 1), block_label(6, 5, 1), affine=affine)
+    data = config(spatial_dims=2, patch_size=(4, 4))
+    assert load_sample(case, data).spacing == pytest.approx((2.0, 3.0))
+    assert read_target(case, data)[1] == pytest.approx((2.0, 3.0))
+    fine = load_sample(case, config(spatial_dims=2, patch_size=(4, 4), target_spacing_mm=(1.0, 1.0)))
+    assert fine.spacing == (1.0, 1.0)
+    assert fine.image.shape == fine.label.shape == (1, 11, 13)
+
+
 def test_several_pages_are_refused_and_an_exif_rotation_is_warned_about(
     tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -308,6 +327,19 @@ def test_file_that_is_no_image_is_named(tmp_path: Path, name: str) -> None:
     case = Case("A", "p1", (str(tmp_path / name),), save_nifti(tmp_path / "s.nii", block_label(6, 5, 4)), None)
     with pytest.raises(DataError, match=f"{name}: not an image"):
         load_sample(case, config())
+
+
+def test_affine_of_axes_in_one_plane_is_refused(tmp_path: Path) -> None:
+    flat = np.array([[1.0, 1, 0, 0], [0, 0, 0, 0], [0, 0, 1, 0], [0, 0, 0, 1]])
+    case = case_3d(tmp_path, random_image(6, 5, 4), block_label(6, 5, 4), affine=flat)
+    expected = r"img.nii.gz has an unusable affine \(its axes span 2 of 3 directions.*; write its header again"
+    with pytest.raises(DataError, match=rf"(?s)site A, case p1.*{expected}"):
+        load_sample(case, config())
+    with pytest.raises(DataError, match=expected):
+        read_image(case, config())
+    (problem,) = check_headers(case, config())
+    assert "site A, case p1: " in problem
+    assert "unusable affine" in problem
 
 
 def test_wrong_number_of_axes_is_named(tmp_path: Path) -> None:

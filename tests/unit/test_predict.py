@@ -145,6 +145,17 @@ def test_slice_stored_as_a_volume_of_one_stays_one(tmp_path: Path) -> None:
     assert nibabel.load(written).shape == (12, 10, 1)
 
 
+def test_coronal_slice_is_resampled_and_its_labels_keep_its_affine(tmp_path: Path) -> None:
+    """Pixels of 2 x 3 mm go to 1 mm and back: the box stays in its place."""
+    box, coronal = (slice(2, 5), slice(3, 8)), np.array([[2.0, 0, 0, 7], [0, 0, -5, 8], [0, 3, 0, 9], [0, 0, 0, 1]])
+    image = save_volume(tmp_path / "s.nii.gz", bright_box((12, 10, 1), (*box, slice(None))), coronal)
+    config = config_of(tmp_path, spatial_dims=2, target_spacing_mm=[1.0, 1.0])
+    (written,) = personal(config, Bright()).predict_case(Case("A", "s", (str(image),), "", None), tmp_path / "out")
+    labels = nibabel.load(written)
+    np.testing.assert_array_equal(labels.affine, coronal)
+    np.testing.assert_array_equal(np.asarray(labels.dataobj)[..., 0], bright_box((12, 10), box) == 200)
+
+
 # --- labels and regions ------------------------------------------------------------------------------
 
 
@@ -274,6 +285,7 @@ def test_file_channel_files_and_array_give_the_same(tmp_path: Path) -> None:
         (np.zeros(SHAPE), np.eye(4), "one value everywhere"),
         (np.arange(8.0).reshape(2, 2, 2), None, "give the 4x4 affine"),
         (np.arange(8.0).reshape(2, 2, 2), np.eye(3), r"affine has the shape \(3, 3\)"),
+        (np.arange(8.0).reshape(2, 2, 2), np.ones((4, 4)), "the array has an unusable affine"),
     ],
 )
 def test_array_that_cannot_be_used_is_refused(tmp_path: Path, array: Array, affine: Array | None, message: str) -> None:

@@ -225,6 +225,19 @@ def test_the_grid_by_the_header_is_the_grid_that_is_loaded(tmp_path: Path, secti
     assert grid == tuple(load_sample(case, data).image.shape[1:])
 
 
+def test_the_grid_of_a_coronal_slice_is_the_one_that_is_loaded(tmp_path: Path) -> None:
+    """Pixels of 2 x 3 mm in the plane of x and z, to 1 mm."""
+    affine = np.array([[2.0, 0, 0, 0], [0, 0, 1.0, 0], [0, 3.0, 0, 0], [0, 0, 0, 1]])
+    for name in ("A0", "A0_seg"):
+        array = np.ones((6, 5, 1), dtype=np.uint8 if "seg" in name else np.float32)
+        nibabel.save(nibabel.Nifti1Image(array, affine), tmp_path / f"{name}.nii.gz")
+    section = {"spatial_dims": 2, "target_spacing_mm": [1.0, 1.0], "patch_size": [4, 4]}
+    data = make_config(tmp_path, data=section).data
+    case = Case("A", "A0", (str(tmp_path / "A0.nii.gz"),), str(tmp_path / "A0_seg.nii.gz"), "train")
+    grid = preflight_config.training_grid(read_header(case.images[0], spatial_dims=2), data)
+    assert grid == tuple(load_sample(case, data).image.shape[1:])
+
+
 def test_cached_bytes_by_the_headers_are_the_bytes_that_are_loaded(tmp_path: Path) -> None:
     config = make_federation(tmp_path)
     names = ["A0", "A1"]

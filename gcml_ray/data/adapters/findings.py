@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from gcml_ray.data.datalist import Case, listed
-from gcml_ray.data.reading import Header, read_header, read_volume
+from gcml_ray.data.reading import Header, affine_problem, read_header, read_volume
 from gcml_ray.errors import DataError
 
 log = logging.getLogger(__name__)
@@ -77,7 +77,10 @@ def check_cases(
 
 
 def grid_problems(files: Mapping[str, Path], *, spatial_dims: int = 3) -> list[str]:
-    """Missing and unreadable files of a case, and those that do not lie on the grid of its first; by headers."""
+    """What the headers of a case's files show to be wrong.
+
+    Missing and unreadable files, affines that place nothing, and files that do not lie on the grid of the first.
+    """
     headers: dict[str, Header] = {}
     problems: list[str] = []
     for role, path in files.items():
@@ -88,6 +91,9 @@ def grid_problems(files: Mapping[str, Path], *, spatial_dims: int = 3) -> list[s
             headers[role] = read_header(str(path), spatial_dims=spatial_dims)
         except DataError as error:
             problems.append(str(error))
+            continue
+        problem = affine_problem(str(path), headers[role].affine, spatial_dims=spatial_dims)
+        problems += [] if problem is None else [problem]
     roles = list(headers)
     for role in roles[1:]:
         problem = _grid_difference(headers[roles[0]], headers[role])

@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 
 from gcml_ray.data.adapters.findings import Findings, Progress, grid_problems, label_problems, read_rows
 from gcml_ray.data.datalist import Case
+from gcml_ray.data.reading import read_volume
 from gcml_ray.errors import DataError
 
 KINDS = ("ct", "pt", "gtvt")
@@ -32,6 +33,7 @@ FILE_NAME = re.compile(r"((?:[A-Za-z]+)[-_]?\d+)_(ct|pt|gtvt)\.nii(?:\.gz)?")
 BOX_COLUMNS = ("x1", "x2", "y1", "y2", "z1", "z2")
 OUTSIDE = {"ct": -1024.0, "pt": 0.0, "gtvt": 0.0}  # air, no uptake, no tumour
 STORED = {"ct": np.int16, "pt": np.float32, "gtvt": np.uint8}
+GRID_FOLDERS = ("ct_grid", "box_1mm")  # of resampled files: without boxes, with boxes
 Grid = tuple[tuple[int, ...], NDArray[np.float64]]  # shape, affine
 
 
@@ -61,7 +63,7 @@ def prepare_hecktor(
 
     Args:
         folder: holds the files, at any depth.
-        out_dir: gets ``box_1mm/<centre>/`` or ``ct_grid/<centre>/`` with the resampled files.
+        out_dir: gets ``box_1mm/<centre>/`` or ``ct_grid/<centre>/`` with the resampled files; may lie in ``folder``.
         boxes: the table of bounding boxes.
         unseen: centres that are held back: they do not train.
         skip_faulty: leave out cases with problems, with a warning each, instead of raising.
@@ -73,7 +75,7 @@ def prepare_hecktor(
     """
     folder, out_dir = Path(os.path.abspath(folder)), Path(os.path.abspath(out_dir))
     findings = Findings(folder)
-    files = _scan(folder, findings)
+    files = _scan(folder, _written(folder, out_dir), findings)
     grids = None if boxes is None else _read_boxes(boxes, set(files), findings)
     cases: list[Case] = []
     for done, (name, own) in enumerate(sorted(files.items()), start=1):
@@ -101,12 +103,21 @@ def _unseen_problems(centres: set[str], unseen: Sequence[str]) -> list[str]:
 # --- what is there -----------------------------------------------------------------------------
 
 
-def _scan(folder: Path, findings: Findings) -> dict[str, dict[str, Path]]:
-    """Case -> kind -> file. A missing file gets the path where it should be, beside the case's others."""
+def _written(folder: Path, out_dir: Path) -> tuple[Path, ...]:
+    """The folders of resampled files: no originals, unless they are what the user gave to be read."""
+    homes = [(out_dir / grid).resolve() for grid in GRID_FOLDERS]
+    return tuple(home for home in homes if not folder.resolve().is_relative_to(home))
+
+
+def _scan(folder: Path, left_out: Sequence[Path], findings: Findings) -> dict[str, dict[str, Path]]:
+    """Case -> kind -> file, without those below ``left_out``.
+
+    A missing file gets the path where it should be, beside the case's others.
+    """
     files: dict[str, dict[str, Path]] = {}
     for path in sorted(folder.rglob("*.nii*")):
         match = FILE_NAME.fullmatch(path.name)
-        if match is None:
+        if match is None or any(path.parent.resolve().is_relative_to(each) for each in left_out):
             continue
         name, kind = match.groups()
         twin = files.setdefault(name, {}).setdefault(kind, path)
@@ -179,7 +190,7 @@ def _holds_centre(path: Path, box: Grid) -> bool:
 
 def _case(name: str, own: dict[str, Path], out_dir: Path, *, with_boxes: bool) -> Case:
     site = re.match(r"[A-Za-z]+", name).group().upper()  # type: ignore[union-attr]  # FILE_NAME demands letters
-    home = out_dir / ("box_1mm" if with_boxes else "ct_grid") / site
+    home = out_dir / GRID_FOLDERS[with_boxes] / site
     kept = () if with_boxes else ("ct", "gtvt")
     ct, pt, gtvt = (str(own[kind] if kind in kept else home / f"{name}_{kind}.nii.gz") for kind in KINDS)
     return Case(site=site, name=name, images=(ct, pt), label=gtvt, split=None)
@@ -194,7 +205,7 @@ def _resample(case: Case, own: dict[str, Path], box: Grid | None) -> list[str]:
         try:
             grid = box if box is not None else _grid_of(own["ct"])
             _write(target, _on_grid(own[kind], grid, kind), grid)
-        except (OSError, EOFError, ValueError) as error:
+        except (DataError, OSError, ValueError) as error:
             problems.append(f"{kind} cannot be resampled ({type(error).__name__}: {error})")
     return problems
 
@@ -205,9 +216,10 @@ def _grid_of(path: Path) -> Grid:
 
 
 def _on_grid(path: Path, grid: Grid, kind: str) -> NDArray[Any]:
-    image: Any = nibabel.load(path)
-    voxels = np.asarray(image.dataobj, dtype=np.float32).reshape(image.shape[:3])
-    source = nibabel.Nifti1Image(voxels, image.affine)  # type: ignore[no-untyped-call]  # nibabel's
+    volume = read_volume(str(path), spatial_dims=3)
+    if len(volume.array) > 1:
+        raise DataError(f"{path}: holds {len(volume.array)} volumes; one was expected")
+    source = nibabel.Nifti1Image(volume.array[0].numpy(), volume.affine)  # type: ignore[no-untyped-call]  # nibabel's
     order = 0 if kind == "gtvt" else 1
     moved = resample_from_to(source, grid, order=order, cval=OUTSIDE[kind])  # type: ignore[no-untyped-call]
     values = np.asarray(moved.dataobj)

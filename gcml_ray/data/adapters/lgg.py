@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from gcml_ray.data.datalist import Case, listed
+from gcml_ray.data.reading import UNREADABLE
 from gcml_ray.errors import DataError
 
 log = logging.getLogger(__name__)
@@ -57,7 +58,7 @@ def prepare_lgg(
         DataError: no cases, missing masks, gaps in slice numbers, slices of another size or unreadable; all at once.
     """
     folder, out_dir = Path(os.path.abspath(folder)), Path(os.path.abspath(out_dir))
-    sources = _scan(folder / "kaggle_3m" if (folder / "kaggle_3m").is_dir() else folder)
+    sources = _scan(folder / "kaggle_3m" if (folder / "kaggle_3m").is_dir() else folder, out_dir)
     cases: list[Case] = []
     problems: list[str] = []
     for done, source in enumerate(sources, start=1):
@@ -72,9 +73,10 @@ def prepare_lgg(
     return tuple(cases)
 
 
-def _scan(folder: Path) -> list[_Source]:
-    """All case folders."""
-    folders = sorted(path for path in folder.iterdir() if path.is_dir()) if folder.is_dir() else []
+def _scan(folder: Path, out_dir: Path) -> list[_Source]:
+    """All case folders; the adapter's own ``out_dir`` is none, wherever it lies."""
+    entries = sorted(folder.iterdir()) if folder.is_dir() else []
+    folders = [path for path in entries if path.is_dir() and path.resolve() != out_dir.resolve()]
     sources = []
     for path in folders:
         match = CASE_NAME.fullmatch(path.name)
@@ -143,7 +145,7 @@ def _read_slices(paths: Sequence[Path], mode: str, problems: list[str]) -> list[
                 if picture.mode != mode:
                     problems.append(f"{path.name} is of mode {picture.mode}, expected {mode}")
                 arrays.append(np.asarray(picture.convert(mode), dtype=np.uint8))
-        except (OSError, ValueError, SyntaxError) as error:
+        except UNREADABLE as error:
             problems.append(f"{path.name} cannot be read ({error}); unpack the set again")
     return arrays
 
