@@ -79,6 +79,7 @@ def run_comparison(
     open_views: OpenViews,
     say: Callable[[str], None],
     at_once: int | None = None,
+    tables_only: bool = False,
     make_trainer: TrainerFactory | None = None,
 ) -> Ending:
     """Runs what is missing; a cell that is finished is never run again.
@@ -89,6 +90,7 @@ def run_comparison(
         open_views: gives who shows the cells.
         say: shows one line.
         at_once: how many cells run at a time; None as many as the cluster has room for.
+        tables_only: runs nothing, tabulates what is finished.
         make_trainer: see :class:`actors.site.Site`.
 
     Raises:
@@ -104,7 +106,7 @@ def run_comparison(
     unit = tasks[0].config.data.distance_unit
     todo = [task for task in tasks if not _is_finished(comparison, task)]
     say(f"{comparison.name}: {len(tasks)} cells, {len(tasks) - len(todo)} finished")
-    if not todo:
+    if not todo or tables_only:
         return Ending(False, _conclude(comparison, unit)[0])
     tracker = ComparisonTracker(comparison, todo[0].config)
     endings: dict[str, str] = {}

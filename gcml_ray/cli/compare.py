@@ -31,6 +31,9 @@ def compare(
     at_once: Annotated[
         int | None, typer.Option(min=1, help="Federations at a time; by default as many as the cluster has room for.")
     ] = None,
+    tables_only: Annotated[
+        bool, typer.Option("--tables-only", help="Run nothing: tables and plots of the cells that are finished.")
+    ] = False,
 ) -> None:
     """Run several methods over several seeds and tabulate them; finished cells are never run again."""
     from actors.compare import Views, run_comparison  # noqa: PLC0415 - the command line knows all packages
@@ -61,7 +64,9 @@ def compare(
         with RunConsole(console, title=title) as listener, _stop_on_signal(listener) as stop:
             yield listener, stop
 
-    ending = run_comparison(comparison, overrides, open_views=open_views, say=say, at_once=at_once)
+    ending = run_comparison(
+        comparison, overrides, open_views=open_views, say=say, at_once=at_once, tables_only=tables_only
+    )
     _show(console, comparison, ending)
     if ending.is_stopped:
         say(f"stopped; the same command goes on where it was: gcml compare {config}")

@@ -158,7 +158,8 @@ def summarise(cells: Sequence[Cell]) -> tuple[MethodRow, ...]:
     for cell in cells:
         for model in sorted({score.model for score in cell.scores} & {PERSONALISED, ENSEMBLE, "shared"}):
             groups.setdefault((cell.method, model), []).append(cell)
-    rows = sorted((_row(name, model, group) for (name, model), group in groups.items()), key=lambda row: -row.dice)
+    sites = sorted({score.site for cell in cells for score in cell.scores})
+    rows = sorted((_row(*key, group, sites) for key, group in groups.items()), key=lambda row: -row.dice)
     if not rows:
         return ()
     best = case_dice(groups[rows[0].method, rows[0].model], rows[0].model)
@@ -167,8 +168,8 @@ def summarise(cells: Sequence[Cell]) -> tuple[MethodRow, ...]:
     return (rows[0], *(_replace_p(row, p_value) for row, p_value in zip(compared, corrected, strict=True)))
 
 
-def _row(method: str, model: str, cells: Sequence[Cell]) -> MethodRow:
-    """The means of a method over its seeds."""
+def _row(method: str, model: str, cells: Sequence[Cell], sites: Sequence[str]) -> MethodRow:
+    """The means of a method over its seeds; a site's over those that have it, NaN where none has."""
     own = [[score for score in cell.scores if score.model == model] for cell in cells]
     by_seed = [site_means(scores, lambda score: score.dice) for scores in own]
     means = [mean(sites.values()) for sites in by_seed]
@@ -176,9 +177,7 @@ def _row(method: str, model: str, cells: Sequence[Cell]) -> MethodRow:
         method=method,
         model=model,
         num_seeds=len(cells),
-        site_dice={
-            site: mean(sites[site] for sites in by_seed if site in sites) for site in sorted(set().union(*by_seed))
-        },
+        site_dice={site: mean(own[site] for own in by_seed if site in own) for site in sites},
         dice=mean(means),
         dice_sd=float(np.std(means, ddof=1)) if len(means) > 1 else math.nan,
         hd95=mean(mean(site_means(scores, lambda score: score.hd95).values()) for scores in own),

@@ -94,7 +94,8 @@ def draw_plots(comparison: ComparisonConfig, rows: tuple[MethodRow, ...]) -> tup
     cross_site = {method: [one.cross_site() for one in own] for method, own in folders.items()}
     report_comparison.plot_dice_against_bytes(rows, folder / "dice_against_bytes.png")
     report_comparison.plot_site_dice(rows, folder / "dice_by_site.png")
-    report_comparison.plot_dice_by_round(runs, folder / "dice_by_round.png")
+    if runs:
+        report_comparison.plot_dice_by_round(runs, folder / "dice_by_round.png")
     report_teaching.plot_gains_by_method(runs, folder / "who_taught_whom.png")
     report_cross_site.plot_cross_site_by_method(cross_site, folder / "cross_site.png")
     return tuple(sorted(folder.glob("*.png")))

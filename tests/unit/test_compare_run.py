@@ -121,6 +121,15 @@ def test_finished_cells_are_not_run_again(tmp_path: Path) -> None:
     assert len(ending.tables.rows) == 3
 
 
+def test_tables_alone_run_nothing_and_hold_what_is_finished(tmp_path: Path) -> None:
+    comparison = make_comparison(tmp_path)
+    run(comparison, make_trainer=break_gossip)
+    watch = Watch()
+    ending = run(comparison, watch, tables_only=True)
+    assert watch.titles == []
+    assert {row.method for row in ending.tables.rows} == {"local", "gcml"}
+
+
 def test_failing_cell_stops_no_other_and_is_listed_with_its_reason(tmp_path: Path) -> None:
     comparison = make_comparison(tmp_path)
     watch = Watch()
