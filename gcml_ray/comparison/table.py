@@ -81,7 +81,7 @@ def method_table(rows: Sequence[MethodRow], *, title: str, unit: str) -> Table:
     table.add_column("method", no_wrap=True)
     for heading in ("seeds", "Dice \u00b1 sd", "against\nbest", "95 %\ninterval", "p\n(Holm)"):
         table.add_column(heading, justify="right", no_wrap=True)
-    for heading in (f"HD95\n({unit})", "surface\nDice", "MB\nsent", "minutes"):
+    for heading in (f"HD95\n({unit})", "surface\nDice", "MB\nsent", "min"):
         table.add_column(heading, justify="right", no_wrap=True)
     for index, row in enumerate(rows):
         name, seeds, dice, deviation, *against = cells(row, is_best=index == 0)[:7]

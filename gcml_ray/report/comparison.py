@@ -20,15 +20,31 @@ def plot_dice_against_bytes(rows: Sequence[MethodRow], path: Path) -> None:
     figure, axes = figure_with_axes(8, 4.8)
     sent = [row.sent_bytes / MEGABYTE for row in rows]
     positive = [value for value in sent if value > 0]
-    edge = min(positive) / 3 if positive else 1.0
-    for index, (row, value) in enumerate(zip(rows, sent, strict=True)):
+    places = [max(value, min(positive, default=3.0) / 3) for value in sent]
+    heights = _apart([row.dice for row in rows], places)
+    for index, (row, place, height) in enumerate(zip(rows, places, heights, strict=True)):
         error = row.dice_sd if row.num_seeds > 1 else 0.0
-        axes.errorbar(max(value, edge), row.dice, yerr=error, fmt="o", color=COLOURS[index % len(COLOURS)], capsize=3)
-        axes.annotate(label(row), (max(value, edge), row.dice), xytext=(7, 4), textcoords="offset points", fontsize=9)
+        axes.errorbar(place, row.dice, yerr=error, fmt="o", color=COLOURS[index % len(COLOURS)], capsize=3)
+        axes.annotate(label(row), (place, height), xytext=(7, -3), textcoords="offset points", fontsize=9)
     axes.set_xscale("log")
+    ticks = sorted({round(value, 1) for value in positive})
+    axes.set_xticks(ticks, [f"{value:g}" for value in ticks])
+    axes.minorticks_off()
+    axes.margins(x=0.12)
     axes.set_xlabel("MB sent in the whole run (left edge: nothing)")
     axes.set_ylabel("mean test Dice over sites")
     figure.savefig(path, dpi=150)
+
+
+def _apart(values: Sequence[float], places: Sequence[float]) -> list[float]:
+    """Heights for labels beside their marks: below each other where marks of one place lie too close."""
+    gap = 0.035 * (max(values) - min(values))
+    heights = list(values)
+    for place in set(places):
+        above = float("inf")
+        for index in sorted((i for i, own in enumerate(places) if own == place), key=lambda i: -values[i]):
+            heights[index] = above = min(values[index], above - gap)
+    return heights
 
 
 def plot_site_dice(rows: Sequence[MethodRow], path: Path) -> None:
