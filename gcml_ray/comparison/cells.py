@@ -146,13 +146,26 @@ def case_dice(cells: Sequence[Cell], model: str) -> dict[tuple[str, str], float]
     return {key: mean(numbers) for key, numbers in sorted(values.items())}
 
 
+Group = tuple[Sequence[Cell], str]  # a method's cells and which of its models is meant
+
+
+def paired_dice(one: Group, other: Group) -> dict[tuple[str, str], tuple[float, float]]:
+    """Dice of both for each (site, case) that both have, averaged over the seeds that both have.
+
+    Other seeds would compare other splits and other initial weights: a table may be half finished.
+    """
+    seeds = {cell.seed for cell in one[0]} & {cell.seed for cell in other[0]}
+    first, second = (case_dice([cell for cell in cells if cell.seed in seeds], model) for cells, model in (one, other))
+    return {key: (first[key], second[key]) for key in sorted(first.keys() & second.keys())}
+
+
 def summarise(cells: Sequence[Cell]) -> tuple[MethodRow, ...]:
     """One row a method and evaluated model, best mean Dice first.
 
     The mean Dice is the mean over sites of the site's mean over cases and classes, so that a small hospital counts
-    as much as a large one. Each row is compared with the best over the cases both have: Wilcoxon's signed-rank test,
-    two-sided, Holm-corrected over the rows (Holm 1979), and a bootstrap interval of the difference of those means,
-    cases resampled within their sites.
+    as much as a large one. Each row is compared with the best over the cases and seeds both have: Wilcoxon's
+    signed-rank test, two-sided, Holm-corrected over the rows (Holm 1979), and a bootstrap interval of the difference
+    of those means, cases resampled within their sites.
     """
     groups: dict[tuple[str, str], list[Cell]] = {}
     for cell in cells:
@@ -162,8 +175,9 @@ def summarise(cells: Sequence[Cell]) -> tuple[MethodRow, ...]:
     rows = sorted((_row(*key, group, sites) for key, group in groups.items()), key=lambda row: -row.dice)
     if not rows:
         return ()
-    best = case_dice(groups[rows[0].method, rows[0].model], rows[0].model)
-    compared = [_against(row, case_dice(groups[row.method, row.model], row.model), best) for row in rows[1:]]
+    own = {(row.method, row.model): (groups[row.method, row.model], row.model) for row in rows}
+    best = own[rows[0].method, rows[0].model]
+    compared = [_against(row, paired_dice(own[row.method, row.model], best)) for row in rows[1:]]
     corrected = holm([row.p_value for row in compared])
     return (rows[0], *(_replace_p(row, p_value) for row, p_value in zip(compared, corrected, strict=True)))
 
@@ -192,12 +206,14 @@ def _row(method: str, model: str, cells: Sequence[Cell], sites: Sequence[str]) -
     )
 
 
-def _against(row: MethodRow, own: Mapping[tuple[str, str], float], best: Mapping[tuple[str, str], float]) -> MethodRow:
-    """The row with its difference to the best method."""
+def _against(row: MethodRow, pairs: Mapping[tuple[str, str], tuple[float, float]]) -> MethodRow:
+    """The row with its difference to the best method; NaN where they have no seed in common."""
     from scipy.stats import wilcoxon  # noqa: PLC0415 - most of a second, and every command imports this module
 
-    keys = sorted(own.keys() & best.keys())
-    differences = np.array([own[key] - best[key] for key in keys])
+    if not pairs:
+        return MethodRow(**{**row.__dict__, "difference": math.nan, "p_value": 1.0})
+    keys = list(pairs)
+    differences = np.array([own - best for own, best in pairs.values()])
     by_site = [differences[[key[0] == site for key in keys]] for site in sorted({key[0] for key in keys})]
     low, high = bootstrap_interval(by_site)
     p_value = 1.0 if not differences.any() else float(wilcoxon(differences).pvalue)
@@ -235,11 +251,10 @@ def site_verdicts(cells: Sequence[Cell], *, method: str, alone: str) -> tuple[st
     A site is told to be better or worse off where the bootstrap interval of its mean difference leaves out 0, and never
     with fewer than :data:`MIN_CASES` test cases.
     """
-    joint = case_dice([cell for cell in cells if cell.method == method], PERSONALISED)
-    own = case_dice([cell for cell in cells if cell.method == alone], PERSONALISED)
+    joint, own = (([cell for cell in cells if cell.method == name], PERSONALISED) for name in (method, alone))
     pairs: dict[str, list[float]] = {}
-    for site, case in sorted(joint.keys() & own.keys()):
-        pairs.setdefault(site, []).append(joint[site, case] - own[site, case])
+    for (site, _), (together, by_itself) in paired_dice(joint, own).items():
+        pairs.setdefault(site, []).append(together - by_itself)
     if not pairs:
         return ()
     told = {site: _verdict(np.array(differences)) for site, differences in pairs.items()}

@@ -32,7 +32,9 @@ def headings(rows: Sequence[MethodRow], *, unit: str) -> list[str]:
 def cells(row: MethodRow, *, is_best: bool) -> list[str]:
     """A row as text."""
     against = ["best", "", ""]
-    if not is_best:
+    if math.isnan(row.difference):
+        against = ["no common seed", "", ""]
+    elif not is_best:
         interval = f"{100 * row.low:+.1f} to {100 * row.high:+.1f}"
         against = [f"{100 * row.difference:+.1f}", interval, f"{row.p_value:.3f}" if row.p_value >= 0.001 else "<0.001"]
     return [

@@ -85,6 +85,17 @@ def test_rows_are_compared_with_the_best_over_cases() -> None:
     assert worse.p_value < 0.001
 
 
+def test_half_finished_methods_are_compared_over_their_common_seeds() -> None:
+    """Seed 1 is worse for all: the best has seeds 0 and 1, b only seed 0, c only seed 2."""
+    cells = [cell("a", 0, lift=0.2), cell("a", 1, lift=-0.1), cell("b", 0, lift=0.1), cell("c", 2, lift=-0.2)]
+    rows = {row.method: row for row in summarise([replace(cells[0], seed=3), *cells])}
+    assert [rows[name].num_seeds for name in "abc"] == [3, 1, 1]
+    assert rows["b"].difference == pytest.approx(-0.15)  # 0.1 at A and 0.2 at B, over seed 0 alone
+    assert math.isnan(rows["c"].difference)
+    assert "no common seed" in markdown(tuple(rows.values()), unit="mm")
+    assert site_verdicts(cells, method="c", alone="a") == ()
+
+
 def test_a_method_that_equals_the_best_is_not_told_apart() -> None:
     _, twin = summarise([cell("a", 0, lift=0.1), cell("b", 0, lift=0.1)])
     assert (twin.difference, twin.p_value) == (0.0, 1.0)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from gcml_ray.averages import mean
-from gcml_ray.comparison.cells import Cell, MethodRow, bootstrap_interval, case_dice
+from gcml_ray.comparison.cells import Cell, MethodRow, bootstrap_interval, case_dice, paired_dice
 from gcml_ray.comparison.table import label
 from gcml_ray.console.summary import number
 from gcml_ray.records import PERSONALISED
@@ -54,11 +54,10 @@ def dice_against_bytes(rows: Sequence[MethodRow]) -> Chart:
 
 def gains_by_site(cells: Sequence[Cell], *, method: str, alone: str) -> Chart | None:
     """Difference of joining to training alone at each site, with its 95 % interval over the site's cases."""
-    joint = case_dice([cell for cell in cells if cell.method == method], PERSONALISED)
-    own = case_dice([cell for cell in cells if cell.method == alone], PERSONALISED)
+    joint, own = (([cell for cell in cells if cell.method == name], PERSONALISED) for name in (method, alone))
     by_site: dict[str, list[float]] = {}
-    for key in sorted(joint.keys() & own.keys()):
-        by_site.setdefault(key[0], []).append(100 * (joint[key] - own[key]))
+    for (site, _), (together, by_itself) in paired_dice(joint, own).items():
+        by_site.setdefault(site, []).append(100 * (together - by_itself))
     by_site = {site: values for site, values in by_site.items() if np.isfinite(values).all()}
     if not by_site:
         return None
