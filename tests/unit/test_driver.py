@@ -333,7 +333,7 @@ class LatePool(LocalPool):
 
 def test_who_is_dropped_for_what_came_late_is_in_no_later_plan(tmp_path: Path) -> None:
     """B has raised twice before: its third failure in a row is told of while round 4 trains without it."""
-    config = fake_config(tmp_path, federation={"rounds": 6, "round_deadline_s": 0.3})
+    config = fake_config(tmp_path, federation={"rounds": 6, "round_deadline_s": 1.0})
     pool = LatePool(
         config, config.output.folder, run_id="run", make_trainer=FakeTrainers(tuple(raises_in(range(1, 3))))
     )
