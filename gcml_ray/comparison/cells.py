@@ -152,7 +152,7 @@ Group = tuple[Sequence[Cell], str]  # a method's cells and which of its models i
 def paired_dice(one: Group, other: Group) -> dict[tuple[str, str], tuple[float, float]]:
     """Dice of both for each (site, case) that both have, averaged over the seeds that both have.
 
-    Other seeds would compare other splits and other initial weights: a table may be half finished.
+    Another seed has other initial weights and another order of the data: a half finished table would compare those.
     """
     seeds = {cell.seed for cell in one[0]} & {cell.seed for cell in other[0]}
     first, second = (case_dice([cell for cell in cells if cell.seed in seeds], model) for cells, model in (one, other))
