@@ -149,14 +149,23 @@ def case_dice(cells: Sequence[Cell], model: str) -> dict[tuple[str, str], float]
 Group = tuple[Sequence[Cell], str]  # a method's cells and which of its models is meant
 
 
-def paired_dice(one: Group, other: Group) -> dict[tuple[str, str], tuple[float, float]]:
-    """Dice of both for each (site, case) that both have, averaged over the seeds that both have.
+def differences_by_site(one: Group, other: Group) -> dict[str, NDArray[np.float64]]:
+    """Of each site, the first one's Dice minus the other's in every case that both have, over the seeds that both have.
 
     Another seed has other initial weights and another order of the data: a half finished table would compare those.
     """
     seeds = {cell.seed for cell in one[0]} & {cell.seed for cell in other[0]}
     first, second = (case_dice([cell for cell in cells if cell.seed in seeds], model) for cells, model in (one, other))
-    return {key: (first[key], second[key]) for key in sorted(first.keys() & second.keys())}
+    by_site: dict[str, list[float]] = {}
+    for site, case in sorted(first.keys() & second.keys()):
+        by_site.setdefault(site, []).append(first[site, case] - second[site, case])
+    return {site: np.array(differences) for site, differences in by_site.items()}
+
+
+def differences_of_methods(cells: Sequence[Cell], method: str, other: str) -> dict[str, NDArray[np.float64]]:
+    """:func:`differences_by_site` of two methods' personalised models."""
+    one, two = (([cell for cell in cells if cell.method == name], PERSONALISED) for name in (method, other))
+    return differences_by_site(one, two)
 
 
 def summarise(cells: Sequence[Cell]) -> tuple[MethodRow, ...]:
@@ -175,9 +184,8 @@ def summarise(cells: Sequence[Cell]) -> tuple[MethodRow, ...]:
     rows = sorted((_row(*key, group, sites) for key, group in groups.items()), key=lambda row: -row.dice)
     if not rows:
         return ()
-    own = {(row.method, row.model): (groups[row.method, row.model], row.model) for row in rows}
-    best = own[rows[0].method, rows[0].model]
-    compared = [_against(row, paired_dice(own[row.method, row.model], best)) for row in rows[1:]]
+    best, *others = [(groups[row.method, row.model], row.model) for row in rows]
+    compared = [_against(row, differences_by_site(own, best)) for row, own in zip(rows[1:], others, strict=True)]
     corrected = holm([row.p_value for row in compared])
     return (rows[0], *(_replace_p(row, p_value) for row, p_value in zip(compared, corrected, strict=True)))
 
@@ -186,12 +194,12 @@ def _row(method: str, model: str, cells: Sequence[Cell], sites: Sequence[str]) -
     """The means of a method over its seeds; a site's over those that have it, NaN where none has."""
     own = [[score for score in cell.scores if score.model == model] for cell in cells]
     by_seed = [site_means(scores, lambda score: score.dice) for scores in own]
-    means = [mean(sites.values()) for sites in by_seed]
+    means = [mean(seed.values()) for seed in by_seed]
     return MethodRow(
         method=method,
         model=model,
         num_seeds=len(cells),
-        site_dice={site: mean(own[site] for own in by_seed if site in own) for site in sites},
+        site_dice={site: mean(seed[site] for seed in by_seed if site in seed) for site in sites},
         dice=mean(means),
         dice_sd=float(np.std(means, ddof=1)) if len(means) > 1 else math.nan,
         hd95=mean(mean(site_means(scores, lambda score: score.hd95).values()) for scores in own),
@@ -206,17 +214,16 @@ def _row(method: str, model: str, cells: Sequence[Cell], sites: Sequence[str]) -
     )
 
 
-def _against(row: MethodRow, pairs: Mapping[tuple[str, str], tuple[float, float]]) -> MethodRow:
+def _against(row: MethodRow, differences: Mapping[str, NDArray[np.float64]]) -> MethodRow:
     """The row with its difference to the best method; NaN where they have no seed in common."""
     from scipy.stats import wilcoxon  # noqa: PLC0415 - most of a second, and every command imports this module
 
-    if not pairs:
+    if not differences:
         return MethodRow(**{**row.__dict__, "difference": math.nan, "p_value": 1.0})
-    keys = list(pairs)
-    differences = np.array([own - best for own, best in pairs.values()])
-    by_site = [differences[[key[0] == site for key in keys]] for site in sorted({key[0] for key in keys})]
+    by_site = list(differences.values())
+    of_all = np.concatenate(by_site)
     low, high = bootstrap_interval(by_site)
-    p_value = 1.0 if not differences.any() else float(wilcoxon(differences).pvalue)
+    p_value = 1.0 if not of_all.any() else float(wilcoxon(of_all).pvalue)
     return MethodRow(**{
         **row.__dict__, "difference": float(np.mean([part.mean() for part in by_site])),
         "low": low, "high": high, "p_value": p_value,
@@ -251,13 +258,10 @@ def site_verdicts(cells: Sequence[Cell], *, method: str, alone: str) -> tuple[st
     A site is told to be better or worse off where the bootstrap interval of its mean difference leaves out 0, and never
     with fewer than :data:`MIN_CASES` test cases.
     """
-    joint, own = (([cell for cell in cells if cell.method == name], PERSONALISED) for name in (method, alone))
-    pairs: dict[str, list[float]] = {}
-    for (site, _), (together, by_itself) in paired_dice(joint, own).items():
-        pairs.setdefault(site, []).append(together - by_itself)
-    if not pairs:
+    by_site = differences_of_methods(cells, method, alone)
+    if not by_site:
         return ()
-    told = {site: _verdict(np.array(differences)) for site, differences in pairs.items()}
+    told = {site: _verdict(differences) for site, differences in by_site.items()}
     counts = {word: [site for site in told if told[site][0] == word] for word in ("better", "worse", "unsure")}
     summary = (
         f"{method} against {alone}: better at {len(counts['better'])} of {len(told)} sites, worse at "

@@ -7,10 +7,9 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from gcml_ray.averages import mean
-from gcml_ray.comparison.cells import Cell, MethodRow, bootstrap_interval, case_dice, paired_dice
+from gcml_ray.comparison.cells import Cell, MethodRow, bootstrap_interval, case_dice, differences_of_methods
 from gcml_ray.comparison.table import label
 from gcml_ray.console.summary import number
-from gcml_ray.records import PERSONALISED
 from gcml_ray.report.page.parts import COLOURS, Chart, chart_text, count_rounds, looks, megabytes, new_figure, points
 from gcml_ray.report.page.records import RunRecords, validation_series
 from gcml_ray.report.page.run_charts import MANY_POINTS, distribution_chart
@@ -54,15 +53,12 @@ def dice_against_bytes(rows: Sequence[MethodRow]) -> Chart:
 
 def gains_by_site(cells: Sequence[Cell], *, method: str, alone: str) -> Chart | None:
     """Difference of joining to training alone at each site, with its 95 % interval over the site's cases."""
-    joint, own = (([cell for cell in cells if cell.method == name], PERSONALISED) for name in (method, alone))
-    by_site: dict[str, list[float]] = {}
-    for (site, _), (together, by_itself) in paired_dice(joint, own).items():
-        by_site.setdefault(site, []).append(100 * (together - by_itself))
-    by_site = {site: values for site, values in by_site.items() if np.isfinite(values).all()}
+    differences = differences_of_methods(cells, method, alone)
+    by_site = {site: 100 * values for site, values in differences.items() if np.isfinite(values).all()}
     if not by_site:
         return None
     means = [mean(values) for values in by_site.values()]
-    intervals = [bootstrap_interval([np.array(values)]) for values in by_site.values()]
+    intervals = [bootstrap_interval([values]) for values in by_site.values()]
     figure = new_figure(height=110 + 46 * len(by_site), x_title="Dice points, better to the right")
     figure.add_scatter(
         x=means, y=[chart_text(site) for site in by_site], mode="markers+text", showlegend=False,
