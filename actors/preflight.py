@@ -162,6 +162,7 @@ def _check_cases(config: Config, cases: Sequence[Case], headers: list[CaseHeader
     yield checks.check_affines(headers, config.data)
     yield checks.check_voxel_sizes(headers, config.data)
     yield from checks.check_patches(config, headers)
+    yield from checks.check_windows(config, headers)
 
 
 def _check_steps(config: Config, headers: Sequence[CaseHeader], probes: list[Probe]) -> Iterator[Check]:

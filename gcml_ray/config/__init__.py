@@ -224,9 +224,11 @@ class FederationConfig(Section):
 class EvaluationConfig(Section):
     """Sliding-window inference and metrics. The tolerance's unit is mm, or voxels where spacing is unreal.
 
-    ``window_size`` defaults to the patch size; a larger one is faster where memory allows. ``cross_site``: after the
-    test every site's personalised model travels to every other site and is scored there. ``ensemble_peers``: how many
-    of its peers' last models a site keeps, to test as well what they and its own predict together.
+    ``window_size`` defaults to the patch size. A larger one is faster where memory allows; normalisation by instance
+    then sees other statistics than in training, and cases that are smaller get a margin of zeros. ``cross_site``:
+    after the test every site's personalised model travels to every other site and is scored there.
+    ``ensemble_peers``: how many of its peers' last models a site keeps, to test as well what they and its own predict
+    together.
     """
 
     window_size: Sizes | None = None

@@ -301,6 +301,22 @@ def check_patches(config: Config, headers: Sequence[CaseHeader]) -> Iterator[Che
         yield Check("patch size", "PASS", f"every case is at least {patch}")
 
 
+def check_windows(config: Config, headers: Sequence[CaseHeader]) -> Iterator[Check]:
+    """Whether prediction pads cases with more zeros than training showed, which normalisation by instance notices."""
+    window, patch = config.window_size, tuple(config.data.patch_size)
+    padded = sum(
+        any(max(length, side) < wide for length, side, wide in zip(header.grid, patch, window, strict=True))
+        for header in headers
+    )
+    if padded:
+        detail = (
+            f"evaluation.window_size {window} is larger than {padded} of {len(headers)} cases and than a training "
+            f"patch {patch}: they are predicted with a margin of zeros that training never showed"
+        )
+        remedy = "leave evaluation.window_size out, so that windows are as large as patches, or try both on validation"
+        yield Check("window size", "WARN", detail, remedy)
+
+
 def _networks(config: Config) -> list[NetworkConfig]:
     """Every different network of the federation."""
     networks = [config.network]

@@ -289,6 +289,19 @@ def test_cases_that_are_smaller_than_a_patch_warn(tmp_path: Path) -> None:
     assert "case A0: (8, 8, 8)" in found["patch size"].detail
 
 
+def test_windows_that_pad_a_case_beyond_what_training_showed_warn(tmp_path: Path) -> None:
+    write_case(tmp_path, "A0")  # (8, 8, 8)
+    for window, patch, expected in (
+        ([8, 8, 16], [8, 8, 8], ["WARN"]),  # a margin of zeros that no patch had
+        ([8, 8, 16], [8, 8, 16], []),  # training patches have the same margin; the line above says so
+        ([8, 8, 8], [4, 4, 4], []),  # larger than a patch, and full of image
+        (None, [8, 8, 8], []),
+    ):
+        config = make_config(tmp_path, data={"patch_size": patch}, evaluation={"window_size": window})
+        found = list(preflight_config.check_windows(config, headers(tmp_path, config, ["A0"])))
+        assert [check.verdict for check in found] == expected
+
+
 def test_a_network_that_cannot_be_built_fails_and_nothing_is_raised(tmp_path: Path) -> None:
     config = make_federation(tmp_path, network={"options": {"chanels": [2, 4]}})
     found = verdicts(config)
