@@ -19,14 +19,16 @@ from gcml_ray.errors import ConfigError
 class ComparisonConfig(Section):
     """What is compared.
 
-    ``base`` is a configuration file, beside this one or absolute. ``methods`` gives each method's name in the table
-    and what it changes in the base, by dotted path. ``output`` gets the run folders, ``results`` one small CSV file a
-    finished cell. ``alone`` and ``focus`` name the two methods of the verdict a site.
+    ``base`` is a configuration file, beside this one or absolute. ``common`` is what every method changes in it,
+    ``methods`` each method's name in the table and what it changes on top, by dotted path. ``output`` gets the run
+    folders, ``results`` one small CSV file a finished cell. ``alone`` and ``focus`` name the two methods of the verdict
+    a site.
     """
 
     name: str
     base: str
     seeds: Annotated[tuple[int, ...], Field(strict=False, min_length=1)]
+    common: dict[str, Any] = Field(default={})
     methods: dict[str, dict[str, Any]]
     output: str
     results: str
@@ -57,7 +59,7 @@ def load_comparison(path: Path) -> ComparisonConfig:
 
 
 def cell_config(comparison: ComparisonConfig, method: str, seed: int, overrides: Sequence[str]) -> Config:
-    """The configuration of one cell: base, then the method's changes, then seed and folder, then ``overrides``.
+    """The configuration of one cell: base, then the common and the method's changes, seed and folder, ``overrides``.
 
     Args:
         comparison: what is compared.
@@ -65,7 +67,8 @@ def cell_config(comparison: ComparisonConfig, method: str, seed: int, overrides:
         seed: the federation's seed.
         overrides: ``--set`` of the command line, for every cell.
     """
-    changes = [f"{key}={json.dumps(value)}" for key, value in comparison.methods[method].items()]
+    parts = (comparison.common, comparison.methods[method])
+    changes = [f"{key}={json.dumps(value)}" for part in parts for key, value in part.items()]
     own = [
         f"name={method}",
         f"federation.seed={seed}",

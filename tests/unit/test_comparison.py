@@ -195,6 +195,7 @@ COMPARISON = """
 name: c
 base: {base}
 seeds: [4]
+common: {{federation.rounds: 9, federation.local_steps: 3}}
 methods:
   local: {{method: {{name: local}}}}
   gcml: {{federation.rounds: 7}}
@@ -203,14 +204,15 @@ results: {folder}/results
 """
 
 
-def test_a_cell_is_the_base_with_the_methods_changes(tmp_path: Path) -> None:
+def test_a_cell_is_the_base_with_the_common_and_the_methods_changes(tmp_path: Path) -> None:
     base = Path(__file__).parents[2] / "configs" / "phantom.yaml"
     (tmp_path / "c.yaml").write_text(COMPARISON.format(base=base, folder=tmp_path))
     comparison = load_comparison(tmp_path / "c.yaml")
     config = cell_config(comparison, "gcml", 4, ["federation.local_steps=2"])
     assert (config.federation.rounds, config.federation.seed, config.federation.local_steps) == (7, 4, 2)
     assert config.output.folder == f"{tmp_path}/runs/gcml_seed4"
-    assert cell_config(comparison, "local", 4, []).method.name == "local"
+    alone = cell_config(comparison, "local", 4, [])
+    assert (alone.method.name, alone.federation.rounds, alone.federation.local_steps) == ("local", 9, 3)
 
 
 def test_verdict_over_a_method_that_is_not_compared_is_refused(tmp_path: Path) -> None:
