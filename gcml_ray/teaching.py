@@ -56,7 +56,7 @@ def usefulness_weights(rounds: Sequence[RoundRecord], topology: UsefulnessTopolo
     that an edge that is not named has weight 1, and a sender's weights are 1 or more on average.
 
     Args:
-        rounds: all finished rounds, oldest first; the sites are those of the last one's plan.
+        rounds: finished rounds, oldest first (the driver's last fifty); the sites are those of the last one's plan.
         topology: temperature (in Dice) and exploration.
     """
     if not rounds:

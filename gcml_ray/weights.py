@@ -121,8 +121,9 @@ class FlatModel:
         out.copy_(self.flat[: self.num_sent])
 
     def load(self, weights: Tensor) -> None:
-        """Takes over sent weights, (S,) float32 on any device: one copy. Unsent buffers stay."""
-        self.flat[: self.num_sent].copy_(weights)
+        """Takes over (S,) sent weights, float32 on any device, beside which the unsent values stay; or all (P + F,)."""
+        assert weights.numel() in (self.num_sent, self.flat.numel())
+        self.flat[: weights.numel()].copy_(weights)
         if self.average is not None:
             self.average.replace(weights)
 

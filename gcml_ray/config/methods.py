@@ -65,8 +65,10 @@ def dcml_keys(variant: str) -> set[str]:
     """The keys of ``method.dcml`` that a variant uses; any other would be ignored."""
     if variant == "none":
         return {"variant"}
-    keys = {"variant", "lambda", "normalise", "classwise", "ramp_up_rounds"}
-    return keys | {"beta", "tau"} if variant.startswith("contrast") else keys
+    keys = {"variant", "lambda", "classwise", "ramp_up_rounds"}
+    if variant == "mutual":  # over all voxels: there is one denominator
+        return keys
+    return keys | {"normalise", "beta", "tau"} if variant.startswith("contrast") else keys | {"normalise"}
 
 
 class DcmlConfig(Section):

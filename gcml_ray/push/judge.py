@@ -37,9 +37,9 @@ SHARE_PER_SUSPICION = 0.25  # each refusal raises the Dice that is asked for by 
 class Facts:
     """What the receiver has measured; None where a fact was not measured or means nothing.
 
-    ``is_replay``: the sender's last push to this receiver was the same to the last bit. ``norm_ratio``: |incoming| /
-    |own|; ``cosine``: of the angle between both; ``dice`` and ``own_dice``: mean Dice of the incoming and the own model
-    on the same validation cases.
+    ``is_replay``: the sender's last push to this receiver was the same to the last bit, and an honest one would not be.
+    ``norm_ratio``: |incoming| / |own|; ``cosine``: of the angle between both; ``dice`` and ``own_dice``: mean Dice of the
+    incoming and the own model on the same validation cases.
     """
 
     is_replay: bool = False
@@ -157,7 +157,8 @@ class Judge:
         """Measures one push, the cheapest first, no further than to the first objection."""
         defence = self.config.defence
         suspicion = self.files.state.suspicion.get(message.sender, 0)
-        facts = Facts(is_replay=defence.weights and is_repeated)
+        may_repeat = getattr(self.config.method, "merge", "") == "select_best"  # an honest site keeps what it had
+        facts = Facts(is_replay=defence.weights and is_repeated and not may_repeat)
         reason = objection(facts, defence, suspicion=suspicion)
         networks = {exchanged_network(self.config, site).model_dump_json() for site in (self.site, message.sender)}
         if defence.weights and not reason and len(networks) == 1:

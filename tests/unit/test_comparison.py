@@ -15,6 +15,7 @@ from gcml_ray.comparison.cells import (
     case_dice,
     holm,
     read_cell,
+    signed_rank_p,
     site_verdicts,
     summarise,
     write_cell,
@@ -99,6 +100,20 @@ def test_half_finished_methods_are_compared_over_their_common_seeds() -> None:
 def test_a_method_that_equals_the_best_is_not_told_apart() -> None:
     _, twin = summarise([cell("a", 0, lift=0.1), cell("b", 0, lift=0.1)])
     assert (twin.difference, twin.p_value) == (0.0, 1.0)
+
+
+@pytest.mark.parametrize(
+    ("differences", "p_value"),
+    [
+        ([0.1, 0.2, 0.3, 0.4, 0.5], 2 / 2**5),  # of the 32 signs two are as one-sided
+        ([0.0] * 14 + [0.1, 0.2, 0.3, 0.4, 0.5], 2 / 2**5),  # zeros say nothing: not 0.043, the normal approximation
+        ([1.0] * 6, 2 / 2**6),
+        ([1.0, 1.0, -1.0], 1.0),  # ranks 2, 2, 2: six of the eight signs have a sum of 2 in size, two have 6
+        ([0.0, 0.0], 1.0),
+    ],
+)
+def test_the_signed_rank_test_of_few_or_equal_differences_is_exact(differences: list[float], p_value: float) -> None:
+    assert signed_rank_p(np.array(differences)) == pytest.approx(p_value)
 
 
 def test_shared_models_get_a_row_of_their_own_and_others_none() -> None:

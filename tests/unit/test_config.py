@@ -354,7 +354,13 @@ def test_error_opens_with_the_file_and_the_number_of_problems(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(
-    "dcml", ["{variant: regional, beta: 0.2}", "{variant: none, lambda: 0.2}", "{variant: mutual, tau: 2.0}"]
+    "dcml",
+    [
+        "{variant: regional, beta: 0.2}",
+        "{variant: none, lambda: 0.2}",
+        "{variant: mutual, tau: 2.0}",
+        "{variant: mutual, normalise: omega}",
+    ],
 )
 def test_dcml_setting_that_the_variant_would_ignore_is_refused(tmp_path: Path, dcml: str) -> None:
     with pytest.raises(ConfigError, match=r"method.*would be ignored by variant (regional|none|mutual)"):

@@ -102,9 +102,9 @@ def push(trainer: SiteTrainer, weights: Any, *, round_number: int, sender: str =
     return replace(header, sender=sender, checksum=checksum(buffer)), buffer
 
 
-def receiver(folder: Path, **defence: Any) -> SiteTrainer:
+def receiver(folder: Path, *, merge: str = "keep_local", **defence: Any) -> SiteTrainer:
     """Site A after one round."""
-    trainer = make_trainer(make_config(folder, method=KEEP, defence=ON | defence))
+    trainer = make_trainer(make_config(folder, method=KEEP | {"merge": merge}, defence=ON | defence))
     trainer.train_round(order(1), [])
     return trainer
 
@@ -197,6 +197,15 @@ def test_the_same_weights_again_are_refused_after_a_resume_too(tmp_path: Path) -
         (judgement,) = site.train_round(order(3), [push(site, weights, round_number=3)]).judged
         assert judgement.reason.startswith("replay")
     assert restored.train_round(order(4), [push(restored, 1.01 * weights, round_number=4)]).peers == ("B",)
+
+
+def test_the_same_weights_again_are_honest_where_a_site_may_keep_what_it_had(tmp_path: Path) -> None:
+    trainer = receiver(tmp_path, merge="select_best")
+    weights = own_weights(trainer)
+    assert one_round(trainer, weights).peers == ("B",)
+    again = trainer.train_round(order(3), [push(trainer, weights, round_number=3)])
+    assert again.peers == ("B",)
+    assert trainer.state.suspicion == {}
 
 
 def test_suspicion_survives_a_resume(tmp_path: Path) -> None:

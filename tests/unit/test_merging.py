@@ -165,6 +165,17 @@ def test_select_best_leaves_exactly_the_best_candidate(best: str, expected: floa
     assert (result.merge, result.validation_dice) == (name, 0.7)
 
 
+def test_select_best_keeps_the_incoming_model_with_the_statistics_it_was_scored_with() -> None:
+    """Statistics that are not sent were trained along with the incoming weights: both or neither."""
+    local, incoming = (make_batchnorm_learner(value, send_buffers=False) for value in (LOCAL, INCOMING))
+    around = context(score=lambda learner: float(learner.model.flat.min()))  # the least of weights and statistics
+    result = RoundResult()
+    before = make_batchnorm_learner(BEFORE, send_buffers=False).model.snapshot()
+    merge_after(local, incoming, message(), around, result, mode="select_best", before=before)
+    assert (result.merge, result.validation_dice) == ("incoming_after", INCOMING)
+    assert equals(local.model.flat, INCOMING)
+
+
 def test_select_best_can_keep_the_mix() -> None:
     """Scores 0.2 and 0.6 give the mix 1/4 x 1 + 3/4 x 3 = 2.5."""
     score = scored_by_value(before=0.1, local=0.2, incoming=0.6, mix=0.9)
@@ -208,14 +219,6 @@ def test_buffers_that_are_not_sent_stay_the_receivers_own(mode: str) -> None:
     merge_after(local, incoming, message(), context(), RoundResult(), mode=mode, before=None)
     assert equals(local.model.flat[:2], INCOMING if mode == "replace" else 2.0)
     assert equals(local.model.flat[2:], LOCAL)
-
-
-def test_select_best_of_the_incoming_model_keeps_the_receivers_unsent_buffers() -> None:
-    local, incoming = (make_batchnorm_learner(value, send_buffers=False) for value in (LOCAL, INCOMING))
-    scores = {"before": 0.1, "local": 0.1, "incoming": 0.9, "mix": 0.1}
-    around = context(score=scored_by_value(**scores))
-    merge_after(local, incoming, message(), around, RoundResult(), mode="select_best", before=Snapshot(torch.zeros(4)))
-    assert local.model.flat.tolist() == [INCOMING, INCOMING, LOCAL, LOCAL]
 
 
 def test_a_stale_model_weighs_less_in_the_mix_of_select_best() -> None:
