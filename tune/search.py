@@ -6,6 +6,7 @@ import logging
 import os
 import signal
 import threading
+import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
@@ -43,6 +44,9 @@ from tune.trial_config import Search, base_params, best_config
 from tune.watch import Deadline, SearchView, TuneEvents, Watch
 
 log = logging.getLogger(__name__)
+
+# A trial that goes on after a resume reports the rounds since its checkpoint to Optuna again.
+warnings.filterwarnings("ignore", message="The reported value is ignored", category=UserWarning)
 
 TUNE_FOLDER = "ray_tune"
 BEST_FILE = "best.yaml"

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from gcml_ray.averages import mean
 from gcml_ray.config import Config
+from gcml_ray.config.methods import SERVER
 from gcml_ray.records import BEFORE_GOSSIP, PERSONALISED, CaseScore, EvaluationReport, RoundRecord
 from gcml_ray.tracking.run import tracking_uri
 
@@ -92,6 +93,23 @@ def judged_counts(rounds: Sequence[RoundRecord]) -> tuple[int, int]:
     return len(judged), sum(not each.accepted for each in judged)
 
 
+def share_of_fedavg(rounds: Sequence[RoundRecord]) -> float | None:
+    """Bytes of accepted pushes over what FedAvg would upload in as many rounds, in the same encoding.
+
+    FedAvg sends twice that: a site's model up, and the mean down. A site counts with its largest push, one that never
+    pushed with their mean. None for methods with a server, and where nothing was pushed.
+    """
+    taken = [receipt for record in rounds for receipt in record.pushes if receipt.accepted]
+    if not taken or any(SERVER in (receipt.sender, receipt.receiver) for receipt in taken):
+        return None
+    sizes: dict[str, int] = {}
+    for receipt in taken:
+        sizes[receipt.sender] = max(receipt.size_bytes, sizes.get(receipt.sender, 0))
+    usual = mean(sizes.values())
+    uploads = sum(sizes.get(site, usual) for record in rounds for site in record.plan.sites)
+    return sum(receipt.size_bytes for receipt in taken) / uploads
+
+
 def run_facts(rounds: Sequence[RoundRecord], *, start_seconds: float, chaos: str = "") -> str:
     """What a run took: time and how much of the sites' time was training, traffic, memory.
 
@@ -113,6 +131,7 @@ def run_facts(rounds: Sequence[RoundRecord], *, start_seconds: float, chaos: str
     site_peak = max((report.peak_memory_bytes for record in rounds for report in record.trained), default=0)
     driver_peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     megabytes = sum(receipt.size_bytes for receipt in taken) / 1e6
+    share = share_of_fedavg(rounds)
     num_judged, num_rejected = judged_counts(rounds)
     judged = [f"judged       {num_judged} incoming models by their receivers; {num_rejected} not let in"]
     faults = [f"FAULTS       were injected on purpose, what this run gives is no result: {chaos}"]
@@ -121,6 +140,7 @@ def run_facts(rounds: Sequence[RoundRecord], *, start_seconds: float, chaos: str
         f"time         {start_seconds:.0f} s to start, {seconds:.0f} s for {len(rounds)} rounds",
         f"             of the sites' time {shares}",
         f"traffic      {len(taken)} pushes, {megabytes:.1f} MB; {refused} refused; {skipped} site rounds skipped",
+        *((f"             {share:.0%} of FedAvg's uploads, {share / 2:.0%} of both its ways",) if share else ()),
         *(judged if num_judged else ()),
         f"peak memory  driver {driver_peak / 1e6:.0f} MB, largest site {site_peak / 1e6:.0f} MB",
     )

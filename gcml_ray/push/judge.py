@@ -38,8 +38,8 @@ class Facts:
     """What the receiver has measured; None where a fact was not measured or means nothing.
 
     ``is_replay``: the sender's last push to this receiver was the same to the last bit, and an honest one would not be.
-    ``norm_ratio``: |incoming| / |own|; ``cosine``: of the angle between both; ``dice`` and ``own_dice``: mean Dice of the
-    incoming and the own model on the same validation cases.
+    ``norm_ratio``: |incoming| / |own|; ``cosine``: of the angle between both; ``dice`` and ``own_dice``: mean Dice of
+    the incoming and the own model on the same validation cases.
     """
 
     is_replay: bool = False

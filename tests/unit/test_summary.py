@@ -6,8 +6,8 @@ from dataclasses import replace
 
 import pytest
 
-from gcml_ray.console.summary import judged_counts, run_facts
-from gcml_ray.records import Judgement, RoundPlan, RoundRecord
+from gcml_ray.console.summary import judged_counts, run_facts, share_of_fedavg
+from gcml_ray.records import Judgement, PushReceipt, RoundPlan, RoundRecord
 from tests.unit.test_run_folder import make_report
 
 
@@ -42,3 +42,22 @@ def test_judged_models_are_counted_with_those_not_let_in() -> None:
     assert judged_counts(records) == (3, 1)
     assert "judged       3 incoming models by their receivers; 1 not let in" in run_facts(records, start_seconds=0.0)
     assert "judged" not in run_facts([record_of(2, "A")], start_seconds=0.0)
+
+
+def pushed(sender: str, receiver: str, size_bytes: int, *, accepted: bool = True) -> PushReceipt:
+    return PushReceipt(1, sender, receiver, accepted, "" if accepted else "late", size_bytes)
+
+
+def test_traffic_is_set_beside_what_fedavg_would_send() -> None:
+    """Two of three sites push 40 bytes in one of two rounds: 80 of 2 x 3 x 40; the refused push did not count."""
+    taken = (pushed("A", "B", 40), pushed("B", "A", 40), pushed("C", "A", 40, accepted=False))
+    records = [replace(record_of(1, "A", "B", "C"), pushes=taken), record_of(2, "A", "B", "C")]
+    assert share_of_fedavg(records) == pytest.approx(80 / 240)
+    assert "33% of FedAvg's uploads, 17% of both its ways" in run_facts(records, start_seconds=0.0)
+
+
+@pytest.mark.parametrize("pushes", [(), (pushed("A", "server", 40), pushed("server", "A", 40))])
+def test_traffic_without_gossip_is_not_set_beside_fedavg(pushes: tuple[PushReceipt, ...]) -> None:
+    records = [replace(record_of(1, "A"), pushes=pushes)]
+    assert share_of_fedavg(records) is None
+    assert "FedAvg" not in run_facts(records, start_seconds=0.0)
