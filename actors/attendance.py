@@ -11,6 +11,7 @@ import json
 import logging
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Literal
 
@@ -69,10 +70,13 @@ class Attendance:
     def at_start(self, sites: Sequence[str], resume: RunState | None) -> list[str]:
         """The sites that take part from the first round; of a run that goes on, those that took part in it.
 
-        Who joined by the schedule after the round that the run goes back to will join there again.
+        Who joined by the schedule after the round that the run goes back to will join there again. Who was asked to
+        leave since the run stopped is not started any more: it may be unable to.
         """
         if resume is None:
             return [site for site in sites if self._joins(site) <= 1]
+        for site in self._asked_to_leave() & set(resume.alive):
+            self.roster.dropped[site] = f"{LEFT} before the run went on, on request"
         done = resume.last_complete_round
         self.followed = done if resume.followed is None else resume.followed
         first = {site for site in resume.alive if self._joins(site) <= max(1, done)}
@@ -101,6 +105,15 @@ class Attendance:
                     self.remove(site, f"{LEFT} before round {number}, as scheduled")
             except (ConfigError, DataError) as error:
                 log.warning("the schedule of site %s is not followed before round %d: %s", site, number, error)
+
+    def _asked_to_leave(self) -> set[str]:
+        """The sites of requests that wait; they are followed, and what is wrong with them said, in the first round."""
+        asked: set[str] = set()
+        for path in _requests(self.folder).glob("*.json"):
+            with suppress(OSError, ValueError, KeyError, TypeError):
+                request = json.loads(path.read_text(encoding="utf-8"))
+                asked |= {request["site"]} if request["wish"] == "remove" else set()
+        return asked
 
     def _follow(self, path: Path, number: int) -> None:
         """Does what a request asks for, and says so; one that cannot be read, or followed, is put aside."""

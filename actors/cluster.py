@@ -5,8 +5,10 @@ from __future__ import annotations
 import logging
 import math
 import os
+import signal
 import socket
 import sys
+import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -83,20 +85,30 @@ def _connect(address: str) -> str:
         if wanted == "auto" and _join("auto"):
             return f"the running cluster at {ray.get_runtime_context().gcs_address}"
         os.environ.pop("RAY_ADDRESS", None)
-        ray.init("local", include_dashboard=False, **_QUIETLY)
+        _init("local", include_dashboard=False)
         return f"a local cluster with {sum(node.cpus for node in nodes()):g} CPUs, started for this run"
     _check_reachable(wanted)
     try:
-        ray.init(wanted, **_QUIETLY)
+        _init(wanted)
     except Exception as error:  # ray raises ConnectionError, RuntimeError, AuthenticationError...
         raise ClusterError(_cannot_join(wanted, str(error))) from error
     return f"the cluster at {wanted}"
 
 
+def _init(address: str, **options: Any) -> None:
+    """``ray.init``, which takes SIGTERM for itself even where the caller has a handler, without that."""
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        ray.init(address, **options, **_QUIETLY)
+    finally:
+        if callable(before) and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, before)
+
+
 def _join(address: str) -> bool:
     """Joins a cluster that runs on this machine, if there is one."""
     try:
-        ray.init(address, **_QUIETLY)
+        _init(address)
     except ConnectionError:
         return False
     except Exception as error:

@@ -18,6 +18,7 @@ from gcml_ray.chaos import check_sites
 from gcml_ray.config import POOLED, RESERVED_SITES, SERVER, Config, PooledMethod, has_server
 from gcml_ray.data.datalist import read_datalist, site_names
 from gcml_ray.errors import ConfigError
+from gcml_ray.folder_lock import held
 from gcml_ray.run_folder import RunFolder, RunState, check_site_name
 from gcml_ray.tracking.background import BackgroundTracker
 from gcml_ray.tracking.run import Tracker, build_tracker
@@ -84,27 +85,35 @@ def run_federation(
     """
     sites = sites_of(config)
     check_sites(config.chaos, (*sites, SERVER) if has_server(config.method) else sites)
+    with _own_folder(config, resume=resume) as folder:
+        state = _state_to_resume(folder) if resume else None
+        tracker = BackgroundTracker(build_tracker(config, folder.path))
+        status = "failed"
+        try:
+            with _logged_to(folder.log_file), pool_for(config, folder.path, make_trainer=make_trainer) as pool:
+                if config.chaos:
+                    log.warning("faults on purpose (chaos: %s): what this run gives is no result", config.chaos)
+                    folder.note_faults(config.chaos)
+                driver = Driver(config, pool, folder, tracker=tracker, listener=listener, stop=stop)
+                summary = driver.run(sites, resume=state, test=test)
+            status = summary.status
+            if test:
+                _keep_artifacts(folder, tracker, sites)
+        except KeyboardInterrupt:
+            status = "stopped"
+            raise
+        finally:
+            tracker.finish(status)  # type: ignore[arg-type]
+        return summary
+
+
+@contextmanager
+def _own_folder(config: Config, *, resume: bool) -> Iterator[RunFolder]:
+    """The run's folder, new or as it was, which no other run can use meanwhile."""
     path = Path(config.output.folder)
-    folder = RunFolder.open(path) if resume else RunFolder.create(path, config)
-    state = _state_to_resume(folder) if resume else None
-    tracker = BackgroundTracker(build_tracker(config, path))
-    status = "failed"
-    try:
-        with _logged_to(folder.log_file), pool_for(config, path, make_trainer=make_trainer) as pool:
-            if config.chaos:
-                log.warning("faults on purpose (chaos: %s): what this run gives is no result", config.chaos)
-                folder.note_faults(config.chaos)
-            driver = Driver(config, pool, folder, tracker=tracker, listener=listener, stop=stop)
-            summary = driver.run(sites, resume=state, test=test)
-        status = summary.status
-        if test:
-            _keep_artifacts(folder, tracker, sites)
-    except KeyboardInterrupt:
-        status = "stopped"
-        raise
-    finally:
-        tracker.finish(status)  # type: ignore[arg-type]
-    return summary
+    known = RunFolder.open(path) if resume else None
+    with held(path):
+        yield known or RunFolder.create(path, config)
 
 
 @contextmanager

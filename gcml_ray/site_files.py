@@ -20,7 +20,9 @@ from gcml_ray.checkpoint import (
 )
 from gcml_ray.config import Config
 from gcml_ray.data.contract import data_contract
+from gcml_ray.data.datalist import Case
 from gcml_ray.errors import CheckpointError, DamagedError
+from gcml_ray.known_cases import keep_cases
 from gcml_ray.learner import Learner
 from gcml_ray.networks.registry import fingerprint
 from gcml_ray.records import PERSONALISED
@@ -51,16 +53,26 @@ class SiteFiles:
         self.folder = folder
         self.state = SiteState(site=site, round_number=0, identity=config.identity)
 
-    def restore(self, local: Learner, personal: Learner | None, *, resume_round: int | None) -> None:
+    def restore(
+        self, local: Learner, personal: Learner | None, *, resume_round: int | None, cases: Sequence[Case] = ()
+    ) -> None:
         """Goes to the round asked for: 0 stays at the start, None takes the newest there is.
 
         Where its file is damaged, the round before it that was kept.
 
+        Args:
+            local: gets the weights.
+            personal: the second model, of methods with two.
+            resume_round: the round.
+            cases: the site's, each with its split; kept, and compared with what was kept.
+
         Raises:
+            DataError: a case is in another split than before (:mod:`gcml_ray.known_cases`).
             CheckpointError: it is missing, damaged with none before it, or belongs to something else.
         """
         for path in self.folder.glob("*.tmp"):
             path.unlink(missing_ok=True)  # a write that broke off with its process
+        keep_cases(self.folder, cases, anew=resume_round == 0)
         rounds = saved_rounds(self.folder)
         if resume_round is None:
             resume_round = rounds[-1] if rounds else 0
@@ -70,7 +82,8 @@ class SiteFiles:
         if resume_round not in rounds and not (candidates and self._aside(resume_round).exists()):
             raise CheckpointError(
                 f"site {self.site} has no checkpoint of round {resume_round} in {self.folder} (found {rounds}); "
-                "resume where the run was made, or start it anew in another output.folder"
+                "resume where the run was made, leave the site out (`gcml site remove`, then resume), or start anew in "
+                "another output.folder"
             )
         damaged: dict[int, DamagedError] = {}
         for number in candidates:

@@ -122,7 +122,7 @@ class SiteTrainer:
         self.private = private_training(self.config, self.data, folder=self.files.folder, device=self.device)
         self._build_models()
         with collected_warnings() as notes:
-            self.files.restore(self.local, self.personal, resume_round=resume_round)
+            self.files.restore(self.local, self.personal, resume_round=resume_round, cases=self.data.cases)
         self.loading_notes += notes
         self._publish()
         return self._info(time.perf_counter() - began)

@@ -84,7 +84,12 @@ def run(
         assert config is not None
         loaded = load_config(config, [*overrides, *([] if chaos is None else [f"chaos={json.dumps(chaos)}"])])
     console = Console(soft_wrap=True)
-    summary = _run_once(loaded, console, title=loaded.name, resume=resume is not None)
+    try:
+        summary = _run_once(loaded, console, title=loaded.name, resume=resume is not None)
+    except KeyboardInterrupt:
+        if RunFolder(Path(loaded.output.folder)).config_file.exists():
+            _exit_for("stopped", loaded)
+        raise
     if summary.status == "finished":
         console.print(run_table(summary.evaluations, unit=loaded.data.distance_unit))
     folder = RunFolder(Path(loaded.output.folder))

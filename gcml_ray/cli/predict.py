@@ -20,6 +20,7 @@ from gcml_ray.config import Config
 from gcml_ray.config.file import load_config
 from gcml_ray.data.datalist import SPLITS, Case, cases_of_site, read_datalist, site_names
 from gcml_ray.errors import ConfigError, DataError, GcmlError
+from gcml_ray.known_cases import check_splits
 from gcml_ray.records import CaseScore, Split
 from gcml_ray.run_folder import CASE_COLUMNS, RunFolder, replace_file
 
@@ -59,6 +60,8 @@ def predict(
     console = Console(soft_wrap=True)
     model = load_model(run, site, device=device, ensemble=ensemble, peers=peers)
     found = find_cases(images, model.config.data, site=site or model.facts[0].site, split=_split(split))
+    if split is not None:
+        _check_splits(run, found.cases, images[0])
     _say_what(console, model, found)
     todo, skipped = _to_do(found.cases, out, model.config, overwrite=overwrite)
     problems = list(found.problems)
@@ -145,7 +148,7 @@ def evaluate(
 
     console = Console(soft_wrap=True)
     config = load_config(RunFolder.open(run).config_file)
-    cases = _reference_cases(datalist, config, site=site, split=_split(split))
+    cases = _reference_cases(datalist, config, run, site=site, split=_split(split))
     if not predictions.is_dir():
         raise DataError(f"--predictions {predictions}: no such folder")
     with _progress(console) as bar:
@@ -170,7 +173,9 @@ def evaluate(
         raise typer.Exit(1)
 
 
-def _reference_cases(datalist: Path, config: Config, *, site: str | None, split: Split | None) -> tuple[Case, ...]:
+def _reference_cases(
+    datalist: Path, config: Config, run: Path, *, site: str | None, split: Split | None
+) -> tuple[Case, ...]:
     """The cases to score. Splits left open are those of training where the run itself, or --split, asks for them."""
     from gcml_ray.data.image_cases import with_splits  # noqa: PLC0415 - torch only when there is something to score
 
@@ -179,10 +184,17 @@ def _reference_cases(datalist: Path, config: Config, *, site: str | None, split:
         cases = cases_of_site(cases, site) or _no_such_site(datalist, cases, site)
     if split is not None or datalist.resolve() == Path(config.data.datalist).resolve():
         cases = with_splits(cases, config.data)
+        _check_splits(run, [case for case in cases if split in (None, case.split)], datalist)
     chosen = tuple(case for case in cases if split in (None, case.split))
     if not chosen:
         raise DataError(f"{datalist}: no case has the split {split}")
     return tuple(replace(case, split=case.split or "test") for case in chosen)
+
+
+def _check_splits(run: Path, cases: Sequence[Case], source: Path) -> None:
+    """Splits must be those of the run, as far as its folder knows them."""
+    for site in site_names(cases):
+        check_splits(RunFolder(run).checkpoints(site), cases_of_site(cases, site), source=str(source))
 
 
 def _no_such_site(datalist: Path, cases: Sequence[Case], site: str) -> tuple[Case, ...]:

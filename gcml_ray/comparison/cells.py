@@ -126,6 +126,26 @@ def read_cell(path: Path) -> Cell:
         raise DataError(f"{path} is not a cell of a comparison ({error!r}); delete it to have it run again") from error
 
 
+def check_same_cases(cells: Mapping[Path, Cell]) -> None:
+    """Whether all were scored on the same cases and classes, else nothing can be paired.
+
+    Raises:
+        DataError: two were not; names them and what one has alone.
+    """
+    scored = {path: {(s.site, s.case, s.class_name) for s in cell.scores} for path, cell in cells.items()}
+    if not scored:
+        return
+    (first, expected), *others = scored.items()
+    for path, found in others:
+        if alone := sorted(found ^ expected):
+            owner = path if alone[0] in found else first
+            raise DataError(
+                f"{first} and {path} were scored on different cases: {' / '.join(alone[0])} is only in {owner}"
+                f"{f', and {len(alone) - 1} more differ' if len(alone) > 1 else ''}. The datalist has changed between "
+                "them, or a file is cut off: bring the datalist back, or delete the cells made with another one"
+            )
+
+
 # --- statistics --------------------------------------------------------------------------------
 
 

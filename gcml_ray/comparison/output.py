@@ -6,7 +6,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from gcml_ray.comparison.cells import Cell, MethodRow, Score, read_cell, site_verdicts, summarise
+from gcml_ray.comparison.cells import Cell, MethodRow, Score, check_same_cases, read_cell, site_verdicts, summarise
 from gcml_ray.comparison.config import ComparisonConfig, cell_name
 from gcml_ray.comparison.table import csv_text, latex, markdown
 from gcml_ray.config import Config
@@ -31,9 +31,15 @@ def cell_file(comparison: ComparisonConfig, method: str, seed: int) -> Path:
 
 
 def finished_cells(comparison: ComparisonConfig) -> tuple[Cell, ...]:
-    """All finished cells, by method and seed."""
-    paths = (cell_file(comparison, method, seed) for method in comparison.methods for seed in comparison.seeds)
-    return tuple(read_cell(path) for path in paths if path.exists())
+    """All finished cells, by method and seed.
+
+    Raises:
+        DataError: a file is no cell, or two of them were scored on different cases.
+    """
+    paths = [cell_file(comparison, method, seed) for method in comparison.methods for seed in comparison.seeds]
+    cells = {path: read_cell(path) for path in paths if path.exists()}
+    check_same_cases(cells)
+    return tuple(cells.values())
 
 
 def make_cell(

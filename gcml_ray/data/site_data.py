@@ -75,6 +75,11 @@ class SiteData:
             raise DataError(f"site {self.site}: {len(problems)} of {len(self._cases)} cases are bad:{listed(problems)}")
         self._samples = {split: tuple(part) for split, part in samples.items()}
 
+    @property
+    def cases(self) -> Sequence[Case]:
+        """All cases, by name."""
+        return self._cases
+
     def split(self, name: Split) -> tuple[Sample, ...]:
         """The preprocessed cases of a split, in the order of their names."""
         assert self._samples, "load() comes first"

@@ -122,11 +122,16 @@ def test_one_interrupt_finishes_the_round_and_stops(tmp_path: Path, own_tmpdir: 
     wait_for_none(own_tmpdir)
 
 
-def test_two_interrupts_stop_at_once(tmp_path: Path, own_tmpdir: str) -> None:
+@pytest.mark.parametrize("signals", [(signal.SIGINT, signal.SIGINT), (signal.SIGTERM,)], ids=["twice", "terminate"])
+def test_two_interrupts_or_a_termination_stop_at_once(
+    tmp_path: Path, own_tmpdir: str, signals: tuple[int, ...]
+) -> None:
     process, run = begin(tmp_path, own_tmpdir)
-    process.send_signal(signal.SIGINT)
-    time.sleep(0.05)
-    process.send_signal(signal.SIGINT)
-    process.communicate(timeout=30)
+    for number in signals:
+        process.send_signal(number)
+        time.sleep(0.05)
+    output, _ = process.communicate(timeout=30)
     assert run.read_state().status == "stopped"
+    assert process.returncode == 130
+    assert "--resume" in output
     wait_for_none(own_tmpdir)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shutil
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,7 @@ import pytest
 
 from actors.attendance import Attendance, request
 from gcml_ray.config import SERVER, Config
-from gcml_ray.errors import CheckpointError, ConfigError
+from gcml_ray.errors import CheckpointError, ConfigError, SiteError
 from gcml_ray.run_folder import RunFolder, RunState
 from tests.fake_runs import RecordingListener, Run, run_locally
 from tests.fakes import FakeTrainer, Fault, calls_of, fake_config, final_weights
@@ -164,6 +165,20 @@ def test_part_of_the_schedule_that_a_stop_came_before_is_followed_after_a_resume
     resumed = run_locally(config, resume=True)
     evaluated = {report.site for report in resumed.summary.evaluations}
     assert evaluated == (set("AC") if "leaves" in schedule["B"] else set("ABC"))
+
+
+def test_site_whose_checkpoints_are_gone_can_be_left_out_of_a_resume(tmp_path: Path) -> None:
+    config = fake_config(tmp_path, federation={"rounds": 5})
+    run_locally(config, listener=RecordingListener(stop_after=2))
+    folder = tmp_path / "run"
+    shutil.rmtree(folder / "checkpoints" / "B")
+    with pytest.raises(SiteError):
+        run_locally(config, resume=True)
+    request(folder, "remove", "B")
+    resumed = run_locally(config, resume=True)
+    assert sites_of_rounds(resumed)[2:] == ["AC"] * 3
+    assert resumed.summary.dropped["B"].startswith("left before the run went on")
+    assert list((folder / "requests").iterdir()) == []
 
 
 # --- the schedule, whatever else happens -------------------------------------------------------

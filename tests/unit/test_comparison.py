@@ -13,6 +13,7 @@ from gcml_ray.comparison.cells import (
     Score,
     bootstrap_interval,
     case_dice,
+    check_same_cases,
     holm,
     read_cell,
     signed_rank_p,
@@ -100,6 +101,15 @@ def test_half_finished_methods_are_compared_over_their_common_seeds() -> None:
 def test_a_method_that_equals_the_best_is_not_told_apart() -> None:
     _, twin = summarise([cell("a", 0, lift=0.1), cell("b", 0, lift=0.1)])
     assert (twin.difference, twin.p_value) == (0.0, 1.0)
+
+
+def test_cells_that_were_scored_on_other_cases_are_not_compared() -> None:
+    whole = cell("gcml", 0, lift=0.1)
+    cut = replace(whole, method="local", scores=whole.scores[:-1])
+    check_same_cases({Path("a.csv"): whole, Path("b.csv"): replace(whole, seed=1)})
+    for cells in ({Path("a.csv"): whole, Path("b.csv"): cut}, {Path("b.csv"): cut, Path("a.csv"): whole}):
+        with pytest.raises(DataError, match=r"different cases: .* is only in a\.csv\. The datalist has changed"):
+            check_same_cases(cells)
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,49 @@
+"""One process at a time drives a run: two that append to one folder's records destroy them."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from gcml_ray.errors import ConfigError
+
+LOCK_FILE = ".lock"
+
+
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Within the block no other process, on this machine or one that shares the disk, can hold the same folder.
+
+    The system frees it when the process ends, however it ends. Where the file system knows no locks there is none.
+
+    Raises:
+        ConfigError: another one holds it, or the folder cannot be made or written.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        stream = (folder / LOCK_FILE).open("a+", encoding="utf-8")
+    except OSError as error:
+        raise ConfigError(
+            f"output.folder: {folder} cannot be made or written ({error.strerror}). "
+            "Give a folder on a disk where you may write"
+        ) from error
+    with stream:
+        try:
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            stream.seek(0)
+            raise ConfigError(
+                f"output.folder: {folder} is in use by another run ({stream.read().strip() or 'process unknown'}). "
+                "Wait for its end or stop it, or set another output.folder"
+            ) from error
+        except OSError:
+            pass
+        else:
+            stream.truncate(0)
+            stream.write(f"process {os.getpid()} on {socket.gethostname()}\n")
+            stream.flush()
+        yield

@@ -1,0 +1,95 @@
+"""Which cases a site trains, validates and tests on, kept beside its checkpoints: none may go from one to another.
+
+Splits that a datalist leaves open follow from how many cases a site has, so a list that has grown gives other ones.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+from gcml_ray.data.datalist import Case, listed
+from gcml_ray.errors import CheckpointError, DataError
+from gcml_ray.run_folder import replace_file
+
+CASES_FILE = "cases.json"
+_REMEDY = "bring it back, or delete it to go on unchecked"
+
+
+def keep_cases(folder: Path, cases: Sequence[Case], *, anew: bool) -> None:
+    """Writes down the cases of a site that starts; one that goes on must have left them in their splits.
+
+    Cases may come and go during a run. One that has gone stays known, so that it cannot come back in another split.
+
+    Args:
+        folder: the site's checkpoints.
+        cases: its cases, each with its split.
+        anew: whether the site starts afresh, whatever was written before.
+
+    Raises:
+        DataError: a case is in another split than before; names all of them.
+        CheckpointError: what was written before cannot be read.
+    """
+    known = {} if anew else known_cases(folder)
+    if moved := _moved(known, cases):
+        raise DataError(
+            f"{len(moved)} case(s) of this run are in another split now:{listed(moved)}\n"
+            "What was trained on would be tested, or the reverse. Bring the datalist back as it was, write `split` "
+            "into its entries, or start anew in another output.folder"
+        )
+    now = known | {_name(case): str(case.split) for case in cases}
+    if now != known:
+        replace_file(folder / CASES_FILE, json.dumps(now, indent=0, sort_keys=True, ensure_ascii=False) + "\n")
+
+
+def check_splits(folder: Path, cases: Sequence[Case], *, source: str) -> None:
+    """Whether cases are in the splits that the site of this folder had them in; a folder without a list knows none.
+
+    Args:
+        folder: the site's checkpoints.
+        cases: each with its split.
+        source: where they come from, for the message.
+
+    Raises:
+        DataError: a case is in another one; names all of them.
+        CheckpointError: the list cannot be read.
+    """
+    if moved := _moved(known_cases(folder), cases):
+        raise DataError(
+            f"{source}: {len(moved)} case(s) are in another split than in the run:{listed(moved)}\n"
+            "Splits that a datalist leaves open follow from its cases: give the one of the run, or write `split` into "
+            "its entries"
+        )
+
+
+def known_cases(folder: Path) -> dict[str, str]:
+    """The split of each case, by ``site/case``; empty where none were written down.
+
+    Raises:
+        CheckpointError: the file cannot be read.
+    """
+    path = folder / CASES_FILE
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read ({error}); {_REMEDY}") from error
+    if not isinstance(content, dict):
+        raise CheckpointError(f"{path} holds no cases; {_REMEDY}")
+    return {str(name): str(split) for name, split in content.items()}
+
+
+def _moved(known: dict[str, str], cases: Sequence[Case]) -> list[str]:
+    """The cases that are in another split than they were known in."""
+    before = [known.get(_name(case), case.split) for case in cases]
+    return [
+        f"site {case.site}, case {case.name}: was {was}, is {case.split}"
+        for case, was in zip(cases, before, strict=True)
+        if was != case.split
+    ]
+
+
+def _name(case: Case) -> str:
+    return f"{case.site}/{case.name}"

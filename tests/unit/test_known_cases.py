@@ -1,0 +1,67 @@
+"""No case of a run goes from one split to another, whatever becomes of the datalist."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from gcml_ray.data.datalist import Case
+from gcml_ray.errors import CheckpointError, DataError
+from gcml_ray.known_cases import CASES_FILE, check_splits, keep_cases, known_cases
+from gcml_ray.records import Split
+from tests.makers import make_config
+from tests.trainer_runs import make_trainer, order
+
+
+def case(name: str, split: Split) -> Case:
+    return Case("A", name, (f"{name}.nii.gz",), f"{name}_label.nii.gz", split)
+
+
+def test_a_case_that_moves_is_refused_by_name(tmp_path: Path) -> None:
+    keep_cases(tmp_path, [case("a", "train"), case("b", "test")], anew=True)
+    with pytest.raises(DataError, match=r"(?s)1 case.*site A, case a: was train, is test"):
+        keep_cases(tmp_path, [case("a", "test"), case("b", "test")], anew=False)
+
+
+def test_cases_may_come_and_go_but_not_come_back_elsewhere(tmp_path: Path) -> None:
+    keep_cases(tmp_path, [case("a", "train")], anew=True)
+    keep_cases(tmp_path, [case("b", "test")], anew=False)
+    assert known_cases(tmp_path) == {"A/a": "train", "A/b": "test"}
+    with pytest.raises(DataError, match="case a"):
+        keep_cases(tmp_path, [case("a", "validation")], anew=False)
+
+
+def test_a_run_that_starts_anew_forgets_what_was_written_before(tmp_path: Path) -> None:
+    keep_cases(tmp_path, [case("a", "train")], anew=True)
+    keep_cases(tmp_path, [case("a", "test")], anew=True)
+    assert known_cases(tmp_path) == {"A/a": "test"}
+
+
+def test_a_folder_without_a_list_knows_nothing_and_a_damaged_list_is_named(tmp_path: Path) -> None:
+    check_splits(tmp_path, [case("a", "test")], source="list.json")
+    (tmp_path / CASES_FILE).write_text("{")
+    with pytest.raises(CheckpointError, match=CASES_FILE):
+        check_splits(tmp_path, [case("a", "test")], source="list.json")
+
+
+def test_a_list_that_has_grown_does_not_score_training_cases(tmp_path: Path) -> None:
+    keep_cases(tmp_path, [case("a", "train")], anew=True)
+    with pytest.raises(DataError, match=r"(?s)list.json: 1 case.*was train, is test"):
+        check_splits(tmp_path, [case("a", "test")], source="list.json")
+
+
+def test_a_site_goes_on_with_the_cases_it_had_or_not_at_all(tmp_path: Path) -> None:
+    config = make_config(tmp_path)
+    trainer = make_trainer(config)
+    trainer.train_round(order(1), [])
+    folder = trainer.files.folder
+    known = known_cases(folder)
+    assert set(known.values()) >= {"train", "validation"}
+    make_trainer(config, resume_round=1)
+    name = next(name for name, split in known.items() if split == "train")
+    (folder / CASES_FILE).write_text(
+        (folder / CASES_FILE).read_text().replace(f'"{name}": "train"', f'"{name}": "test"')
+    )
+    with pytest.raises(DataError, match="was test, is train"):
+        make_trainer(config, resume_round=1)
