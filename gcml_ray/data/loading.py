@@ -132,7 +132,7 @@ def read_image(case: Case, data: DataConfig) -> Volume:
     Raises:
         DataError: names every problem of its files, also that there is nothing on them.
     """
-    volumes, problems = _read_files(case.images, data)
+    volumes, problems = _read_files(case.images, None, data)
     if not problems:
         shapes = [tuple(volume.array.shape) for volume in volumes]
         problems = _channel_problems(case, shapes, data) + _grid_problems(case, case.images, shapes)
@@ -155,7 +155,7 @@ def read_target(case: Case, data: DataConfig) -> tuple[Tensor, tuple[float, ...]
     Raises:
         DataError: names every problem of the file.
     """
-    volumes, problems = _read_files((case.label,), data)
+    volumes, problems = _read_files((), case.label, data)
     problems = problems or _label_problems(case, volumes[0].array, data)
     if problems:
         raise DataError("; ".join(problems))
@@ -170,7 +170,7 @@ def check_headers(case: Case, data: DataConfig) -> list[str]:
     problems: list[str] = []
     for path in (*case.images, case.label):
         try:
-            headers.append(read_header(path, spatial_dims=data.spatial_dims))
+            headers.append(read_header(path, spatial_dims=data.spatial_dims, is_label=path == case.label))
         except DataError as error:
             problems.append(str(error))
     if not problems:
@@ -187,7 +187,7 @@ def check_headers(case: Case, data: DataConfig) -> list[str]:
 def _read_case(case: Case, data: DataConfig) -> tuple[list[Volume], Volume]:
     """All files of a case, checked; every problem that can be seen is in the one error."""
     paths = (*case.images, case.label)
-    volumes, problems = _read_files(paths, data)
+    volumes, problems = _read_files(case.images, case.label, data)
     if not problems:
         shapes = [tuple(volume.array.shape) for volume in volumes]
         problems = _channel_problems(case, shapes[:-1], data) + _grid_problems(case, paths, shapes)
@@ -200,13 +200,13 @@ def _read_case(case: Case, data: DataConfig) -> tuple[list[Volume], Volume]:
     return volumes[:-1], volumes[-1]
 
 
-def _read_files(paths: Sequence[str], data: DataConfig) -> tuple[list[Volume], list[str]]:
-    """The files that can be read, and a problem for each one that cannot."""
+def _read_files(images: Sequence[str], label: str | None, data: DataConfig) -> tuple[list[Volume], list[str]]:
+    """The files that can be read, the label last, and a problem for each one that cannot."""
     volumes: list[Volume] = []
     problems: list[str] = []
-    for path in paths:
+    for path in images if label is None else (*images, label):
         try:
-            volumes.append(read_volume(path, spatial_dims=data.spatial_dims))
+            volumes.append(read_volume(path, spatial_dims=data.spatial_dims, is_label=path == label))
         except DataError as error:
             problems.append(str(error))
     return volumes, problems

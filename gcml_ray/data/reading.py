@@ -6,7 +6,6 @@ Legend: C channels, D H W voxels (2D: H rows, W columns).
 from __future__ import annotations
 
 import gzip
-import logging
 import struct
 import zlib
 from contextlib import ExitStack
@@ -25,12 +24,10 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from gcml_ray.data.pictures import open_picture, picture_shape, picture_values
 from gcml_ray.errors import DataError
 
-log = logging.getLogger(__name__)
-
 PICTURES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
-EXIF_ORIENTATION = 274
 DAMAGED = (EOFError, zlib.error, gzip.BadGzipFile)
 UNREADABLE = (
     *(OSError, EOFError, ValueError, TypeError, SyntaxError, LookupError, OverflowError),
@@ -66,27 +63,40 @@ def is_picture(path: str) -> bool:
     return path.lower().endswith(PICTURES)
 
 
-def read_header(path: str, *, spatial_dims: int) -> Header:
+def read_header(path: str, *, spatial_dims: int, is_label: bool = False) -> Header:
     """Shape and affine without reading the voxels, so damage further on in the file is not seen.
+
+    Args:
+        path: the file.
+        spatial_dims: 2 or 3.
+        is_label: of a picture with a palette, the places in it are the values, not the colours.
 
     Raises:
         DataError: the file is missing, not an image, or of another number of axes.
     """
     image = _open(path)
     if isinstance(image, Image.Image):
-        with image:
-            shape: tuple[int, ...] = (image.height, image.width, len(image.getbands()))
+        try:
+            with image:
+                shape: tuple[int, ...] = picture_shape(image, is_label=is_label)
+        except UNREADABLE as error:
+            raise _not_read(path, error) from error
         affine = None
     else:
         shape, affine = tuple(image.shape), _affine(image)
     return Header(_channel_first_shape(shape, spatial_dims, path), affine)
 
 
-def read_volume(path: str, *, spatial_dims: int) -> Volume:
+def read_volume(path: str, *, spatial_dims: int, is_label: bool = False) -> Volume:
     """Read one file whole; further axes beyond the spatial ones become channels.
 
     Pictures keep their rows as the first axis; an alpha channel counts as a channel. Compressed volumes are read to
     their end, where the checksum is.
+
+    Args:
+        path: the file.
+        spatial_dims: 2 or 3.
+        is_label: of a picture with a palette, the places in it are the values, not the colours.
 
     Raises:
         DataError: the file is missing, corrupt, not an image, or of another number of axes.
@@ -95,13 +105,12 @@ def read_volume(path: str, *, spatial_dims: int) -> Volume:
     try:
         if isinstance(image, Image.Image):
             with image:
-                array, affine = np.asarray(image), None
-            array = array[..., None] if array.ndim == 2 else array
+                array, affine = picture_values(image, path, is_label=is_label), None
         else:
             array, affine = _voxels(image), _affine(image)
         array = array.astype(np.float32)
     except UNREADABLE as error:
-        raise DataError(f"{path}: cannot be read{_reason(error)}; copy or export the file again") from error
+        raise _not_read(path, error) from error
     shape = _channel_first_shape(array.shape, spatial_dims, path)
     spatial = array.reshape(*shape[1:], shape[0])
     return Volume(torch.from_numpy(np.ascontiguousarray(np.moveaxis(spatial, -1, 0))), affine)
@@ -134,7 +143,7 @@ def _open(path: str) -> Any:
     if not Path(path).is_file():
         raise DataError(f"{path}: no such file; check the datalist's paths")
     try:
-        return _open_picture(path) if is_picture(path) else _open_volume(path)
+        return open_picture(path) if is_picture(path) else _open_volume(path)
     except Image.DecompressionBombError as error:
         limit = 2 * (Image.MAX_IMAGE_PIXELS or 0)
         raise DataError(
@@ -143,16 +152,6 @@ def _open(path: str) -> Any:
         ) from error
     except UNREADABLE as error:
         raise DataError(f"{path}: not an image that can be opened{_reason(error)}; {_accepted()}") from error
-
-
-def _open_picture(path: str) -> Image.Image:
-    picture: Image.Image = Image.open(path)
-    pages = getattr(picture, "n_frames", 1)
-    if pages != 1:
-        raise DataError(f"{path}: has {pages} pages; store a volume as NIfTI, or one page a file")
-    if picture.getexif().get(EXIF_ORIENTATION, 1) != 1:
-        log.warning("%s: its EXIF tag asks for a rotation, which is not applied: check it against its mask", path)
-    return picture
 
 
 def _open_volume(path: str) -> Any:
@@ -195,6 +194,10 @@ def _is_compressed(name: str | None) -> bool:
 
 def _affine(image: Any) -> NDArray[np.float64]:
     return np.asarray(image.affine, dtype=np.float64)
+
+
+def _not_read(path: str, error: BaseException) -> DataError:
+    return DataError(f"{path}: cannot be read{_reason(error)}; copy or export the file again")
 
 
 def _reason(error: BaseException) -> str:

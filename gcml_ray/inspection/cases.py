@@ -261,7 +261,7 @@ def _read_label(case: Case, dims: int, problems: list[str]) -> list[tuple[int, i
     if not Path(case.label).is_file():
         return []
     try:
-        stack = read_volume(case.label, spatial_dims=dims).array.numpy()
+        stack = read_volume(case.label, spatial_dims=dims, is_label=True).array.numpy()
     except DataError as error:
         problems.append(str(error))
         return []

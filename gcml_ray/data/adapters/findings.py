@@ -123,7 +123,7 @@ def label_problems(path: Path, allowed: Collection[int], *, spatial_dims: int = 
     if not path.is_file():
         return []
     try:
-        label = read_volume(str(path), spatial_dims=spatial_dims).array
+        label = read_volume(str(path), spatial_dims=spatial_dims, is_label=True).array
     except DataError as error:
         return [str(error)]
     known = torch.zeros(label.shape, dtype=torch.bool)

@@ -1,0 +1,84 @@
+"""Pictures by Pillow: what it would read otherwise than stored is decoded here, or refused.
+
+Legend: H rows, W columns, C channels.
+"""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from gcml_ray.errors import DataError
+
+log = logging.getLogger(__name__)
+
+EXIF_ORIENTATION, TIFF_BITS = 274, 258  # tags
+PALETTES = ("P", "PA")
+NO_CHANNELS = ("CMYK", "YCbCr", "LAB", "HSV")  # modes whose channels are neither grey, colours nor opacity
+DEEP = ("I", "F")  # how the modes begin that hold more than 8 bits
+OPAQUE = 255
+
+
+def open_picture(path: str) -> Image.Image:
+    """A picture whose pixels are not read yet.
+
+    Raises:
+        DataError: it has several pages, or channels that Pillow cuts or that mean nothing here.
+    """
+    picture: Image.Image = Image.open(path)
+    pages = getattr(picture, "n_frames", 1)
+    if pages != 1:
+        raise DataError(f"{path}: has {pages} pages; store a volume as NIfTI, or one page a file")
+    if picture.mode in NO_CHANNELS:
+        raise DataError(f"{path}: is a picture in {picture.mode}; convert it to RGB or to grey")
+    bits = _stored_bits(picture, path)
+    if bits > 8 and not picture.mode.startswith(DEEP):
+        raise DataError(
+            f"{path}: is a picture of several channels of {bits} bits, of which 8 would be read; convert it to 8 bits, "
+            f"or store one grey file of {bits} bits a channel"
+        )
+    if picture.getexif().get(EXIF_ORIENTATION, 1) != 1:
+        log.warning("%s: its EXIF tag asks for a rotation, which is not applied: check it against its mask", path)
+    return picture
+
+
+def picture_shape(picture: Image.Image, *, is_label: bool) -> tuple[int, int, int]:
+    """(H, W, C) as :func:`picture_values` gives it; the pixels are read of images with a palette alone."""
+    shown = picture if is_label else _without_palette(picture)
+    return shown.height, shown.width, len(shown.getbands())
+
+
+def picture_values(picture: Image.Image, path: str, *, is_label: bool) -> NDArray[Any]:
+    """(H, W, C) values as stored, of an image with a palette the colours; a label's places in it are its values."""
+    array = np.asarray(picture if is_label else _without_palette(picture))
+    bits = _stored_bits(picture, path)
+    if picture.mode == "L" and bits in (2, 4):
+        array = array // (OPAQUE // (2**bits - 1))  # Pillow stretches them to 0..255
+    return array[..., None] if array.ndim == 2 else array
+
+
+def _stored_bits(picture: Image.Image, path: str) -> int:
+    """Bits a channel in the file, of the kinds that Pillow changes: PNG and TIFF."""
+    if picture.format == "TIFF":
+        return int(max(picture.tag_v2.get(TIFF_BITS, (1,))))  # type: ignore[attr-defined]  # of Pillow's TIFF class
+    if picture.format != "PNG":
+        return 8
+    with Path(path).open("rb") as file:
+        head = file.read(25)
+    return head[24] if head[12:16] == b"IHDR" else 8
+
+
+def _without_palette(picture: Image.Image) -> Image.Image:
+    """The colours behind a palette: grey where all that are used are grey, with opacity where one is transparent."""
+    if picture.mode not in PALETTES:
+        return picture
+    coloured = picture.convert("RGBA")
+    pixels = np.asarray(coloured)
+    is_grey = bool((pixels[..., :3] == pixels[..., :1]).all())
+    is_opaque = bool((pixels[..., 3] == OPAQUE).all())
+    return coloured.convert(("L" if is_grey else "RGB") if is_opaque else ("LA" if is_grey else "RGBA"))
