@@ -34,6 +34,7 @@ UNREADABLE = (
     *(zlib.error, struct.error, ImageFileError, HeaderDataError, HeaderTypeError, Image.DecompressionBombError),
 )
 CHUNK = 1 << 20  # bytes
+OTHER_UNITS = {1: ("metres", "1000"), 3: ("microns", "0.001")}  # NIfTI's codes; of 2 and of no unit lengths are mm
 MIN_ANGLE = 1e-3  # between an axis and the plane of the others, roughly and in radians
 
 
@@ -158,7 +159,30 @@ def _open_volume(path: str) -> Any:
     image: Any = nibabel.load(path)
     if not isinstance(image, SpatialImage):
         raise DataError(f"{path}: is a {type(image).__name__}, which has no voxels on a grid; {_accepted()}")
+    problem = _number_problem(image) or _unit_problem(image)
+    if problem:
+        raise DataError(f"{path}: {problem}")
     return image
+
+
+def _number_problem(image: Any) -> str | None:
+    kind = np.dtype(image.get_data_dtype())
+    if kind.kind != "c":
+        return None
+    return (
+        f"holds complex numbers ({kind.name}), of which only the real part would be read; store their magnitude, or "
+        "real and imaginary part as two channels"
+    )
+
+
+def _unit_problem(image: Any) -> str | None:
+    if not isinstance(image.header, nibabel.Nifti1Header):
+        return None
+    name, factor = OTHER_UNITS.get(int(image.header["xyzt_units"]) & 7, ("", ""))
+    return name and (
+        f"its header gives lengths in {name} (xyzt_units), which would be read as mm; multiply its affine by {factor} "
+        "and set the unit to mm, or set the unit alone if the numbers are mm"
+    )
 
 
 def _accepted() -> str:

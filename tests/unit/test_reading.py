@@ -117,3 +117,34 @@ def test_damaged_header_is_a_data_error_or_still_an_image(tmp_path: Path, name: 
         except DataError:
             refused += 1
     assert refused > 10
+
+
+@pytest.mark.parametrize("kind", [np.complex64, np.complex128])
+def test_complex_numbers_are_refused(tmp_path: Path, kind: type[np.complexfloating[Any, Any]]) -> None:
+    nibabel.save(nibabel.Nifti1Image(VOXELS.astype(kind), np.eye(4)), tmp_path / "x.nii.gz")
+    for read in (read_header, read_volume):
+        with pytest.raises(DataError, match=rf"x.nii.gz: holds complex numbers \({kind.__name__}\).* their magnitude"):
+            read(str(tmp_path / "x.nii.gz"), spatial_dims=3)
+
+
+def save_in_unit(path: Path, unit: int, kind: Any) -> str:
+    image = kind(VOXELS, np.eye(4))
+    image.header["xyzt_units"] = unit + 8  # and seconds
+    nibabel.save(image, path)
+    return str(path)
+
+
+@pytest.mark.parametrize("kind", [nibabel.Nifti1Image, nibabel.Nifti2Image])
+@pytest.mark.parametrize(("unit", "name", "factor"), [(1, "metres", "1000"), (3, "microns", "0.001")])
+def test_lengths_in_another_unit_are_refused(tmp_path: Path, kind: Any, unit: int, name: str, factor: str) -> None:
+    path = save_in_unit(tmp_path / "x.nii", unit, kind)
+    for read in (read_header, read_volume):
+        with pytest.raises(DataError, match=rf"x.nii: .* lengths in {name} .*; multiply its affine by {factor} and"):
+            read(path, spatial_dims=3)
+
+
+@pytest.mark.parametrize("unit", [0, 2, 5], ids=["none", "mm", "undefined"])
+def test_lengths_of_no_unit_are_mm(tmp_path: Path, unit: int) -> None:
+    path = save_in_unit(tmp_path / "x.nii", unit, nibabel.Nifti1Image)
+    assert read_header(path, spatial_dims=3).affine is not None
+    assert read_volume(path, spatial_dims=3).array.shape == (1, 32, 32, 20)
