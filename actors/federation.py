@@ -191,13 +191,28 @@ def pool_for(config: Config, folder: Path, *, make_trainer: TrainerFactory | Non
 
 def _keep_artifacts(folder: RunFolder, tracker: Tracker, sites: Sequence[str]) -> None:
     """Plots, the files of the run and the models, for the tracker."""
-    from gcml_ray.report.run import write_plots  # noqa: PLC0415 - matplotlib only when there is something to plot
-
-    with PLOTTING:
-        paths = write_plots(folder) if folder.rounds() else ()
-    files = (folder.config_file, folder.cases_file, folder.transfers_file, *paths)
+    files = (folder.config_file, folder.cases_file, folder.transfers_file, *_plots(folder))
     tracker.log_artifacts([path for path in files if path.exists()])
     for site in sites:  # on a cluster a site's checkpoints may lie on its own disk: then they stay there
         model = folder.checkpoints(site) / "personalised.safetensors"
         if model.exists():
             tracker.log_model(site, model)
+
+
+def _plots(folder: RunFolder) -> tuple[Path, ...]:
+    """Draws the plots. They come from the run's files alone, so a disk that does not take them ends no run."""
+    from gcml_ray.report.run import write_plots  # noqa: PLC0415 - matplotlib only when there is something to plot
+
+    try:
+        with PLOTTING:
+            return write_plots(folder) if folder.rounds() else ()
+    except OSError as error:
+        log.warning(
+            "the plots in %s cannot be written (%s); the results are whole: make room, and `gcml run --resume %s` "
+            "draws them again; `gcml report %s` shows the same records",
+            folder.plots,
+            error.strerror or error,
+            folder.path,
+            folder.path,
+        )
+        return ()

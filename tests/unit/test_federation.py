@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 from pathlib import Path
 from typing import Any
 
@@ -87,3 +88,22 @@ def test_pool_is_empty_after_an_error_inside_its_block(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         work_until_interrupted()
     assert pools[0].statuses() == []
+
+
+def test_disk_that_takes_no_plots_ends_no_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = fake_config(tmp_path)
+
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("matplotlib.figure.Figure.savefig", full)
+        assert run(config)[0].status == "finished"
+    folder = RunFolder(tmp_path / "run")
+    assert len(folder.cases()) == 6
+    assert f"the plots in {folder.plots} cannot be written (No space left on device); the results are" in caplog.text
+    assert not list(folder.plots.iterdir())
+    assert run(config, resume=True)[0].status == "finished"  # as the message says
+    assert list(folder.plots.iterdir())
