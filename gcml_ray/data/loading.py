@@ -23,7 +23,7 @@ from torch import Tensor
 
 from gcml_ray.config import DataConfig
 from gcml_ray.data.datalist import Case, listed
-from gcml_ray.data.reading import Header, Volume, affine_problem, is_picture, read_header, read_volume
+from gcml_ray.data.reading import Header, Volume, affine_problem, is_picture, read_header, read_volume, values_text
 from gcml_ray.errors import DataError
 
 log = logging.getLogger(__name__)
@@ -279,10 +279,9 @@ def _label_problems(case: Case, label: Tensor, data: DataConfig) -> list[str]:
     foreign = sorted(set(values.tolist()) - {float(value) for value in data.labels.values()})
     if not foreign:
         return []
-    shown = ", ".join(f"{value:g}" for value in foreign[:10]) + (", ..." if len(foreign) > 10 else "")
     return [
-        f"label {case.label} holds the values {shown}, data.labels allows {dict(data.labels)}; add them there, "
-        "or set label_threshold for a grey mask"
+        f"label {case.label} holds the values {values_text(foreign)}, data.labels allows {dict(data.labels)}; "
+        "add them there, or set label_threshold for a grey mask"
     ]
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 import gzip
 import struct
 import zlib
+from collections.abc import Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -130,6 +131,12 @@ def affine_problem(path: str, affine: NDArray[np.float64] | None, *, spatial_dim
         shown = affine[:3, :3].round(4).tolist()
         return f"{path} has an unusable affine (its axes span {rank} of 3 directions: {shown}); write its header again"
     return None
+
+
+def values_text(values: Sequence[float]) -> str:
+    """Up to ten values of float32 files, each with as many digits as tell it from every other number."""
+    shown = ", ".join(np.format_float_positional(np.float32(value), trim="-") for value in values[:10])
+    return shown + (", ..." if len(values) > 10 else "")
 
 
 # --- files ---------------------------------------------------------------------------------------

@@ -1,4 +1,5 @@
 import gzip
+import re
 from pathlib import Path
 from typing import Any
 
@@ -300,9 +301,10 @@ def test_several_problems_of_a_case_are_in_one_error(tmp_path: Path) -> None:
     assert "seg.nii.gz holds the values 7, data.labels allows {'background': 0, 'a': 1, 'b': 2}" in message
 
 
-def test_label_between_two_values_is_refused(tmp_path: Path) -> None:
-    label = block_label(6, 5, 4) * np.float32(0.5)
-    with pytest.raises(DataError, match=r"holds the values 0\.5,"):
+@pytest.mark.parametrize(("factor", "shown"), [(0.5, "0.5"), (0.1, "0.1, 0.2"), (1.0000001, "1.0000001, 2.0000002")])
+def test_label_between_two_values_is_refused_with_all_its_digits(tmp_path: Path, factor: float, shown: str) -> None:
+    label = block_label(6, 5, 4) * np.float32(factor)
+    with pytest.raises(DataError, match=rf"holds the values {re.escape(shown)}, data\.labels"):
         load_sample(case_3d(tmp_path, random_image(6, 5, 4), label), config())
 
 

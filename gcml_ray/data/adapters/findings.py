@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from gcml_ray.data.datalist import Case, listed
-from gcml_ray.data.reading import Header, affine_problem, read_header, read_volume
+from gcml_ray.data.reading import Header, affine_problem, read_header, read_volume, values_text
 from gcml_ray.errors import DataError
 
 log = logging.getLogger(__name__)
@@ -132,8 +132,9 @@ def label_problems(path: Path, allowed: Collection[int], *, spatial_dims: int = 
     foreign = torch.unique(label[~known]).tolist()
     if not foreign and not label.any():
         log.warning("label %s is empty: nothing is marked", path)
-    shown = ", ".join(f"{value:g}" for value in foreign[:10]) + (", ..." if len(foreign) > 10 else "")
-    return [f"label {path.name} holds the values {shown}; known are {_numbers(allowed)}"] if foreign else []
+    if not foreign:
+        return []
+    return [f"label {path.name} holds the values {values_text(foreign)}; known are {_numbers(allowed)}"]
 
 
 def _numbers(values: Iterable[int]) -> str:
