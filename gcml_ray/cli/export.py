@@ -26,7 +26,12 @@ def export(
     tracking_uri: Annotated[str | None, typer.Option(help="pyfunc: MLflow to register in; default the run's.")] = None,
 ) -> None:
     """Take a personalised model away: safetensors, torch.export, ONNX, MONAI bundle or MLflow pyfunc."""
-    from gcml_ray.export.model import fresh_folder, open_source, sites_to_export  # noqa: PLC0415 - torch only where needed
+    from gcml_ray.export.model import (  # noqa: PLC0415 - torch only where needed
+        fresh_folder,
+        missing_models,
+        open_source,
+        sites_to_export,
+    )
 
     if (register or tracking_uri) and format_ != "pyfunc":
         raise ConfigError(f"--register and --tracking-uri would be ignored by --format {format_}: only pyfunc has them")
@@ -44,6 +49,11 @@ def export(
         console.print(f"{source.card.provenance.site} -> {folder}: {line}", highlight=False, markup=False)
         if register:
             console.print(_registered(source, folder, registry), highlight=False, markup=False)
+    missing = missing_models(run, sites) if "all" in site else []
+    for each in missing:
+        console.print(f"not exported: {each}", style="red", highlight=False, markup=False)
+    if missing:
+        raise typer.Exit(1)
 
 
 def _exporter(name: Format) -> Exporter:

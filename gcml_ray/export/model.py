@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from gcml_ray.config import POOLED, Config
+from gcml_ray.config import POOLED, RESERVED_SITES, Config
 from gcml_ray.errors import ConfigError, ExportError
 from gcml_ray.export.model_card import CARD_FILE, WEIGHTS_FILE, ModelCard, make_card, write_card, write_json
 from gcml_ray.networks.registry import forward_heads
@@ -106,6 +106,25 @@ def sites_to_export(run_folder: str | Path, names: list[str]) -> list[str]:
             f"finish it with `gcml run --resume {run.path}`"
         )
     return [POOLED] if POOLED in found else found
+
+
+def missing_models(run_folder: str | Path, exported: list[str]) -> list[str]:
+    """A line for each site of a run without a model that ``all`` should have exported.
+
+    Those are the sites that the run did not drop, by its state and the folders of their checkpoints.
+    """
+    run = RunFolder.open(run_folder)
+    if POOLED in exported:
+        return []
+    state = run.read_state() if run.state_file.exists() else None
+    known = {path.name for path in (run.path / "checkpoints").glob("*") if path.is_dir()}
+    known |= set(state.alive) if state else set()
+    gone = set(exported) | set(RESERVED_SITES) | (set(state.dropped) if state else set())
+    return [
+        f"site {site}: {run.checkpoints(site) / PERSONALISED} is missing; copy it from where the site ran, or write it "
+        f"again with `gcml run --resume {run.path}`"
+        for site in sorted(known - gone)
+    ]
 
 
 @contextmanager

@@ -28,7 +28,8 @@ from gcml_ray.export.model import (
 )
 from gcml_ray.export.model_card import CARD_FILE, WEIGHTS_FILE, read_card
 from gcml_ray.networks.registry import BUILDERS, build_network
-from gcml_ray.predict import load_model
+from gcml_ray.predict import PERSONALISED, load_model
+from gcml_ray.run_folder import RunState
 from gcml_ray.site_learner import build_learner
 from gcml_ray.start_weights import load_start_weights
 from tests.makers import make_config
@@ -228,6 +229,24 @@ def test_command_exports_all_sites_each_into_its_folder(tmp_path: Path, source: 
     assert sorted(str(path.relative_to(out)) for path in out.rglob("*.*")) == [
         f"{site}/{name}" for site in "AB" for name in (CARD_FILE, WEIGHTS_FILE)
     ]
+
+
+@pytest.mark.parametrize("has_folder", [True, False])
+def test_command_names_the_site_without_a_model_and_exports_the_others(
+    tmp_path: Path, source: Source, *, has_folder: bool
+) -> None:
+    run, out = source.run, tmp_path / "out"
+    model = run.checkpoints("B") / PERSONALISED
+    model.unlink()
+    if not has_folder:  # it stayed on the disk of its site
+        model.parent.rmdir()
+    run.checkpoints("C").mkdir()  # dropped: it never had a model
+    run.write_state(RunState(3, "finished", ("A", "B"), dropped={"C": "died"}))
+    result = _export("--run", str(run.path), "--site", "all", "--format", "safetensors", "--out", str(out))
+    assert [line.partition(" is missing")[0] for line in result.output.splitlines() if line.startswith("not")] == [
+        f"not exported: site B: {model}"
+    ]
+    assert (result.exit_code, [path.name for path in out.iterdir()]) == (1, ["A"])
 
 
 def test_command_names_the_sites_there_are(tmp_path: Path, source: Source) -> None:
