@@ -161,19 +161,25 @@ def _site_seconds(rounds: Sequence[RoundRecord]) -> float:
 
 
 def where_things_are(config: Config) -> str:
-    """What lies where, as commands and paths to copy."""
+    """What lies where, as commands and paths to copy; only what there is."""
     folder = Path(config.output.folder)
-    lines = [
-        f"run folder   {folder}",
-        f"plots        {folder / 'plots'}",
-        f"overlays     {folder / 'overlays'}",
-        f"models       {folder / 'checkpoints'}",
-        f"every case   {folder / 'cases.csv'}",
-        f"one page     gcml report {folder}",
-    ]
+    places = {
+        "plots": (folder / "plots", "*.png"),
+        "overlays": (folder / "overlays", "*/*.png"),
+        "models": (folder / "checkpoints", "*/personalised.safetensors"),
+        "every case": (folder / "cases.csv", ""),
+    }
+    found = [(name, path) for name, (path, files) in places.items() if _is_there(path, files)]
+    lines = [f"{name:<12} {path}" for name, path in (("run folder", folder), *found)]
+    lines.append(f"one page     gcml report {folder}")
     if config.tracking.enabled:
         lines.append(f"MLflow       mlflow ui --backend-store-uri {tracking_uri(config, folder)}")
     return "\n".join(lines)
+
+
+def _is_there(path: Path, files: str) -> bool:
+    """Whether a file exists, or a folder with at least one of such files."""
+    return any(path.glob(files)) if files else path.is_file()
 
 
 def number(value: float, *, digits: int = 3) -> str:

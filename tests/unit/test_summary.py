@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
-from gcml_ray.console.summary import judged_counts, run_facts, share_of_fedavg
+from gcml_ray.console.summary import judged_counts, run_facts, share_of_fedavg, where_things_are
 from gcml_ray.records import Judgement, PushReceipt, RoundPlan, RoundRecord
+from tests.fakes import fake_config
 from tests.unit.test_run_folder import make_report
 
 
@@ -61,3 +63,23 @@ def test_traffic_without_gossip_is_not_set_beside_fedavg(pushes: tuple[PushRecei
     records = [replace(record_of(1, "A"), pushes=pushes)]
     assert share_of_fedavg(records) is None
     assert "FedAvg" not in run_facts(records, start_seconds=0.0)
+
+
+def test_last_words_list_what_there_is(tmp_path: Path) -> None:
+    config = fake_config(tmp_path)
+    folder = Path(config.output.folder)
+    always = [f"run folder   {folder}", f"one page     gcml report {folder}"]
+    for name in ("plots", "overlays/A", "checkpoints/A"):
+        (folder / name).mkdir(parents=True)
+    (folder / "checkpoints/A/round_1.safetensors").touch()  # of a run that was stopped
+    assert where_things_are(config).splitlines() == always
+    for name in ("plots/losses.png", "overlays/A/c1.png", "checkpoints/A/personalised.safetensors", "cases.csv"):
+        (folder / name).touch()
+    assert where_things_are(config).splitlines() == [
+        always[0],
+        f"plots        {folder / 'plots'}",
+        f"overlays     {folder / 'overlays'}",
+        f"models       {folder / 'checkpoints'}",
+        f"every case   {folder / 'cases.csv'}",
+        always[1],
+    ]
