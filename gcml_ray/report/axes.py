@@ -6,7 +6,10 @@ Figures are drawn by Agg through matplotlib's objects: no display, and no state 
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import IO
 
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -68,6 +71,13 @@ def figure_with_axes(width: float, height: float) -> tuple[Figure, Axes]:
     axes = figure.subplots()
     tidy(axes)
     return figure, axes
+
+
+def save_figure(figure: Figure, target: Path | IO[bytes], *, dpi: int) -> None:
+    """Writes a PNG. Names in letters that the font lacks are drawn as boxes, without a warning a letter."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=r"Glyph \d+ .* missing from", category=UserWarning)
+        figure.savefig(target, dpi=dpi, format="png")
 
 
 def tidy(axes: Axes) -> None:

@@ -10,7 +10,7 @@ from matplotlib.ticker import MaxNLocator
 from gcml_ray.comparison.cells import MethodRow
 from gcml_ray.comparison.table import label
 from gcml_ray.records import RoundRecord
-from gcml_ray.report.axes import COLOURS, STYLES, figure_with_axes
+from gcml_ray.report.axes import COLOURS, STYLES, figure_with_axes, save_figure
 
 MEGABYTE = 1e6
 
@@ -33,7 +33,7 @@ def plot_dice_against_bytes(rows: Sequence[MethodRow], path: Path) -> None:
     axes.margins(x=0.12)
     axes.set_xlabel("MB sent in the whole run (left edge: nothing)")
     axes.set_ylabel("mean test Dice over sites")
-    figure.savefig(path, dpi=150)
+    save_figure(figure, path, dpi=150)
 
 
 def _apart(values: Sequence[float], places: Sequence[float]) -> list[float]:
@@ -60,7 +60,7 @@ def plot_site_dice(rows: Sequence[MethodRow], path: Path) -> None:
     axes.set_xticks(range(len(sites)), sites)
     axes.set_ylabel("test Dice")
     axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False, fontsize=9)
-    figure.savefig(path, dpi=150)
+    save_figure(figure, path, dpi=150)
 
 
 def plot_dice_by_round(runs: Mapping[str, Sequence[Sequence[RoundRecord]]], path: Path) -> None:
@@ -85,4 +85,4 @@ def plot_dice_by_round(runs: Mapping[str, Sequence[Sequence[RoundRecord]]], path
     axes.set_xlabel("round")
     axes.set_ylabel("validation Dice, mean over sites and seeds")
     axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False, fontsize=9)
-    figure.savefig(path, dpi=150)
+    save_figure(figure, path, dpi=150)

@@ -11,7 +11,7 @@ from matplotlib.figure import Figure
 from gcml_ray.averages import mean
 from gcml_ray.errors import DataError
 from gcml_ray.records import CaseScore
-from gcml_ray.report.axes import in_order
+from gcml_ray.report.axes import in_order, save_figure
 from gcml_ray.report.site_maps import Field, SiteMap, draw_site_maps, points_text
 from gcml_ray.run_folder import RunFolder
 
@@ -46,7 +46,7 @@ def plot_cross_site_by_method(runs: Mapping[str, Sequence[Sequence[CaseScore]]],
     by_method = {method: dice for method, seeds in runs.items() if (dice := cross_site_dice(seeds))}
     if not by_method:
         return False
-    _draw(by_method).savefig(path, dpi=150)
+    save_figure(_draw(by_method), path, dpi=150)
     return True
 
 

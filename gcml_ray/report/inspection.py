@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from gcml_ray.inspection.cases import CaseFacts, Inspection
 from gcml_ray.inspection.sites import AXIS_NAMES, Quantity, by_verdict, quantities
-from gcml_ray.report.axes import empty_figure, site_looks, tidy
+from gcml_ray.report.axes import empty_figure, save_figure, site_looks, tidy
 
 COLUMNS = 3
 PANEL = (4.3, 3.1)  # inches
@@ -55,7 +55,7 @@ def plot_inspection(inspection: Inspection, *, title: str) -> Figure:
 def write_inspection(path: Path, inspection: Inspection, *, title: str) -> None:
     """The picture as a PNG file; its folder is made."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    plot_inspection(inspection, title=title).savefig(path, dpi=130)
+    save_figure(plot_inspection(inspection, title=title), path, dpi=130)
 
 
 def _headline(found: Sequence[Quantity]) -> str:

@@ -18,6 +18,7 @@ from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
 from gcml_ray.errors import DataError
+from gcml_ray.report.axes import save_figure
 
 Mask = NDArray[np.bool_]
 REFERENCE_COLOUR, PREDICTION_COLOUR = "#56B4E9", "#F0E442"  # of Okabe and Ito, told apart by the colour-blind
@@ -70,7 +71,7 @@ def draw_overlay(
         _contour(axes, predictions[i][rows, columns], PREDICTION_COLOUR, "dashed")
         axes.set_title(names[i], fontsize=9, parse_math=False)
     path.parent.mkdir(parents=True, exist_ok=True)
-    figure.savefig(path, dpi=150)
+    save_figure(figure, path, dpi=150)
 
 
 def _class_masks(

@@ -30,7 +30,7 @@ from gcml_ray.errors import DataError
 from gcml_ray.inference import predict_labels, predict_logits
 from gcml_ray.predict import PERSONALISED, load_model
 from gcml_ray.records import RoundRecord
-from gcml_ray.report.axes import empty_figure
+from gcml_ray.report.axes import empty_figure, save_figure
 from gcml_ray.report.overlays import PREDICTION_COLOUR, REFERENCE_COLOUR, _axial, _contour, _crop, _picture
 from gcml_ray.run_folder import RunFolder
 
@@ -225,7 +225,7 @@ def _draw(compared: _Compared, site: str, peer: str) -> bytes:
     for text in legend.get_texts():
         text.set_color("white")
     buffer = io.BytesIO()
-    figure.savefig(buffer, dpi=110, format="png")
+    save_figure(figure, buffer, dpi=110)
     return buffer.getvalue()
 
 

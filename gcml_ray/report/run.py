@@ -18,6 +18,7 @@ from gcml_ray.report.axes import (
     empty_figure,
     figure_with_axes,
     finished_rounds,
+    save_figure,
     site_looks,
     site_names,
     span_rounds,
@@ -58,7 +59,7 @@ def write_plots(folder: RunFolder) -> tuple[Path, ...]:
         except DataError as error:
             missing.append(str(error))
             continue
-        figure.savefig(folder.plots / name, dpi=150)
+        save_figure(figure, folder.plots / name, dpi=150)
         written.append(folder.plots / name)
     if not written:
         raise DataError("; ".join(dict.fromkeys(missing)))

@@ -10,7 +10,7 @@ from typing import Any
 from matplotlib.figure import Figure
 
 from gcml_ray.errors import DataError
-from gcml_ray.report.axes import COLOURS, figure_with_axes
+from gcml_ray.report.axes import COLOURS, figure_with_axes, save_figure
 from gcml_ray.search.records import SearchRecord, TrialRecord, TrialStatus
 
 # Colour, marker and words of each way in which a trial ends; shapes tell them apart without colour too.
@@ -45,7 +45,7 @@ def write_search_plots(search: SearchRecord, folder: Path) -> tuple[Path, ...]:
             figure = plot(search)
         except DataError:
             continue
-        figure.savefig(folder / name, dpi=150)
+        save_figure(figure, folder / name, dpi=150)
         written.append(folder / name)
     return tuple(written)
 

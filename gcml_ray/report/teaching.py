@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 from gcml_ray.averages import mean
 from gcml_ray.errors import DataError
 from gcml_ray.records import Edge, RoundRecord
-from gcml_ray.report.axes import finished_rounds, site_names
+from gcml_ray.report.axes import finished_rounds, save_figure, site_names
 from gcml_ray.report.site_maps import Field, SiteMap, draw_site_maps, points_text
 from gcml_ray.run_folder import RunFolder
 from gcml_ray.teaching import gains_by_edge
@@ -54,7 +54,8 @@ def plot_gains_by_method(runs: Mapping[str, Sequence[Sequence[RoundRecord]]], pa
     seen = {name for gains in by_method.values() for edge in gains for name in (edge.sender, edge.receiver)}
     sites = tuple(site for site in sites if site in seen)  # not the one of pooled training
     maps = [_map(method, gains) for method, gains in by_method.items()]
-    draw_site_maps(maps, sites, rows="sender", columns="receiver", caption=CAPTION).savefig(path, dpi=150)
+    figure = draw_site_maps(maps, sites, rows="sender", columns="receiver", caption=CAPTION)
+    save_figure(figure, path, dpi=150)
     return True
 
 

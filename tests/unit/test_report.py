@@ -192,3 +192,13 @@ def test_each_region_has_its_own_panel(tmp_path: Path) -> None:
 def test_shapes_that_do_not_fit_are_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"overlay a\.png: image \(1, 8, 8\), label \(1, 8, 9\)"):
         draw_overlay(np.zeros((1, 8, 8)), np.zeros((1, 8, 9)), np.zeros((1, 8, 9)), title="", path=tmp_path / "a.png")
+
+
+def test_name_in_letters_that_the_font_lacks_is_drawn_without_a_warning(
+    tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    image, label = np.random.default_rng(0).random((1, 16, 16)), np.zeros((1, 16, 16))
+    label[0, 4:8, 4:8] = 1
+    draw_overlay(image, label, label, title="\u60a3\u8005 1", path=tmp_path / "x.png", class_names=("\u80bf\u7624",))
+    assert is_drawn(tmp_path / "x.png")
+    assert [str(each.message) for each in recwarn] == []
