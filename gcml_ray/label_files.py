@@ -12,6 +12,7 @@ each region gets a file of 0 and 1.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -22,10 +23,11 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from gcml_ray.config import DataConfig
-from gcml_ray.data.reading import is_picture
+from gcml_ray.data.reading import UNREADABLE, is_picture
 from gcml_ray.errors import DataError
 
 Labels = NDArray[np.integer[Any]]
+MADE_BY = re.compile(r"gcml-ray site (\S+) round ")  # how the notes of predictions begin
 
 
 def region_values(data: DataConfig) -> dict[str, int] | None:
@@ -93,6 +95,17 @@ def output_paths(folder: Path, case: str, image: str, data: DataConfig) -> dict[
     if data.is_sigmoid and region_values(data) is None:
         return {name: folder / f"{case}_{name}{ending}" for name in data.foreground_names}
     return {"": folder / f"{case}{ending}"}
+
+
+def site_that_made(path: Path) -> str | None:
+    """The site whose model predicted a label file, by its header; None where that is not said (pictures never do)."""
+    try:
+        header: Any = nibabel.load(path).header
+        note = bytes(header["descrip"]).decode("ascii", "replace")
+    except (*UNREADABLE, AttributeError):
+        return None
+    match = MADE_BY.match(note)
+    return match[1] if match else None
 
 
 def write_labels(path: Path, labels: Labels, *, like: str, note: str) -> None:

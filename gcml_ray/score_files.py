@@ -49,12 +49,16 @@ def score_files(
             ``<case>_<region>.nii.gz``.
         config: of the run.
         on_progress: told (cases done, cases in all).
+
+    Raises:
+        DataError: a file in the folder itself would be taken for cases of several sites.
     """
+    found = [find_prediction(case, folder, config.data) for case in cases]
+    _check_one_site_a_file(cases, found)
     scores: list[CaseScore] = []
     problems: list[str] = []
     missing: list[Case] = []
-    for done, case in enumerate(cases, start=1):
-        files = find_prediction(case, folder, config.data)
+    for done, (case, files) in enumerate(zip(cases, found, strict=True), start=1):
         try:
             if files:
                 scores.extend(_score(case, files, config))
@@ -77,6 +81,23 @@ def find_prediction(case: Case, folder: Path, data: DataConfig) -> tuple[Path, .
             if data.is_sigmoid and all(part.is_file() for part in parts):
                 return parts
     return ()
+
+
+def _check_one_site_a_file(cases: Sequence[Case], found: Sequence[tuple[Path, ...]]) -> None:
+    """Refuses files that cases of the same name at several sites would share."""
+    sites: dict[Path, list[str]] = {}
+    for case, files in zip(cases, found, strict=True):
+        for file in files:
+            sites.setdefault(file, []).append(case.site)
+    shared = [(file, names) for file, names in sites.items() if len(names) > 1]
+    if shared:
+        file, names = shared[0]
+        more = f" ({len(shared) - 1} more likewise)" if len(shared) > 1 else ""
+        raise DataError(
+            f"{file} would be scored as the prediction of the sites {', '.join(names)}{more}, which all have a case "
+            f"of that name; say whose it is with --site, or put each site's files into a folder of its own, "
+            f"{file.parent}/<site>/{file.name}"
+        )
 
 
 def _score(case: Case, files: Sequence[Path], config: Config) -> tuple[CaseScore, ...]:

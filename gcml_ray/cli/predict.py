@@ -6,7 +6,7 @@ import csv
 import io
 import logging
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import astuple, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -63,7 +63,7 @@ def predict(
     if split is not None:
         _check_splits(run, found.cases, images[0])
     _say_what(console, model, found)
-    todo, skipped = _to_do(found.cases, out, model.config, overwrite=overwrite)
+    todo, skipped = _to_do(found.cases, out, model, overwrite=overwrite)
     problems = list(found.problems)
     for each in found.problems:
         _say_failed(console, each)
@@ -95,17 +95,31 @@ def _say_what(console: Console, model: PersonalModel, found: FoundCases) -> None
         console.print(f"note: {note}", highlight=False, markup=False)
 
 
-def _to_do(cases: Sequence[Case], out: Path, config: Config, *, overwrite: bool) -> tuple[list[Case], int]:
+def _to_do(cases: Sequence[Case], out: Path, model: PersonalModel, *, overwrite: bool) -> tuple[list[Case], int]:
     """The cases to predict, and how many are left out because their files exist."""
     from gcml_ray.label_files import output_paths  # noqa: PLC0415 - torch only when a model runs
 
     inputs = {Path(image).resolve() for case in cases for image in case.images}
-    paths = {case: list(output_paths(out, case.name, case.images[0], config.data).values()) for case in cases}
+    paths = {case: list(output_paths(out, case.name, case.images[0], model.config.data).values()) for case in cases}
     clash = [path for each in paths.values() for path in each if path.resolve() in inputs]
     if clash:
         raise ConfigError(f"--out {out}: {clash[0]} is one of the images and would be replaced; give another folder")
-    todo = [case for case in cases if overwrite or not all(path.exists() for path in paths[case])]
-    return todo, len(cases) - len(todo)
+    done = {} if overwrite else {case: each for case, each in paths.items() if all(path.exists() for path in each)}
+    _check_own(done, out, model.facts[0].site)
+    return [case for case in cases if case not in done], len(done)
+
+
+def _check_own(existing: Mapping[Case, Sequence[Path]], out: Path, site: str) -> None:
+    """Refuses to take label files for a site's that another site's model made."""
+    from gcml_ray.label_files import site_that_made  # noqa: PLC0415 - torch only when a model runs
+
+    makers = {path: site_that_made(path) for paths in existing.values() for path in paths}
+    foreign = [path for path, maker in makers.items() if maker not in (None, site)]
+    if foreign:
+        raise ConfigError(
+            f"--out {out}: {len(foreign)} file(s) are there from another site's model, {foreign[0]} from that of site "
+            f"{makers[foreign[0]]}, not {site}; give another folder, or replace them with --overwrite"
+        )
 
 
 def _predict_one(model: PersonalModel, case: Case, out: Path, *, flips: bool, largest_component: bool) -> str | None:

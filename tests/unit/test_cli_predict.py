@@ -20,6 +20,7 @@ from gcml_ray.cli.predict import evaluate, predict
 from gcml_ray.config import Config
 from gcml_ray.data.datalist import read_datalist, write_datalist
 from gcml_ray.errors import CheckpointError, ConfigError, DataError
+from gcml_ray.label_files import site_that_made
 from tests.fake_runs import RecordingListener
 from tests.makers import make_config
 from tests.model_files import Array, Bright, bright_box, personal, save_volume, write_run
@@ -186,6 +187,23 @@ def test_existing_files_are_kept_unless_overwritten(tmp_path: Path) -> None:
     assert nibabel.load(tmp_path / "out" / "p1.nii.gz").shape == (12, 12, 8)
 
 
+def test_files_of_another_sites_model_are_not_taken_for_ones_own(tmp_path: Path) -> None:
+    config = write_run(tmp_path)
+    for case in ("p1", "p2"):
+        pair(tmp_path / "in", case)
+    words = ("--images", tmp_path / "in")
+    assert predict_b(config, *words).exit_code == 0
+    assert "2 skipped" in predict_b(config, *words).output
+    before = (tmp_path / "out" / "p1.nii.gz").read_bytes()
+    result = predict_b(config, *words, "--site", "B")
+    assert isinstance(result.exception, ConfigError)
+    assert "2 file(s) are there from another site's model" in str(result.exception)
+    assert "p1.nii.gz from that of site A, not B; give another folder" in str(result.exception)
+    assert (tmp_path / "out" / "p1.nii.gz").read_bytes() == before
+    assert predict_b(config, *words, "--site", "B", "--overwrite").exit_code == 0
+    assert site_that_made(tmp_path / "out" / "p1.nii.gz") == "B"
+
+
 def test_images_are_never_replaced(tmp_path: Path) -> None:
     config = write_run(tmp_path)
     image = volume(tmp_path / "out" / "p1.nii.gz", shape=(12, 12, 8, 2))
@@ -291,6 +309,17 @@ def test_one_site_may_lie_in_the_folder_itself(tmp_path: Path) -> None:
     references_as_predictions(config, tmp_path / "out", sites="B", flat=True)
     result = evaluate_out(config, "--site", "B", "--split", "test")
     assert "1 scored, 0 failed, 0 without" in result.output
+
+
+def test_file_that_two_sites_would_share_is_refused(tmp_path: Path) -> None:
+    config = write_run(tmp_path)
+    references_as_predictions(config, tmp_path / "out", flat=True)
+    assert (tmp_path / "out" / "c4.nii").is_file()  # of A's test case; B has a training case of that name
+    result = evaluate_out(config)
+    assert isinstance(result.exception, DataError)
+    assert f"{tmp_path / 'out' / 'c4.nii'} would be scored as the prediction of the sites A, B" in str(result.exception)
+    assert "--site, or put each site's files into a folder of its own" in str(result.exception)
+    assert "1 scored, 0 failed" in evaluate_out(config, "--site", "A").output
 
 
 def test_missing_prediction_fails_only_where_a_split_was_asked_for(tmp_path: Path) -> None:
