@@ -18,29 +18,41 @@ _REMEDY = "bring it back, or delete it to go on unchecked"
 
 
 def keep_cases(folder: Path, cases: Sequence[Case], *, anew: bool) -> None:
-    """Writes down the cases of a site that starts; one that goes on must have left them in their splits.
+    """Writes down the cases of a site, beside its first checkpoint.
 
     Cases may come and go during a run. One that has gone stays known, so that it cannot come back in another split.
 
     Args:
         folder: the site's checkpoints.
         cases: its cases, each with its split.
-        anew: whether the site starts afresh, whatever was written before.
+        anew: whether the site started afresh, whatever was written before.
+
+    Raises:
+        CheckpointError: what was written before cannot be read.
+    """
+    known = {} if anew else known_cases(folder)
+    now = known | {_name(case): str(case.split) for case in cases}
+    if now != known:
+        replace_file(folder / CASES_FILE, json.dumps(now, indent=0, sort_keys=True, ensure_ascii=False) + "\n")
+
+
+def check_cases(folder: Path, cases: Sequence[Case]) -> None:
+    """Whether a site that goes on has left its cases in their splits.
+
+    Args:
+        folder: the site's checkpoints.
+        cases: its cases, each with its split.
 
     Raises:
         DataError: a case is in another split than before; names all of them.
         CheckpointError: what was written before cannot be read.
     """
-    known = {} if anew else known_cases(folder)
-    if moved := _moved(known, cases):
+    if moved := _moved(known_cases(folder), cases):
         raise DataError(
             f"{len(moved)} case(s) of this run are in another split now:{listed(moved)}\n"
             "What was trained on would be tested, or the reverse. Bring the datalist back as it was, write `split` "
             "into its entries, or start anew in another output.folder"
         )
-    now = known | {_name(case): str(case.split) for case in cases}
-    if now != known:
-        replace_file(folder / CASES_FILE, json.dumps(now, indent=0, sort_keys=True, ensure_ascii=False) + "\n")
 
 
 def check_splits(folder: Path, cases: Sequence[Case], *, source: str) -> None:

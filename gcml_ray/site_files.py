@@ -22,7 +22,7 @@ from gcml_ray.config import Config
 from gcml_ray.data.contract import data_contract
 from gcml_ray.data.datalist import Case
 from gcml_ray.errors import CheckpointError, DamagedError
-from gcml_ray.known_cases import keep_cases
+from gcml_ray.known_cases import check_cases, keep_cases
 from gcml_ray.learner import Learner
 from gcml_ray.networks.registry import fingerprint
 from gcml_ray.records import PERSONALISED
@@ -52,6 +52,8 @@ class SiteFiles:
         self.site = site
         self.folder = folder
         self.state = SiteState(site=site, round_number=0, identity=config.identity)
+        self._cases: Sequence[Case] = ()  # not written down yet
+        self._is_anew = True
 
     def restore(
         self, local: Learner, personal: Learner | None, *, resume_round: int | None, cases: Sequence[Case] = ()
@@ -64,7 +66,7 @@ class SiteFiles:
             local: gets the weights.
             personal: the second model, of methods with two.
             resume_round: the round.
-            cases: the site's, each with its split; kept, and compared with what was kept.
+            cases: the site's, each with its split; compared with what was kept, and kept with the next checkpoint.
 
         Raises:
             DataError: a case is in another split than before (:mod:`gcml_ray.known_cases`).
@@ -72,7 +74,7 @@ class SiteFiles:
         """
         for path in self.folder.glob("*.tmp"):
             path.unlink(missing_ok=True)  # a write that broke off with its process
-        keep_cases(self.folder, cases, anew=resume_round == 0)
+        self._meet(cases, anew=resume_round == 0)
         rounds = saved_rounds(self.folder)
         if resume_round is None:
             resume_round = rounds[-1] if rounds else 0
@@ -98,6 +100,13 @@ class SiteFiles:
         for number, cause in damaged.items():
             round_file(self.folder, number).replace(self._aside(number))
             log.warning("site %s goes on from the checkpoint before round %d: %s", self.site, number, cause)
+
+    def _meet(self, cases: Sequence[Case], *, anew: bool) -> None:
+        """Compares the cases with what was kept; the next checkpoint keeps them."""
+        if not anew:
+            check_cases(self.folder, cases)
+        if cases:
+            self._cases, self._is_anew = cases, anew
 
     def _load_round(self, local: Learner, personal: Learner | None, number: int) -> None:
         """Goes to a round whose checkpoint is there."""
@@ -140,7 +149,10 @@ class SiteFiles:
             self.state = replace(self.state, before_gossip_file=name)
 
     def save(self, local: Learner, personal: Learner | None) -> None:
-        """Writes the checkpoint of the round that the state is at."""
+        """Writes the checkpoint of the round that the state is at; beside the first one, what the cases are."""
+        if self._cases:
+            keep_cases(self.folder, self._cases, anew=self._is_anew)
+            self._cases = ()
         save_round(self.folder, local, self.state, personal=personal)
 
     def load(self, model: str, into: FlatModel) -> int:
