@@ -7,7 +7,7 @@ import sys
 import threading
 import uuid
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
 from actors.driver import Driver, RunSummary
@@ -85,7 +85,7 @@ def run_federation(
     """
     sites = sites_of(config)
     check_sites(config.chaos, (*sites, SERVER) if has_server(config.method) else sites)
-    with _own_folder(config, resume=resume) as folder:
+    with _own_folder(config, resume=resume, is_trial=not test) as folder:
         state = _state_to_resume(folder) if resume else None
         tracker = BackgroundTracker(build_tracker(config, folder.path))
         status = "failed"
@@ -108,11 +108,11 @@ def run_federation(
 
 
 @contextmanager
-def _own_folder(config: Config, *, resume: bool) -> Iterator[RunFolder]:
-    """The run's folder, new or as it was, which no other run can use meanwhile."""
+def _own_folder(config: Config, *, resume: bool, is_trial: bool) -> Iterator[RunFolder]:
+    """The run's folder, new or as it was, which no other run can use meanwhile; a search guards its trials' itself."""
     path = Path(config.output.folder)
     known = RunFolder.open(path) if resume else None
-    with held(path):
+    with nullcontext() if is_trial else held(path):
         yield known or RunFolder.create(path, config)
 
 

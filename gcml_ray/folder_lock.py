@@ -5,6 +5,7 @@ from __future__ import annotations
 import fcntl
 import os
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,6 +13,7 @@ from pathlib import Path
 from gcml_ray.errors import ConfigError
 
 LOCK_FILE = ".lock"
+PATIENCE_S = 15.0  # for a process that is on its way out, as after a search that was stopped at once
 
 
 @contextmanager
@@ -33,7 +35,7 @@ def held(folder: Path) -> Iterator[None]:
         ) from error
     with stream:
         try:
-            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _lock(stream.fileno())
         except BlockingIOError as error:
             stream.seek(0)
             raise ConfigError(
@@ -47,3 +49,17 @@ def held(folder: Path) -> Iterator[None]:
             stream.write(f"process {os.getpid()} on {socket.gethostname()}\n")
             stream.flush()
         yield
+
+
+def _lock(file: int) -> None:
+    """Takes the lock; BlockingIOError where somebody keeps it."""
+    deadline = time.monotonic() + PATIENCE_S
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > deadline:
+                raise
+            time.sleep(0.2)
+        else:
+            return
