@@ -24,6 +24,7 @@ from gcml_ray.run_folder import RunFolder, RunState, check_site_name, replace_fi
 log = logging.getLogger(__name__)
 
 Wish = Literal["add", "remove"]
+WRONG_REQUEST = (ValueError, KeyError, TypeError, ConfigError)  # what reading one can raise
 LEFT = "left"  # how the reason of a departure begins
 
 
@@ -110,23 +111,20 @@ class Attendance:
         """The sites of requests that wait; they are followed, and what is wrong with them said, in the first round."""
         asked: set[str] = set()
         for path in _requests(self.folder).glob("*.json"):
-            with suppress(OSError, ValueError, KeyError, TypeError):
-                request = json.loads(path.read_text(encoding="utf-8"))
-                asked |= {request["site"]} if request["wish"] == "remove" else set()
+            with suppress(OSError, *WRONG_REQUEST):
+                wish, site = _read_request(path)
+                asked |= {site} if wish == "remove" else set()
         return asked
 
     def _follow(self, path: Path, number: int) -> None:
         """Does what a request asks for, and says so; one that cannot be read, or followed, is put aside."""
         try:
-            asked = json.loads(path.read_text(encoding="utf-8"))
-            wish, site = asked["wish"], check_site_name(asked["site"])
-            if wish not in ("add", "remove"):
-                raise ValueError(f"wish {wish!r} is neither add nor remove")
+            wish, site = _read_request(path)
             if wish == "add":
                 self.add(site, number)
             else:
                 self.remove(site, f"{LEFT} before round {number}, on request")
-        except (ValueError, KeyError, TypeError, ConfigError, DataError) as error:
+        except (*WRONG_REQUEST, DataError) as error:
             log.warning("request %s is not followed: %s", path.name, error)
             path.rename(path.with_suffix(".refused"))
             return
@@ -162,6 +160,15 @@ class Attendance:
         if not self.roster.members.keys() - {site}:
             raise ConfigError(f"site {site} is the last one: stop the run instead")
         self.roster.drop(site, reason)
+
+
+def _read_request(path: Path) -> tuple[Wish, str]:
+    """What a request asks for, and of which site."""
+    asked = json.loads(path.read_text(encoding="utf-8"))
+    wish, site = asked["wish"], check_site_name(asked["site"])
+    if wish not in ("add", "remove"):
+        raise ValueError(f"wish {wish!r} is neither add nor remove")
+    return wish, site
 
 
 def check_schedule(config: Config, sites: Sequence[str]) -> None:

@@ -109,7 +109,10 @@ def run_federation(
 
 @contextmanager
 def _own_folder(config: Config, *, resume: bool, is_trial: bool) -> Iterator[RunFolder]:
-    """The run's folder, new or as it was, which no other run can use meanwhile; a search guards its trials' itself."""
+    """The run's folder, new or as it was, which no other run can use meanwhile.
+
+    A trial of a search takes no lock: one that was stopped at once may be on its way out when the search goes on.
+    """
     path = Path(config.output.folder)
     known = RunFolder.open(path) if resume else None
     with nullcontext() if is_trial else held(path):

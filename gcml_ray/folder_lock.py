@@ -5,7 +5,6 @@ from __future__ import annotations
 import fcntl
 import os
 import socket
-import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,7 +12,6 @@ from pathlib import Path
 from gcml_ray.errors import ConfigError
 
 LOCK_FILE = ".lock"
-PATIENCE_S = 15.0  # for a process that is on its way out, as after a search that was stopped at once
 
 
 @contextmanager
@@ -29,13 +27,10 @@ def held(folder: Path) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         stream = (folder / LOCK_FILE).open("a+", encoding="utf-8")
     except OSError as error:
-        raise ConfigError(
-            f"output.folder: {folder} cannot be made or written ({error.strerror}). "
-            "Give a folder on a disk where you may write"
-        ) from error
+        raise not_writable(folder, error) from error
     with stream:
         try:
-            _lock(stream.fileno())
+            fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             stream.seek(0)
             raise ConfigError(
@@ -51,15 +46,9 @@ def held(folder: Path) -> Iterator[None]:
         yield
 
 
-def _lock(file: int) -> None:
-    """Takes the lock; BlockingIOError where somebody keeps it."""
-    deadline = time.monotonic() + PATIENCE_S
-    while True:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if time.monotonic() > deadline:
-                raise
-            time.sleep(0.2)
-        else:
-            return
+def not_writable(folder: Path, error: OSError) -> ConfigError:
+    """What a user reads where a run folder cannot be made or written."""
+    return ConfigError(
+        f"output.folder: {folder} cannot be made or written ({error.strerror}). "
+        "Give a folder on a disk where you may write"
+    )

@@ -36,27 +36,10 @@ def keep_cases(folder: Path, cases: Sequence[Case], *, anew: bool) -> None:
         replace_file(folder / CASES_FILE, json.dumps(now, indent=0, sort_keys=True, ensure_ascii=False) + "\n")
 
 
-def check_cases(folder: Path, cases: Sequence[Case]) -> None:
-    """Whether a site that goes on has left its cases in their splits.
-
-    Args:
-        folder: the site's checkpoints.
-        cases: its cases, each with its split.
-
-    Raises:
-        DataError: a case is in another split than before; names all of them.
-        CheckpointError: what was written before cannot be read.
-    """
-    if moved := _moved(known_cases(folder), cases):
-        raise DataError(
-            f"{len(moved)} case(s) of this run are in another split now:{listed(moved)}\n"
-            "What was trained on would be tested, or the reverse. Bring the datalist back as it was, write `split` "
-            "into its entries, or start anew in another output.folder"
-        )
-
-
 def check_splits(folder: Path, cases: Sequence[Case], *, source: str) -> None:
     """Whether cases are in the splits that the site of this folder had them in; a folder without a list knows none.
+
+    A site that goes on asks, and whoever scores the cases of a split later.
 
     Args:
         folder: the site's checkpoints.
@@ -70,8 +53,9 @@ def check_splits(folder: Path, cases: Sequence[Case], *, source: str) -> None:
     if moved := _moved(known_cases(folder), cases):
         raise DataError(
             f"{source}: {len(moved)} case(s) are in another split than in the run:{listed(moved)}\n"
-            "Splits that a datalist leaves open follow from its cases: give the one of the run, or write `split` into "
-            "its entries"
+            "What was trained on would be tested, or the reverse. Splits that a datalist leaves open follow from its "
+            "cases: bring the list of the run back, write `split` into its entries, or start anew in another "
+            "output.folder"
         )
 
 

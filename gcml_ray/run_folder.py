@@ -36,6 +36,7 @@ from typing import Literal, cast, get_args
 
 from gcml_ray.config import Config
 from gcml_ray.errors import CheckpointError, ConfigError
+from gcml_ray.folder_lock import not_writable
 from gcml_ray.record_json import from_json, to_json
 from gcml_ray.records import CaseScore, PushReceipt, RoundRecord, Split
 
@@ -115,10 +116,7 @@ class RunFolder:
             save_config(config, folder.config_file)
             folder.tracking_file.unlink(missing_ok=True)  # of a run that failed to start
         except OSError as error:
-            raise ConfigError(
-                f"output.folder: {folder.path} cannot be made or written ({error.strerror}). "
-                "Give a folder on a disk where you may write"
-            ) from error
+            raise not_writable(folder.path, error) from error
         return folder
 
     @classmethod

@@ -22,7 +22,7 @@ from gcml_ray.config import Config
 from gcml_ray.data.contract import data_contract
 from gcml_ray.data.datalist import Case
 from gcml_ray.errors import CheckpointError, DamagedError
-from gcml_ray.known_cases import check_cases, keep_cases
+from gcml_ray.known_cases import check_splits, keep_cases
 from gcml_ray.learner import Learner
 from gcml_ray.networks.registry import fingerprint
 from gcml_ray.records import PERSONALISED
@@ -104,7 +104,7 @@ class SiteFiles:
     def _meet(self, cases: Sequence[Case], *, anew: bool) -> None:
         """Compares the cases with what was kept; the next checkpoint keeps them."""
         if not anew:
-            check_cases(self.folder, cases)
+            check_splits(self.folder, cases, source=self.config.data.datalist)
         if cases:
             self._cases, self._is_anew = cases, anew
 

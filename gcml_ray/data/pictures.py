@@ -56,8 +56,7 @@ def picture_shape(picture: Image.Image, *, is_label: bool) -> tuple[int, int, in
 def picture_values(picture: Image.Image, path: str, *, is_label: bool) -> NDArray[Any]:
     """(H, W, C) values as stored, of an image with a palette the colours; a label's places in it are its values."""
     array = np.asarray(picture if is_label else _without_palette(picture))
-    bits = _stored_bits(picture, path)
-    if picture.mode == "L" and bits in (2, 4):
+    if picture.mode == "L" and (bits := _stored_bits(picture, path)) in (2, 4):
         array = array // (OPAQUE // (2**bits - 1))  # Pillow stretches them to 0..255
     return array[..., None] if array.ndim == 2 else array
 

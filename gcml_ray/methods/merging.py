@@ -96,7 +96,6 @@ def _select_best(
     scores["local_before"] = context.score(local)
     best = max(("local_after", "mix", "incoming_after", "local_before"), key=lambda name: scores[name])
     if best == "incoming_after":
-        local.model.restore(after)
         local.model.load(incoming.model.flat)  # with its statistics and norms, as it was scored, not with the own ones
     elif best != "local_before":
         local.model.restore(after if best == "local_after" else mixed)

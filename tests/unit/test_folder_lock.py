@@ -15,11 +15,6 @@ from tests.fake_runs import RecordingListener
 from tests.makers import make_config
 
 
-@pytest.fixture(autouse=True)
-def _impatient(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("gcml_ray.folder_lock.PATIENCE_S", 0.1)
-
-
 def test_a_folder_that_is_held_is_refused_with_who_holds_it(tmp_path: Path) -> None:
     in_use = pytest.raises(ConfigError, match=rf"in use.*process {os.getpid()} on ")
     with held(tmp_path / "run"), in_use, held(tmp_path / "run"):

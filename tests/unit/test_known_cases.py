@@ -8,7 +8,7 @@ import pytest
 
 from gcml_ray.data.datalist import Case
 from gcml_ray.errors import CheckpointError, DataError
-from gcml_ray.known_cases import CASES_FILE, check_cases, check_splits, keep_cases, known_cases
+from gcml_ray.known_cases import CASES_FILE, check_splits, keep_cases, known_cases
 from gcml_ray.records import Split
 from tests.makers import make_config
 from tests.trainer_runs import make_trainer, order
@@ -21,7 +21,7 @@ def case(name: str, split: Split) -> Case:
 def test_a_case_that_moves_is_refused_by_name(tmp_path: Path) -> None:
     keep_cases(tmp_path, [case("a", "train"), case("b", "test")], anew=True)
     with pytest.raises(DataError, match=r"(?s)1 case.*site A, case a: was train, is test"):
-        check_cases(tmp_path, [case("a", "test"), case("b", "test")])
+        check_splits(tmp_path, [case("a", "test"), case("b", "test")], source="list.json")
 
 
 def test_cases_may_come_and_go_but_not_come_back_elsewhere(tmp_path: Path) -> None:
@@ -29,7 +29,7 @@ def test_cases_may_come_and_go_but_not_come_back_elsewhere(tmp_path: Path) -> No
     keep_cases(tmp_path, [case("b", "test")], anew=False)
     assert known_cases(tmp_path) == {"A/a": "train", "A/b": "test"}
     with pytest.raises(DataError, match="case a"):
-        check_cases(tmp_path, [case("a", "validation")])
+        check_splits(tmp_path, [case("a", "validation")], source="list.json")
 
 
 def test_a_run_that_starts_anew_forgets_what_was_written_before(tmp_path: Path) -> None:
