@@ -1,4 +1,4 @@
-"""One process at a time drives a run: two that append to one folder's records destroy them."""
+"""One process at a time drives a run or a search: two that append to one folder's records destroy them."""
 
 from __future__ import annotations
 
@@ -15,10 +15,14 @@ LOCK_FILE = ".lock"
 
 
 @contextmanager
-def held(folder: Path) -> Iterator[None]:
+def held(folder: Path, *, key: str = "output.folder") -> Iterator[None]:
     """Within the block no other process, on this machine or one that shares the disk, can hold the same folder.
 
     The system frees it when the process ends, however it ends. Where the file system knows no locks there is none.
+
+    Args:
+        folder: of the run or search; made where it does not exist.
+        key: of the configuration that names it, for messages.
 
     Raises:
         ConfigError: another one holds it, or the folder cannot be made or written.
@@ -27,15 +31,15 @@ def held(folder: Path) -> Iterator[None]:
         folder.mkdir(parents=True, exist_ok=True)
         stream = (folder / LOCK_FILE).open("a+", encoding="utf-8")
     except OSError as error:
-        raise not_writable(folder, error) from error
+        raise not_writable(folder, error, key=key) from error
     with stream:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             stream.seek(0)
             raise ConfigError(
-                f"output.folder: {folder} is in use by another run ({stream.read().strip() or 'process unknown'}). "
-                "Wait for its end or stop it, or set another output.folder"
+                f"{key}: {folder} is in use by another process ({stream.read().strip() or 'unknown'}). "
+                f"Wait for its end or stop it, or set another {key}"
             ) from error
         except OSError:
             pass
@@ -46,9 +50,8 @@ def held(folder: Path) -> Iterator[None]:
         yield
 
 
-def not_writable(folder: Path, error: OSError) -> ConfigError:
-    """What a user reads where a run folder cannot be made or written."""
+def not_writable(folder: Path, error: OSError, *, key: str = "output.folder") -> ConfigError:
+    """What a user reads where the folder of a run or search cannot be made or written."""
     return ConfigError(
-        f"output.folder: {folder} cannot be made or written ({error.strerror}). "
-        "Give a folder on a disk where you may write"
+        f"{key}: {folder} cannot be made or written ({error.strerror}). Give a folder on a disk where you may write"
     )

@@ -23,6 +23,7 @@ from actors.federation import sites_of
 from actors.site import TrainerFactory
 from gcml_ray.config.file import save_config
 from gcml_ray.errors import CheckpointError, ConfigError
+from gcml_ray.folder_lock import held, not_writable
 from gcml_ray.search.folder import write_search_record
 from gcml_ray.search.records import SearchRecord
 from tune.importance import importances
@@ -79,16 +80,11 @@ def run_search(
         make_trainer: see :class:`actors.site.Site`.
 
     Raises:
-        ConfigError: the folder already holds a search, or the federation's own values are not in the space.
+        ConfigError: the folder already holds a search, or another process works in it, or the federation's own values
+            are not in the space.
         CheckpointError: there is nothing to resume.
         ClusterError: the cluster is out of reach, or too small for a single trial.
     """
-    experiment = search.folder / TUNE_FOLDER
-    if not resume:
-        base_params(search)  # an error before there is a folder
-        _create_folder(search)
-    elif not ray_tune.Tuner.can_restore(str(experiment)):
-        raise CheckpointError(f"{search.folder} has no state of Ray Tune to resume from: start anew in another folder")
     sites = sites_of(search.base)
     os.environ.update(_SETTINGS)
     deadline = Deadline(search.config.budget.hours)
@@ -99,14 +95,20 @@ def run_search(
         is_ending=lambda: stop.is_set() or deadline.is_over,
         keep_checkpoints=search.config.keep_checkpoints,
     )
-    with connected(search.base.resources) as where, _logged_to(search.folder / LOG_FILE):
+    with (
+        _own_folder(search, resume=resume),
+        connected(search.base.resources) as where,
+        _logged_to(search.folder / LOG_FILE),
+    ):
         log.info("searching on %s", where)
         check_trial_fits(search, sites, nodes())
         trainable = ray_tune.with_resources(
             make_trainable(search, make_trainer=make_trainer), trial_resources(search, sites)
         )
         if resume:
-            tuner = ray_tune.Tuner.restore(str(experiment), trainable=trainable, resume_errored=retry_failed)
+            tuner = ray_tune.Tuner.restore(
+                str(search.folder / TUNE_FOLDER), trainable=trainable, resume_errored=retry_failed
+            )
         else:
             tuner = _new_tuner(search, trainable)
         with _stopping(stop), removed_at_the_end(search), _watched_by(watch):
@@ -134,7 +136,20 @@ def blank_record(search: Search) -> SearchRecord:
     return SearchRecord(search.config.name, search.config.objective, search.base.federation.rounds, (), default=default)
 
 
-def _create_folder(search: Search) -> None:
+@contextmanager
+def _own_folder(search: Search, *, resume: bool) -> Iterator[None]:
+    """Makes the folder of a new search, or finds that of one to resume; no other process works in it meanwhile."""
+    if not resume:
+        base_params(search)  # an error before there is a folder
+    elif not ray_tune.Tuner.can_restore(str(search.folder / TUNE_FOLDER)):
+        raise CheckpointError(f"{search.folder} has no state of Ray Tune to resume from: start anew in another folder")
+    with held(search.folder, key="folder"):
+        if not resume:
+            _begin(search)
+        yield
+
+
+def _begin(search: Search) -> None:
     if (search.folder / TUNE_FOLDER).exists():  # one that failed before its first trial may be tried again
         raise ConfigError(
             f"folder: {search.folder} already holds a search. Continue it with `gcml tune --resume {search.folder}`, "
@@ -144,7 +159,7 @@ def _create_folder(search: Search) -> None:
         save_search(search)
         write_search_record(blank_record(search), search.folder)
     except OSError as error:
-        raise ConfigError(f"folder: {search.folder} cannot be made or written ({error.strerror})") from error
+        raise not_writable(search.folder, error, key="folder") from error
 
 
 @contextmanager

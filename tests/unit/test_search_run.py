@@ -21,7 +21,8 @@ from actors.cluster import Node
 from gcml_ray.cli.tune import tune
 from gcml_ray.config.file import load_config, save_config
 from gcml_ray.console.search import SearchConsole, final_table, search_table, search_verdict
-from gcml_ray.errors import CheckpointError, ClusterError, GcmlError
+from gcml_ray.errors import CheckpointError, ClusterError, ConfigError, GcmlError
+from gcml_ray.folder_lock import held
 from gcml_ray.record_json import to_json
 from gcml_ray.report.search import write_search_plots
 from gcml_ray.run_folder import RunFolder
@@ -31,11 +32,22 @@ from tests.fakes import FakeTrainers, calls_of
 from tests.unit.test_search_space import make_search, record
 from tune.final import run_final
 from tune.importance import importances
-from tune.search import check_trial_fits, trial_resources
+from tune.search import check_trial_fits, run_search, trial_resources
 from tune.search_file import save_search
 from tune.trainable import RoundReporter, TrialError, points_in
 from tune.trial_config import Search, best_config
 from tune.watch import Watch
+
+# --- its folder --------------------------------------------------------------------------------
+
+
+def test_a_second_search_in_a_folder_in_use_changes_nothing_there(tmp_path: Path) -> None:
+    search = make_search(tmp_path)
+    before = set(search.folder.glob("*"))
+    with held(search.folder), pytest.raises(ConfigError, match=r"folder: .* is in use by another process"):
+        run_search(search, views=(), stop=threading.Event())
+    assert set(search.folder.glob("*")) - before == {search.folder / ".lock"}
+
 
 # --- places ------------------------------------------------------------------------------------
 
