@@ -21,6 +21,7 @@ import nibabel
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 from gcml_ray.config import DataConfig
 from gcml_ray.data.reading import UNREADABLE, is_picture
@@ -28,6 +29,7 @@ from gcml_ray.errors import DataError
 
 Labels = NDArray[np.integer[Any]]
 MADE_BY = re.compile(r"gcml-ray site (\S+) round ")  # how the notes of predictions begin
+PNG_NOTE = "Comment"  # the text chunk of a png that holds its note
 
 
 def region_values(data: DataConfig) -> dict[str, int] | None:
@@ -98,14 +100,23 @@ def output_paths(folder: Path, case: str, image: str, data: DataConfig) -> dict[
 
 
 def site_that_made(path: Path) -> str | None:
-    """The site whose model predicted a label file, by its header; None where that is not said (pictures never do)."""
+    """The site whose model predicted a label file, by its header or text chunk; None where that is not said."""
     try:
-        header: Any = nibabel.load(path).header
-        note = bytes(header["descrip"]).decode("ascii", "replace")
+        note = _png_note(path) if path.suffix == ".png" else _nifti_note(path)
     except (*UNREADABLE, AttributeError):
         return None
     match = MADE_BY.match(note)
     return match[1] if match else None
+
+
+def _png_note(path: Path) -> str:
+    with Image.open(path) as image:
+        return str(image.info.get(PNG_NOTE, ""))
+
+
+def _nifti_note(path: Path) -> str:
+    header: Any = nibabel.load(path).header
+    return bytes(header["descrip"]).decode("ascii", "replace")
 
 
 def write_labels(path: Path, labels: Labels, *, like: str, note: str) -> None:
@@ -115,7 +126,7 @@ def write_labels(path: Path, labels: Labels, *, like: str, note: str) -> None:
         path: ``.png`` or ``.nii.gz``.
         labels: (*source).
         like: the image's file; a NIfTI gives affine, codes and units.
-        note: goes into the NIfTI header's ``descrip`` (79 characters).
+        note: goes into the NIfTI header's ``descrip`` (79 characters), or a png's text chunk ``Comment``.
 
     Raises:
         DataError: values that a png cannot hold.
@@ -125,7 +136,9 @@ def write_labels(path: Path, labels: Labels, *, like: str, note: str) -> None:
     if path.suffix == ".png":
         if labels.min() < 0 or labels.max() > 255:
             raise DataError(f"{path}: a png mask holds 0 to 255, data.labels has other values; store images as NIfTI")
-        Image.fromarray(labels.astype(np.uint8)).save(draft)
+        chunks = PngInfo()
+        chunks.add_text(PNG_NOTE, note)
+        Image.fromarray(labels.astype(np.uint8)).save(draft, pnginfo=chunks)
     else:
         nibabel.save(_nifti(labels, like, note), draft)
     os.replace(draft, path)

@@ -5,9 +5,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from gcml_ray.config import DataConfig
-from gcml_ray.label_files import label_map, output_paths, region_values
+from gcml_ray.label_files import label_map, output_paths, region_values, site_that_made, write_labels
 
 BRATS = {
     "labels": {"background": 0, "necrosis": 1, "oedema": 2, "enhancing": 4},
@@ -60,3 +61,16 @@ def test_regions_that_one_map_cannot_say_get_a_file_each(tmp_path: Path, regions
 def test_regions_apart_share_one_label_map() -> None:
     config = data(labels={"background": 0, "left": 5, "right": 6}, regions={"l": ["left"], "r": ["right"]})
     assert region_values(config) == {"l": 5, "r": 6}
+
+
+def test_a_png_says_whose_model_made_it(tmp_path: Path) -> None:
+    labels = np.eye(4, dtype=np.uint8)
+    write_labels(tmp_path / "p1.png", labels, like="p1.png", note="gcml-ray site Zürich round 7")
+    assert site_that_made(tmp_path / "p1.png") == "Zürich"
+    assert np.asarray(Image.open(tmp_path / "p1.png")).tolist() == labels.tolist()
+
+
+def test_a_png_of_somebody_else_is_nobodys(tmp_path: Path) -> None:
+    Image.fromarray(np.eye(4, dtype=np.uint8)).save(tmp_path / "p1.png")
+    (tmp_path / "p2.png").write_bytes(b"no picture")
+    assert [site_that_made(tmp_path / name) for name in ("p1.png", "p2.png")] == [None, None]
