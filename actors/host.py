@@ -56,7 +56,7 @@ class SiteHost:
 
     def _trainer_at_the_bench(self, *arguments: Any, **options: Any) -> Any:
         """The real trainer of one of these sites."""
-        from gcml_ray.lean_monai import import_monai  # noqa: PLC0415 - torch and MONAI only where training happens
+        from gcml_ray.lean_imports import import_monai  # noqa: PLC0415 - torch and MONAI only where training happens
 
         import_monai()  # before the bench, which would load all of it
         from gcml_ray.workbench import Workbench  # noqa: PLC0415

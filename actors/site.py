@@ -351,7 +351,7 @@ def default_trainer(config: Config, name: str, folder: Path, **options: Any) -> 
 
 def trainer_in_own_process(config: Config, name: str, folder: Path, **options: Any) -> Trainer:
     """The same in a process that does nothing else: it starts sooner and takes less memory."""
-    from gcml_ray.lean_monai import import_monai  # noqa: PLC0415 - as above
+    from gcml_ray.lean_imports import import_monai  # noqa: PLC0415 - as above
 
     import_monai()
     return default_trainer(config, name, folder, **options)

@@ -39,7 +39,7 @@ def main() -> None:
     if sys.argv[1:] == ["plain"]:
         import monai  # noqa: F401
     else:
-        from gcml_ray.lean_monai import import_monai
+        from gcml_ray.lean_imports import import_monai
 
         import_monai()
     laps.note("MONAI")

@@ -39,7 +39,7 @@ def noting_trainer(
     config: Config, site: str, folder: Path, *, use_gpu: bool, on_progress: Callable[[str, int, int], None]
 ) -> Any:
     """The trainer of every run, whose last step of a round leaves a line in the benchmark's folder."""
-    from gcml_ray.lean_monai import import_monai  # noqa: PLC0415 - as any site's process does
+    from gcml_ray.lean_imports import import_monai  # noqa: PLC0415 - as any site's process does
 
     import_monai()
     from benchmarks.peers.run_gcml import bench  # noqa: PLC0415 - one a process: __main__ travels by value

@@ -31,9 +31,9 @@ from gcml_ray.config.file import load_config
 from gcml_ray.console.comparison import CellsConsole
 from gcml_ray.console.run import RunConsole
 from gcml_ray.console.summary import comparison_table, comparison_verdict, run_facts, run_table, where_things_are
-from gcml_ray.demo import demo_config, prepare_demo
 from gcml_ray.errors import ConfigError, GcmlError
 from gcml_ray.run_folder import RunFolder
+from gcml_ray.tracking.run import import_lean_client
 
 app = typer.Typer(
     help="Decentralised, personalised federated learning for medical image segmentation, on Ray.",
@@ -105,6 +105,7 @@ def demo(
 ) -> None:
     """Make four phantom sites, train them together and alone, and compare: a few minutes on two cores."""
     from actors.federation import ray_session  # noqa: PLC0415 - the one place that knows all packages
+    from gcml_ray.demo import demo_config, prepare_demo  # noqa: PLC0415 - scipy only where phantoms are made
 
     console = Console(soft_wrap=True)
     target = _fresh_folder(folder)
@@ -150,6 +151,8 @@ def _run_once(config: Config, console: Console, *, title: str, resume: bool = Fa
     """One federation with its console and its signal handling."""
     from actors.federation import run_federation  # noqa: PLC0415 - the one place that knows all packages
 
+    if config.tracking.enabled:  # beside Ray's start; the tracker's own thread waits for it
+        threading.Thread(target=import_lean_client, daemon=True).start()
     with RunConsole(console, title=title) as listener, _stop_on_signal(listener) as stop:
         return run_federation(config, listener=listener, stop=stop, resume=resume)
 

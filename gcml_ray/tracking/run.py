@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Literal, Protocol
 
 from gcml_ray.config import Config
 from gcml_ray.errors import ConfigError
+from gcml_ray.lean_imports import hidden
 from gcml_ray.records import EvaluationReport, RoundRecord, SiteInfo
 from gcml_ray.run_folder import replace_file
 from gcml_ray.tracking.metrics import (
@@ -314,6 +315,15 @@ class MlflowTracker:
     def _record_run_id(self) -> None:
         names = {"uri": self._uri, "experiment_id": self._experiment_id, "run_id": self._run_ids[""]}
         replace_file(self._folder / "tracking.json", json.dumps(names, indent=2) + "\n")
+
+
+def import_lean_client() -> None:
+    """Imports MLflow without tables, which a client that logs runs does not use: 70 MB and a quarter of the time less.
+
+    For a process that is ours alone; see :mod:`gcml_ray.lean_imports`.
+    """
+    with hidden(("pandas", "pyarrow")):
+        from mlflow import MlflowClient  # noqa: F401, PLC0415 - slow, and only where tracking is on
 
 
 def connect_to(uri: str) -> MlflowClient:
