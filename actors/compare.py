@@ -6,7 +6,6 @@ their own then. A cell that fails is a record: the others go on.
 
 from __future__ import annotations
 
-import logging
 import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
@@ -27,8 +26,6 @@ from gcml_ray.config.file import load_config
 from gcml_ray.errors import ConfigError, GcmlError
 from gcml_ray.run_folder import RunFolder
 from gcml_ray.tracking.comparison import ComparisonTracker
-
-log = logging.getLogger(__name__)
 
 STOPPED = "stopped"
 

@@ -49,7 +49,6 @@ from gcml_ray.trust import distrust_weights
 log = logging.getLogger(__name__)
 
 REMEMBERED_ROUNDS = 50  # what peer choice looks back on; keeps the driver's memory flat
-PUSH = CallKind("push")
 
 
 @dataclass(frozen=True)
@@ -186,13 +185,13 @@ class Driver:
             self.config.federation,
             round_number=number,
             num_train={name: self.roster.members[name].info.num_train for name in sites},
-            edge_weights=self._edge_weights(),
+            edge_weights=self._edge_weights(sites),
         )
 
-    def _edge_weights(self) -> Mapping[Edge, float]:
-        """Relative chances of single pushes."""
+    def _edge_weights(self, sites: Sequence[str]) -> Mapping[Edge, float]:
+        """Relative chances of single pushes among these sites."""
         topology = getattr(self.config.method, "topology", None)
-        weights = usefulness_weights(self.recent, topology) if isinstance(topology, UsefulnessTopology) else {}
+        weights = usefulness_weights(self.recent, topology, sites) if isinstance(topology, UsefulnessTopology) else {}
         distrust = distrust_weights(self.recent)
         return {edge: weights.get(edge, 1.0) * distrust.get(edge, 1.0) for edge in {*weights, *distrust}}
 

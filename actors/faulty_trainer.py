@@ -9,7 +9,6 @@ Legend: S values of a push, B batch.
 from __future__ import annotations
 
 import errno
-import logging
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -28,7 +27,6 @@ from gcml_ray.seeding import numpy_generator
 if TYPE_CHECKING:
     from actors.site import TrainerFactory
 
-log = logging.getLogger(__name__)
 
 Progress = Callable[[str, int, int], None]
 Push = tuple[PushHeader, Buffer]

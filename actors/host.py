@@ -28,16 +28,25 @@ class SiteHost:
         run_id: identifies the run on every push.
         use_gpu: whether a GPU was granted.
         make_trainer: see :class:`actors.site.Site`.
+        is_own_process: nothing but these sites is in this process.
     """
 
     def __init__(
-        self, config: Config, folder: str, *, run_id: str, use_gpu: bool, make_trainer: TrainerFactory | None = None
+        self,
+        config: Config,
+        folder: str,
+        *,
+        run_id: str,
+        use_gpu: bool,
+        make_trainer: TrainerFactory | None = None,
+        is_own_process: bool = False,
     ) -> None:
         self._config = config
         self._folder = folder
         self._run_id = run_id
         self._use_gpu = use_gpu
         self._make_trainer = make_trainer
+        self._is_own_process = is_own_process
         self._bench: Workbench | None = None
         self._sites: dict[str, Site] = {}
 
@@ -58,7 +67,8 @@ class SiteHost:
         """The real trainer of one of these sites."""
         from gcml_ray.lean_imports import import_monai  # noqa: PLC0415 - torch and MONAI only where training happens
 
-        import_monai()  # before the bench, which would load all of it
+        if self._is_own_process:
+            import_monai()  # before the bench, which would load all of it
         from gcml_ray.workbench import Workbench  # noqa: PLC0415
 
         self._bench = self._bench or Workbench(self._config.resources.park)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
@@ -22,11 +21,9 @@ from gcml_ray.errors import ClusterError
 from gcml_ray.push.wire import Payload, PushHeader
 from gcml_ray.records import Peer, PushReceipt, SiteFailure, SiteStatus
 
-log = logging.getLogger(__name__)
-
 # A site's threads: training in the default group, so that pushes land while it trains.
 CONCURRENCY_GROUPS = {"push": 1, "inbox": 2, "control": 1}
-GROUP_OF = {"push": "push", "receive": "inbox", "register": "control", "status": "control", "stop": "control"}
+GROUP_OF = {"push": "push", "register": "control", "status": "control"}
 
 # No retries: a repeated round would train twice. Restarts come back empty and are started by the driver.
 _OPTIONS: dict[str, Any] = {
@@ -38,7 +35,7 @@ _OPTIONS: dict[str, Any] = {
 SiteActor: Any = ray.remote(**_OPTIONS)(Site)  # Any: Ray's hints do not know an actor's options
 HostActor: Any = ray.remote(**_OPTIONS)(SiteHost)
 
-STOP_TIMEOUT_S = 5.0
+ANSWER_TIMEOUT_S = 5.0
 
 
 class ObjectStoreTransport:
@@ -93,7 +90,7 @@ class ObjectStoreTransport:
             reason = "unreachable: the receiver did not answer in time"
         else:
             try:
-                receipt: PushReceipt = ray.get(call, timeout=STOP_TIMEOUT_S)
+                receipt: PushReceipt = ray.get(call, timeout=ANSWER_TIMEOUT_S)
             except ray.exceptions.RayError as error:
                 failure = classify(error, site=receiver, stage="receive", round_number=header.round_number)
                 reason = f"unreachable: {failure.message}"
@@ -191,6 +188,7 @@ class RayPool:
             run_id=self._run_id,
             use_gpu=gpus > 0,
             make_trainer=self._make_trainer,
+            is_own_process=True,
         )
 
     def _create(self, site: str, *, cpus: float, gpus: float, **placement: Any) -> Any:
@@ -279,7 +277,7 @@ class RayPool:
         """The result of a finished call, or its failure as a record."""
         site, method, number = self._open[call]
         try:
-            return Outcome(site, method, result=ray.get(call, timeout=STOP_TIMEOUT_S))
+            return Outcome(site, method, result=ray.get(call, timeout=ANSWER_TIMEOUT_S))
         except ray.exceptions.RayError as error:
             failure = classify(error, site=site, stage=method, round_number=number)
             if isinstance(error, ray.exceptions.RayActorError):
@@ -310,7 +308,7 @@ class RayPool:
                 if not ready:
                     continue
                 try:
-                    known = ray.get(call, timeout=STOP_TIMEOUT_S)
+                    known = ray.get(call, timeout=ANSWER_TIMEOUT_S)
                 except ray.exceptions.RayError:
                     known = []  # the call that matters reports the failure
                 self._statuses[key] = [known] if isinstance(known, SiteStatus) else known

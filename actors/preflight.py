@@ -104,7 +104,7 @@ def check_capacity(config: Config, sites: Sequence[str], nodes: Sequence[Node]) 
 
 def check_config(config: Config, machine: Machine, nodes: Sequence[Node]) -> Iterator[Check]:
     """Everything about one configuration: where it writes, its sites and cases, first steps, forecast."""
-    from actors.federation import case_sites_of  # noqa: PLC0415 - see run_checks
+    from actors.federation import case_sites_of, sites_of  # noqa: PLC0415 - see run_checks
     from gcml_ray.data.datalist import read_datalist  # noqa: PLC0415
     from gcml_ray.doctor import configuration as checks  # noqa: PLC0415
     from gcml_ray.errors import GcmlError  # noqa: PLC0415
@@ -120,13 +120,13 @@ def check_config(config: Config, machine: Machine, nodes: Sequence[Node]) -> Ite
         return
     yield Check("datalist", "PASS", f"{len(listed_cases)} cases; sites that take part: {', '.join(sites)}")
     if nodes:
-        yield check_capacity(config, sites, nodes)
+        yield check_capacity(config, sites_of(config), nodes)
     cases: list[Case] = []
     yield from _check_splits(config, sites, listed_cases, cases)
     headers: list[CaseHeader] = []
     yield from _check_cases(config, cases, headers)
     probes: list[Probe] = []
-    place = _place(config, sites, machine, nodes)
+    place = _place(config, sites_of(config), machine, nodes)
     yield from _check_steps(config, headers, probes)
     yield from _check_forecast(config, sites, headers, probes, place=place, machine=machine)
 

@@ -20,7 +20,7 @@ _HOMES = {"Federation": "federation", "FederationResult": "federation", "load_mo
 
 
 def __getattr__(name: str) -> Any:
-    """Loads a module when a name of it is asked for: the driver imports this package and neither torch nor pydantic."""
+    """Loads a module when a name of it is asked for: the driver imports this package and not torch."""
     if name not in _HOMES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(import_module(f"gcml_ray.{_HOMES[name]}"), name)

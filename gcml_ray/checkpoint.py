@@ -9,11 +9,9 @@ The last three rounds are kept, so that a site which is ahead of what the driver
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
 import logging
-import os
 import re
 import shutil
 from collections.abc import Mapping
@@ -31,6 +29,7 @@ from gcml_ray.record_json import from_json
 from gcml_ray.run_folder import KEPT_ROUNDS
 from gcml_ray.weight_average import WeightAverage
 from gcml_ray.weights import FlatModel
+from gcml_ray.whole_files import replaced
 
 log = logging.getLogger(__name__)
 
@@ -186,9 +185,8 @@ def save_model(path: Path, model: FlatModel, *, facts: Mapping[str, str]) -> Non
 
 def keep_as(path: Path, name: Path) -> None:
     """A copy of a file under a name that does not change."""
-    temporary = name.with_suffix(".tmp")
-    shutil.copyfile(path, temporary)
-    os.replace(temporary, name)
+    with replaced(name) as draft:
+        shutil.copyfile(path, draft)
 
 
 def load_model(path: Path, model: FlatModel) -> dict[str, str]:
@@ -246,21 +244,15 @@ def _load_average(path: Path, average: WeightAverage, arrays: Mapping[str, Array
 
 
 def write_tensors(path: Path, tensors: dict[str, Array], metadata: dict[str, str]) -> None:
-    """Temporary file, flush to disk, rename: a reader sees the old file or the new one.
+    """Writes a file of tensors as a whole.
 
     Raises:
         CheckpointError: the disk does not take it; nothing of it is left there.
     """
-    temporary = path.with_suffix(".tmp")
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, temporary, metadata=metadata | {CHECKSUM: _checksum_of(tensors, metadata)})
-        with temporary.open("rb") as handle:
-            os.fsync(handle.fileno())
-        os.replace(temporary, path)
+        with replaced(path) as draft:
+            save_file(tensors, draft, metadata=metadata | {CHECKSUM: _checksum_of(tensors, metadata)})
     except (SafetensorError, OSError) as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)  # what there is of it only takes room
         raise CheckpointError(
             f"{path} cannot be written ({error}): make room on this disk; until then the file before it is kept"
         ) from error

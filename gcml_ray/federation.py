@@ -188,7 +188,8 @@ class Federation:
 
         Args:
             callbacks: see :mod:`gcml_ray.callbacks`; None shows one line of progress, an empty list nothing.
-            resume: go on with the run in :attr:`folder`; ``tracking`` and ``resources`` may have changed since.
+            resume: go on with the run in :attr:`folder`; what does not decide the result may have changed since:
+                ``tracking``, ``output``, timeouts, and ``resources`` but for ``amp``.
 
         Returns:
             The result; its ``status`` says whether the run finished.
@@ -241,12 +242,11 @@ def _as_config(config: Config | str | Path | Mapping[str, Any], overrides: Seque
 
 def _differences(one: Config, other: Config) -> list[str]:
     """Where two configurations would give different results, as ``section.key`` with both values."""
-    left, right = (_flat(each.model_dump(mode="json", by_alias=True)) for each in (one, other))
+    left, right = _flat(one.science), _flat(other.science)
     return [
-        f"{key} ({left.get(key)!r} there, {right.get(key)!r} here)"
+        f"{key.removesuffix('_')} ({left.get(key, 'default')!r} there, {right.get(key, 'default')!r} here)"
         for key in {**left, **right}
         if left.get(key) != right.get(key)
-        and key.split(".")[0] not in ("name", "resources", "tracking", "output", "chaos")
     ]
 
 

@@ -11,7 +11,6 @@ each region gets a file of 0 and 1.
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,6 +25,7 @@ from PIL.PngImagePlugin import PngInfo
 from gcml_ray.config import DataConfig
 from gcml_ray.data.reading import UNREADABLE, is_picture
 from gcml_ray.errors import DataError
+from gcml_ray.whole_files import replaced
 
 Labels = NDArray[np.integer[Any]]
 MADE_BY = re.compile(r"gcml-ray site (\S+) round ")  # how the notes of predictions begin
@@ -131,17 +131,19 @@ def write_labels(path: Path, labels: Labels, *, like: str, note: str) -> None:
     Raises:
         DataError: values that a png cannot hold.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".draft-{path.name}")
-    if path.suffix == ".png":
-        if labels.min() < 0 or labels.max() > 255:
-            raise DataError(f"{path}: a png mask holds 0 to 255, data.labels has other values; store images as NIfTI")
-        chunks = PngInfo()
-        chunks.add_text(PNG_NOTE, note)
-        Image.fromarray(labels.astype(np.uint8)).save(draft, pnginfo=chunks)
-    else:
-        nibabel.save(_nifti(labels, like, note), draft)
-    os.replace(draft, path)
+    if path.suffix == ".png" and (labels.min() < 0 or labels.max() > 255):
+        raise DataError(f"{path}: a png mask holds 0 to 255, data.labels has other values; store images as NIfTI")
+    with replaced(path, draft=path.with_name(f".draft-{path.name}")) as draft:
+        if path.suffix == ".png":
+            _write_png(draft, labels, note)
+        else:
+            nibabel.save(_nifti(labels, like, note), draft)
+
+
+def _write_png(path: Path, labels: Labels, note: str) -> None:
+    chunks = PngInfo()
+    chunks.add_text(PNG_NOTE, note)
+    Image.fromarray(labels.astype(np.uint8)).save(path, pnginfo=chunks)
 
 
 def write_masks(paths: Mapping[str, Path], masks: Mapping[str, NDArray[np.bool_]], *, like: str, note: str) -> None:

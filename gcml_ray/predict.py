@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -39,8 +38,6 @@ from gcml_ray.networks.registry import build_network, fingerprint
 from gcml_ray.run_folder import RunFolder
 from gcml_ray.site_files import MEMBERS_FILE
 from gcml_ray.weights import FlatModel
-
-log = logging.getLogger(__name__)
 
 PERSONALISED = "personalised.safetensors"
 FilePath = str | Path

@@ -39,6 +39,7 @@ from gcml_ray.errors import CheckpointError, ConfigError
 from gcml_ray.folder_lock import not_writable
 from gcml_ray.record_json import from_json, to_json
 from gcml_ray.records import CaseScore, PushReceipt, RoundRecord, Split
+from gcml_ray.whole_files import replace_file
 
 KEPT_ROUNDS = 3  # of a site's checkpoints: without a barrier it may be two rounds ahead of what the driver has written
 TRANSFER_COLUMNS = ("round", "sender", "receiver", "accepted", "reason", "size_bytes", "seconds")
@@ -309,21 +310,6 @@ def _without_repeated(records: Sequence[RoundRecord]) -> tuple[RoundRecord, ...]
 
 
 # --- rows and files ----------------------------------------------------------------------------
-
-
-def replace_file(path: Path, text: str) -> None:
-    """Write a file so that a reader, or a crash, meets either the old text or the new one."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    try:
-        with temporary.open("w", encoding="utf-8", newline="") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    except OSError:
-        temporary.unlink(missing_ok=True)  # half a file only takes room
-        raise
 
 
 def _append(path: Path, text: str, *, syncs: bool = True) -> None:

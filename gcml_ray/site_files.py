@@ -27,6 +27,7 @@ from gcml_ray.learner import Learner
 from gcml_ray.networks.registry import fingerprint
 from gcml_ray.records import PERSONALISED
 from gcml_ray.weights import FlatModel
+from gcml_ray.whole_files import replace_file
 
 log = logging.getLogger(__name__)
 
@@ -198,7 +199,7 @@ class SiteFiles:
         members = [f"member_{index:02d}.safetensors" for index in range(1, len(names) + 1)]
         for name, member in zip(names, members, strict=True):
             keep_as(self.folder / name, self.folder / member)
-        (self.folder / MEMBERS_FILE).write_text(json.dumps(members), encoding="utf-8")
+        replace_file(self.folder / MEMBERS_FILE, json.dumps(members))
 
     def _save_model(
         self, path: Path, model: FlatModel, round_number: int, dice: float | None, *, site: str | None = None

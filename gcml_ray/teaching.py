@@ -7,7 +7,7 @@ set. So it is a hint for drawing partners and for a plot, not a measure of a mod
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from statistics import fmean
 
 from gcml_ray.config import UsefulnessTopology
@@ -46,7 +46,9 @@ def mean_gains(rounds: Sequence[RoundRecord]) -> dict[Edge, float]:
     return {edge: fmean(values) for edge, values in gains_by_edge(rounds).items()}
 
 
-def usefulness_weights(rounds: Sequence[RoundRecord], topology: UsefulnessTopology) -> dict[Edge, float]:
+def usefulness_weights(
+    rounds: Sequence[RoundRecord], topology: UsefulnessTopology, sites: Collection[str]
+) -> dict[Edge, float]:
     """Relative chances of edges for ``gossip.plan_round``, from the past alone: a resumed run draws the same.
 
     A sender with n others to send to picks receiver r with probability
@@ -56,12 +58,10 @@ def usefulness_weights(rounds: Sequence[RoundRecord], topology: UsefulnessTopolo
     that an edge that is not named has weight 1, and a sender's weights are 1 or more on average.
 
     Args:
-        rounds: finished rounds, oldest first (the driver's last fifty); the sites are those of the last one's plan.
+        rounds: finished rounds, oldest first (the driver's last fifty).
         topology: temperature (in Dice) and exploration.
+        sites: among whom the graph will be drawn.
     """
-    if not rounds:
-        return {}
-    sites = set(rounds[-1].plan.sites)
     by_sender: dict[str, dict[str, float]] = {}
     for edge, gain in mean_gains(rounds).items():
         if edge.sender in sites and edge.receiver in sites:

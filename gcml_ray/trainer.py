@@ -284,9 +284,14 @@ class SiteTrainer:
         return AdoptReport(self.site, order.round_number, bool(weights), dice, is_best, seconds, peak_memory_bytes())
 
     def _end_round(self, order: TrainOrder, dice: float | None, seconds: dict[str, float]) -> tuple[float | None, bool]:
-        """Validates if asked and not done yet, keeps the best model, writes the checkpoint if asked."""
+        """Validates if asked and not done yet, keeps the best model, writes the checkpoint if asked.
+
+        A merge by validation scores in every round; in one without evaluation its Dice counts for nothing else.
+        """
         is_best = False
-        if order.evaluate:
+        if not order.evaluate:
+            dice = None
+        else:
             with timed(seconds, "validate"):
                 self.on_progress("validate", 0, 1)
                 self.judge.forget_own()

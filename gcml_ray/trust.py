@@ -21,7 +21,7 @@ def distrust_weights(rounds: Sequence[RoundRecord]) -> dict[Edge, float]:
     """The relative chance of each edge, ``FLOOR`` to 1; edges that are not named have 1.
 
     Args:
-        rounds: all rounds so far, in their order.
+        rounds: finished rounds, oldest first (the driver's last fifty).
     """
     weights: dict[Edge, float] = {}
     sites = sorted({site for record in rounds for site in record.plan.sites})

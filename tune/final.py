@@ -17,11 +17,12 @@ from gcml_ray.config.file import load_config
 from gcml_ray.errors import CheckpointError, ClusterError, ConfigError
 from gcml_ray.record_json import to_json
 from gcml_ray.records import PERSONALISED
-from gcml_ray.run_folder import RunFolder, replace_file
+from gcml_ray.run_folder import RunFolder
 from gcml_ray.search.folder import FINAL_FILE, read_final
 from gcml_ray.search.records import FinalRecord, FinalScore
 from gcml_ray.tracking.run import tracking_uri
 from gcml_ray.tracking.search import FinalTracker
+from gcml_ray.whole_files import replace_file
 from tune.search import BEST_FILE
 from tune.trial_config import Search, base_params, best_config
 

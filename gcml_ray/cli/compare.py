@@ -14,7 +14,6 @@ from rich.console import Console
 
 from gcml_ray.comparison.config import ComparisonConfig, load_comparison
 from gcml_ray.comparison.table import method_table, site_table
-from gcml_ray.config.file import load_config
 from gcml_ray.console.comparison import CellsConsole
 from gcml_ray.console.run import RunConsole
 
@@ -79,9 +78,8 @@ def _show(console: Console, comparison: ComparisonConfig, ending: Ending) -> Non
     """The table, the verdicts, what failed, and where everything lies."""
     rows = ending.tables.rows
     if rows:
-        unit = load_config(comparison.base).data.distance_unit
         title = f"{comparison.name}: personalised models on the sites' own test cases, mean over sites"
-        console.print(method_table(rows, title=title, unit=unit), soft_wrap=False)
+        console.print(method_table(rows, title=title, unit=ending.tables.unit), soft_wrap=False)
         console.print(site_table(rows), soft_wrap=False)
     for line in ending.tables.verdicts:
         console.print(line, highlight=False, markup=False)

@@ -1,6 +1,6 @@
-"""The command line, ``gcml``: demo, prepare, inspect, doctor, run, compare, tune, predict, evaluate, report, export.
+"""The command line, ``gcml``: a command each in this package; the runs' own (demo, doctor, run) here.
 
-This is the composition root: the one module here that may import ``actors``, inside its commands.
+This package is the composition root: it may import ``actors`` and ``tune``, inside its commands.
 """
 
 from __future__ import annotations

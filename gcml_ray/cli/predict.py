@@ -16,13 +16,15 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
-from gcml_ray.config import Config
+from gcml_ray.config import POOLED, Config
 from gcml_ray.config.file import load_config
 from gcml_ray.data.datalist import SPLITS, Case, cases_of_site, read_datalist, site_names
+from gcml_ray.data.pooling import as_pooled
 from gcml_ray.errors import ConfigError, DataError, GcmlError
 from gcml_ray.known_cases import check_splits
 from gcml_ray.records import CaseScore, Split
-from gcml_ray.run_folder import CASE_COLUMNS, RunFolder, replace_file
+from gcml_ray.run_folder import CASE_COLUMNS, RunFolder
+from gcml_ray.whole_files import replace_file
 
 if TYPE_CHECKING:
     from gcml_ray.data.image_cases import FoundCases
@@ -61,7 +63,7 @@ def predict(
     model = load_model(run, site, device=device, ensemble=ensemble, peers=peers)
     found = find_cases(images, model.config.data, site=site or model.facts[0].site, split=_split(split))
     if split is not None:
-        _check_splits(run, found.cases, images[0])
+        _check_splits(run, model.config, found.cases, images[0])
     _say_what(console, model, found)
     todo, skipped = _to_do(found.cases, out, model, overwrite=overwrite)
     problems = list(found.problems)
@@ -198,15 +200,17 @@ def _reference_cases(
         cases = cases_of_site(cases, site) or _no_such_site(datalist, cases, site)
     if split is not None or datalist.resolve() == Path(config.data.datalist).resolve():
         cases = with_splits(cases, config.data)
-        _check_splits(run, [case for case in cases if split in (None, case.split)], datalist)
+        _check_splits(run, config, [case for case in cases if split in (None, case.split)], datalist)
     chosen = tuple(case for case in cases if split in (None, case.split))
     if not chosen:
         raise DataError(f"{datalist}: no case has the split {split}")
     return tuple(replace(case, split=case.split or "test") for case in chosen)
 
 
-def _check_splits(run: Path, cases: Sequence[Case], source: Path) -> None:
+def _check_splits(run: Path, config: Config, cases: Sequence[Case], source: Path) -> None:
     """Splits must be those of the run, as far as its folder knows them."""
+    if config.method.name == POOLED:
+        cases = [as_pooled(case) for case in cases]
     for site in site_names(cases):
         check_splits(RunFolder(run).checkpoints(site), cases_of_site(cases, site), source=str(source))
 

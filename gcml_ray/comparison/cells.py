@@ -20,8 +20,8 @@ from numpy.typing import NDArray
 from gcml_ray.averages import mean
 from gcml_ray.errors import DataError
 from gcml_ray.records import ENSEMBLE, PERSONALISED
-from gcml_ray.run_folder import replace_file
 from gcml_ray.seeding import numpy_generator
+from gcml_ray.whole_files import replace_file
 
 COLUMNS = (
     "method", "seed", "identity", "sent_bytes", "seconds", "num_steps",

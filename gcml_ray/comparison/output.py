@@ -11,18 +11,20 @@ from gcml_ray.comparison.config import ComparisonConfig, cell_name
 from gcml_ray.comparison.table import csv_text, latex, markdown
 from gcml_ray.config import Config
 from gcml_ray.records import EvaluationReport, RoundRecord
-from gcml_ray.run_folder import RunFolder, replace_file
+from gcml_ray.run_folder import RunFolder
+from gcml_ray.whole_files import replace_file
 
 OF_A_SECOND_MODEL = {"incoming_segmentation", "shared_segmentation"}  # losses of a round that trained two
 
 
 @dataclass(frozen=True)
 class Tables:
-    """What is known so far: the rows of the table, best first, and the verdicts in words."""
+    """What is known so far: the rows of the table, best first, the verdicts in words, and the unit of HD95."""
 
     rows: tuple[MethodRow, ...]
     verdicts: tuple[str, ...]
     files: tuple[Path, ...]
+    unit: str
 
 
 def cell_file(comparison: ComparisonConfig, method: str, seed: int) -> Path:
@@ -73,7 +75,7 @@ def write_tables(comparison: ComparisonConfig, *, unit: str) -> Tables:
     cells = finished_cells(comparison)
     rows = summarise(cells)
     if not rows:
-        return Tables((), (), ())
+        return Tables((), (), (), unit)
     verdicts = site_verdicts(cells, method=comparison.focus, alone=comparison.alone)
     texts = {
         "table.md": "\n".join([markdown(rows, unit=unit), *verdicts, ""]),
@@ -82,7 +84,7 @@ def write_tables(comparison: ComparisonConfig, *, unit: str) -> Tables:
     }
     for name, text in texts.items():
         replace_file(folder / name, text)
-    return Tables(rows, verdicts, tuple(folder / name for name in texts))
+    return Tables(rows, verdicts, tuple(folder / name for name in texts), unit)
 
 
 def draw_plots(comparison: ComparisonConfig, rows: tuple[MethodRow, ...]) -> tuple[Path, ...]:

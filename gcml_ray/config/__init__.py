@@ -213,6 +213,21 @@ class FederationConfig(Section):
         return math.floor(self.rounds * 0.25) if self.cooldown_rounds is None else self.cooldown_rounds
 
     @model_validator(mode="after")
+    def _sites_differ(self) -> FederationConfig:
+        if twice := sorted({site for site in self.sites or () if (self.sites or ()).count(site) > 1}):
+            raise ValueError(f"sites names {', '.join(twice)} twice")
+        return self
+
+    @model_validator(mode="after")
+    def _nothing_is_ignored(self) -> FederationConfig:
+        for key in ("max_staleness", "staleness_exponent"):
+            if self.mode == "sync" and getattr(self, key) != type(self).model_fields[key].default:
+                raise ValueError(
+                    f"{key} would be ignored: with mode sync no push is behind its receiver; set mode: async"
+                )
+        return self
+
+    @model_validator(mode="after")
     def _phases_fit(self) -> FederationConfig:
         if self.num_warmup + self.num_cooldown > self.rounds:
             raise ValueError(
@@ -291,7 +306,12 @@ class Config(Section):
 
     @property
     def identity(self) -> str:
-        """Short hash of all that decides a run's result; where it runs, tracking and output do not.
+        """Short hash of :attr:`science`."""
+        return hashlib.blake2b(json.dumps(self.science, sort_keys=True).encode(), digest_size=8).hexdigest()
+
+    @property
+    def science(self) -> dict[str, Any]:
+        """All that decides a run's result, as a mapping; where it runs, tracking and output do not.
 
         Values at their default are left out, so a new key invalidates no older run: who changes what a default means
         renames its key.
@@ -321,8 +341,7 @@ class Config(Section):
                 "federation": clocks,
             },
         )
-        science = {section: values for section, values in science.items() if values != {}}
-        return hashlib.blake2b(json.dumps(science, sort_keys=True).encode(), digest_size=8).hexdigest()
+        return {section: values for section, values in science.items() if values != {}}
 
     @field_validator("chaos")
     @classmethod

@@ -33,6 +33,12 @@ class AugmentConfig(Section):
     noise_probability: Fraction = 0.0
     noise_std: NonNegative = 0.05
 
+    @model_validator(mode="after")
+    def _axes_differ(self) -> AugmentConfig:
+        if len(set(self.flip_axes)) != len(self.flip_axes):
+            raise ValueError(f"flip_axes {self.flip_axes} names an axis twice")
+        return self
+
 
 class DataConfig(Section):
     """What the images and labels are, and how patches are made from them.
@@ -81,15 +87,21 @@ class DataConfig(Section):
         return "mm" if self.spacing_is_real else "voxel"
 
     @model_validator(mode="after")
-    def _is_consistent(self) -> DataConfig:
+    def _classes_are_apart(self) -> DataConfig:
         if len(self.labels) < 2:
             raise ValueError("labels needs the background and at least one more class")
         if len(set(self.labels.values())) != len(self.labels):
             raise ValueError(f"labels gives one value to two classes: {self.labels}")
+        if self.regions is not None and not self.regions:
+            raise ValueError("regions is empty: name at least one, or leave it out for classes that exclude each other")
         for region, parts in (self.regions or {}).items():
             unknown = [part for part in parts if part not in self.labels]
             if unknown:
                 raise ValueError(f"regions.{region} names {unknown}, not among labels {list(self.labels)}")
+        return self
+
+    @model_validator(mode="after")
+    def _axes_fit(self) -> DataConfig:
         for key in ("patch_size", "resize", "target_spacing_mm"):
             value = getattr(self, key)
             if value is not None and len(value) != self.spatial_dims:

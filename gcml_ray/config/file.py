@@ -21,6 +21,7 @@ from pydantic import ValidationError
 from gcml_ray.config import Config
 from gcml_ray.config.problems import describe_problems
 from gcml_ray.errors import ConfigError
+from gcml_ray.whole_files import replace_file
 
 _EXPONENT_FLOAT = re.compile(r"[-+]?(?:[0-9][0-9_]*(?:\.[0-9_]*)?|\.[0-9][0-9_]*)[eE][-+]?[0-9]+$")
 _VARIABLE = re.compile(r"\$\{(\w+)\}")
@@ -159,7 +160,7 @@ def save_config(config: Config, path: str | Path) -> None:
 
 def save_sections(values: Mapping[str, Any], path: str | Path) -> None:
     """Writes plain nested values; :func:`read_sections` gives equal ones back."""
-    Path(path).write_text(yaml.dump(dict(values), Dumper=_Dumper, sort_keys=False), encoding="utf-8")
+    replace_file(Path(path), yaml.dump(dict(values), Dumper=_Dumper, sort_keys=False))
 
 
 # --- YAML and overrides ----------------------------------------------------------------------

@@ -50,7 +50,7 @@ class RingTopology(Section):
 
 
 class ExponentialTopology(Section):
-    """One-peer exponential graph: in round t, site i sends to i + 2^(t mod log2 N)."""
+    """One-peer exponential graph: in round t, site i sends to i + 2^(t mod ceil(log2 N))."""
 
     name: Literal["exponential"]
 
@@ -219,7 +219,7 @@ class ProxyFlMethod(Section):
 
 
 class ServerMethod(Section):
-    """What all methods with a server share. ``buffers`` as in :class:`GossipMethod`."""
+    """What all methods with a server share. ``buffers`` as in :class:`PeerMethod`."""
 
     buffers: Literal["send", "keep"] = "send"
     max_incoming: ClassVar[int] = 1

@@ -230,7 +230,8 @@ def round_line(config: Config, record: RoundRecord, *, left: str) -> str:
     plan = record.plan
     names = [report.site for report in record.trained]
     skipped = sorted(set(plan.sites) - set(names))
-    reasons = {failure.site: f"{failure.stage} {failure.kind}" for failure in record.failures}
+    reasons = dict.fromkeys(record.late, "late")
+    reasons |= {failure.site: f"{failure.stage} {failure.kind}" for failure in record.failures}
     phase = "alone" if config.method.name in ("local", "pooled") else plan.phase
     who = f"trained {', '.join(names) or 'nobody'}"
     if skipped:

@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 from gcml_ray.config import DataConfig
 from gcml_ray.data.datalist import Case
 from gcml_ray.data.loading import Sample, load_sample
+from gcml_ray.whole_files import replaced
 
 log = logging.getLogger(__name__)
 
@@ -78,7 +79,6 @@ def _read(path: Path, case: Case) -> Sample:
 def _write(path: Path, sample: Sample) -> None:
     """Whole or not at all; readable for this user alone."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    temporary = path.with_suffix(f".{os.getpid()}.tmp")
     tensors = {name: getattr(sample, name).contiguous() for name in _TENSORS}
-    save_file(tensors, temporary, metadata={"spacing": json.dumps(sample.spacing)})
-    os.replace(temporary, path)
+    with replaced(path, draft=path.with_suffix(f".{os.getpid()}.tmp")) as draft:  # several runs may share a cache
+        save_file(tensors, draft, metadata={"spacing": json.dumps(sample.spacing)})

@@ -22,6 +22,7 @@ from typing import Any, get_args
 from gcml_ray.config import SplitConfig
 from gcml_ray.errors import DataError
 from gcml_ray.records import Split
+from gcml_ray.whole_files import replace_file
 
 log = logging.getLogger(__name__)
 
@@ -91,11 +92,8 @@ def read_datalist(path: str | Path, *, only_images: bool = False) -> tuple[Case,
 def write_datalist(path: str | Path, cases: Iterable[Case], *, description: str) -> None:
     """Write a datalist in one step (a crash leaves the old file); paths become relative to its folder."""
     path = Path(os.path.abspath(path))
-    path.parent.mkdir(parents=True, exist_ok=True)
     entries = [_entry(case, path.parent) for case in cases]
-    draft = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    draft.write_text(json.dumps({"description": description, "cases": entries}, indent=1) + "\n", encoding="utf-8")
-    os.replace(draft, path)
+    replace_file(path, json.dumps({"description": description, "cases": entries}, indent=1) + "\n")
 
 
 def name_from_file(path: str) -> str:

@@ -26,7 +26,12 @@ def cases_to_train_on(config: Config, site: str) -> tuple[Case, ...]:
 def pooled_cases(cases: Sequence[Case], sites: Sequence[str], config: Config) -> tuple[Case, ...]:
     """The cases of all sites, split site by site as in a federation, as those of one site called ``pooled``."""
     split = assign_splits([case for case in cases if case.site in sites], config.data.split)
-    return tuple(replace(case, site=POOLED, name=f"{case.site}{MARK}{case.name}") for case in split)
+    return tuple(map(as_pooled, split))
+
+
+def as_pooled(case: Case) -> Case:
+    """A case of a site as one of the site called ``pooled``."""
+    return replace(case, site=POOLED, name=f"{case.site}{MARK}{case.name}")
 
 
 def origin(site: str, case: str) -> tuple[str, str]:

@@ -233,9 +233,9 @@ def _site_forecast(config: Config, cases: SiteCases, costs: SiteCosts) -> SiteFo
     mailbox = vector * config.method.max_incoming
     cache = cache_bytes(cases, config.data)
     device = learners + costs.activation_bytes + candidate_bytes(config.method, costs) * (2 if average else 1)
-    writing = weights + moments + average  # safetensors copies every tensor before it writes
-    host = cache + mailbox + (vector + writing if costs.on_gpu else max(device, learners + writing))
     own = (weights + moments) * (2 if has_two_models(config.method) else 1) + average
+    written = vector + own if costs.on_gpu else learners + own  # safetensors copies every tensor before it writes
+    host = cache + mailbox + (written if costs.on_gpu else max(device, written))
     return SiteForecast(
         site=cases.site,
         push_bytes=travelling,
@@ -244,7 +244,7 @@ def _site_forecast(config: Config, cases: SiteCases, costs: SiteCosts) -> SiteFo
         cache_bytes=cache,
         host_bytes=host,
         gpu_bytes=device + CUDA_CONTEXT_BYTES if costs.on_gpu else 0,
-        disk_bytes=ROUND_FILES * (weights + moments + average) + (MODEL_FILES + num_peer_models) * weights,
+        disk_bytes=ROUND_FILES * own + (MODEL_FILES + num_peer_models) * weights,
         waiting_bytes=mailbox + (0 if config.resources.park == "disk" else cache + own),
     )
 

@@ -53,7 +53,7 @@ def merge_after(
         context: for scores on the receiver's validation cases.
         result: gets ``merge``, ``candidate_dice`` and, where the kept model was scored, ``validation_dice``.
         mode: one of the merge modes of docs/method.md.
-        before: the local model before the round (``select_best`` only).
+        before: the local model before it met this incoming one (``select_best`` only).
     """
     incoming_weights = incoming.model.flat[: incoming.model.num_sent]
     result.merge = mode

@@ -10,12 +10,12 @@ import importlib.util
 import json
 import logging
 import math
-import os
 import warnings
 from pathlib import Path
 from typing import Any
 
 from gcml_ray.errors import CheckpointError, ConfigError
+from gcml_ray.whole_files import replace_file
 
 log = logging.getLogger(__name__)
 
@@ -85,14 +85,8 @@ class Ledger:
     def spend(self, number: int) -> None:
         """Counts mechanisms that are about to run."""
         self.num_spent += number
-        self._path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self._path.with_suffix(".tmp")
-        with temporary.open("w", encoding="utf-8") as file:
-            counted = {"identity": self._identity, "sample_rate": self._sample_rate, "num_spent": self.num_spent}
-            json.dump(counted, file)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(self._path)
+        counted = {"identity": self._identity, "sample_rate": self._sample_rate, "num_spent": self.num_spent}
+        replace_file(self._path, json.dumps(counted))
 
     def _read(self) -> int:
         if not self._path.exists():

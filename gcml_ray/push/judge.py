@@ -37,7 +37,7 @@ SHARE_PER_SUSPICION = 0.25  # each refusal raises the Dice that is asked for by 
 class Facts:
     """What the receiver has measured; None where a fact was not measured or means nothing.
 
-    ``is_replay``: the sender's last push to this receiver was the same to the last bit, and an honest one would not be.
+    ``is_replay``: the sender's last push to this receiver was the same to the last bit, and see :func:`may_repeat`.
     ``norm_ratio``: |incoming| / |own|; ``cosine``: of the angle between both; ``dice`` and ``own_dice``: mean Dice of
     the incoming and the own model on the same validation cases.
     """
@@ -47,6 +47,14 @@ class Facts:
     cosine: float | None = None
     dice: float | None = None
     own_dice: float | None = None
+
+
+def may_repeat(config: Config) -> bool:
+    """Whether an honest site may push what it has pushed before: what won by validation, or what it stopped at.
+
+    A site that goes back behind a round that broke off repeats itself too, once: that is suspected for a round.
+    """
+    return getattr(config.method, "merge", "") == "select_best" or config.privacy.epsilon_limit is not None
 
 
 # --- the rule --------------------------------------------------------------------------------
@@ -157,8 +165,7 @@ class Judge:
         """Measures one push, the cheapest first, no further than to the first objection."""
         defence = self.config.defence
         suspicion = self.files.state.suspicion.get(message.sender, 0)
-        may_repeat = getattr(self.config.method, "merge", "") == "select_best"  # an honest site keeps what it had
-        facts = Facts(is_replay=defence.weights and is_repeated and not may_repeat)
+        facts = Facts(is_replay=defence.weights and is_repeated and not may_repeat(self.config))
         reason = objection(facts, defence, suspicion=suspicion)
         networks = {exchanged_network(self.config, site).model_dump_json() for site in (self.site, message.sender)}
         if defence.weights and not reason and len(networks) == 1:

@@ -7,8 +7,8 @@ from pathlib import Path
 
 from gcml_ray.errors import CheckpointError
 from gcml_ray.record_json import from_json, to_json
-from gcml_ray.run_folder import replace_file
 from gcml_ray.search.records import FinalRecord, SearchRecord, TrialRecord
+from gcml_ray.whole_files import replace_file
 
 RECORD_FILE, FINAL_FILE, TRIALS_FOLDER = "search.json", "final.json", "records"
 

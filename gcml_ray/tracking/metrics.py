@@ -8,7 +8,7 @@ federation did, and each site's Dice under ``SITE/...`` so that federations can 
 child run (a site)                          meaning
 ==========================================  ==========================================================
 ``train/loss/PART``                         mean over the steps of one part of the loss
-``train/learning_rate``                     at the end of the round
+``train/learning_rate``                     of the round's first step
 ``mutual/region_share/REGION``              share of the patch's voxels in a region of the mutual loss
 ``val/dice/after_round``                    validation Dice of the model the site goes on with
 ``val/candidate_dice/CANDIDATE``            validation Dice of what the merge chose from

@@ -19,7 +19,6 @@ from gcml_ray.config import Config
 from gcml_ray.errors import ConfigError
 from gcml_ray.lean_imports import hidden
 from gcml_ray.records import EvaluationReport, RoundRecord, SiteInfo
-from gcml_ray.run_folder import replace_file
 from gcml_ray.tracking.metrics import (
     Metrics,
     federation_metrics,
@@ -28,6 +27,7 @@ from gcml_ray.tracking.metrics import (
     score_metrics,
     site_metrics,
 )
+from gcml_ray.whole_files import replace_file
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

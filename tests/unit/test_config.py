@@ -316,6 +316,20 @@ def test_contradiction_between_keys_is_told_at_their_section(tmp_path: Path) -> 
     ]
 
 
+@pytest.mark.parametrize(
+    ("override", "problem"),
+    [
+        ("data.regions={}", "data: regions is empty: name at least one"),
+        ("data.augment.flip_axes=[0, 0]", "data.augment: flip_axes (0, 0) names an axis twice"),
+        ("federation.sites=[north, south, north]", "federation: sites names north twice"),
+        ("federation.max_staleness=3", "federation: max_staleness would be ignored: with mode sync"),
+    ],
+)
+def test_what_would_break_later_or_be_ignored_is_told(tmp_path: Path, override: str, problem: str) -> None:
+    (line,) = problems(write(tmp_path), override)
+    assert line.startswith(f"  {problem}")
+
+
 def test_contradiction_between_sections_is_told(tmp_path: Path) -> None:
     (line,) = problems(write(tmp_path), "loss.class_weights=[1, 1, 1]")
     assert line == "  across sections: loss.class_weights has 3 numbers for 2 outputs"

@@ -1,4 +1,5 @@
 import io
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,11 @@ def test_a_rounds_line_says_who_trained_who_was_skipped_and_why(tmp_path) -> Non
     assert "trained A, B; skipped C (train died)" in line
     assert "val Dice 0.700" in line
     assert "1/2 pushes, 2.0 MB" in line
+
+
+def test_a_rounds_line_says_who_was_late(tmp_path) -> None:
+    late = replace(record(), failures=(), late=("C",))
+    assert "skipped C (late)" in round_line(fake_config(tmp_path, sites=("A", "B", "C")), late, left="")
 
 
 def test_time_left_is_the_mean_of_past_rounds_of_the_phase(tmp_path) -> None:

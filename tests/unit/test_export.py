@@ -35,7 +35,6 @@ from gcml_ray.start_weights import load_start_weights
 from tests.makers import make_config
 from tests.model_files import write_run
 
-TINY: dict[str, Any] = {"name": "unet", "options": {"channels": [4, 8], "strides": [2], "num_res_units": 1}}
 # Small, but no map shrinks to a voxel or two: normalising those magnifies rounding.
 NETWORKS: dict[str, tuple[dict[str, Any], dict[int, list[int]]]] = {
     "unet": ({"channels": [4, 8], "strides": [2]}, {2: [8, 8], 3: [8, 8, 8]}),

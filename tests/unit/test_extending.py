@@ -131,7 +131,7 @@ from gcml_ray.config.methods import ClippedAvgMethod
 from gcml_ray.methods import clipped_avg
 from gcml_ray.methods.rounds import IncomingModel, RoundResult
 flat = torch.tensor([3.0, 4.0])
-model = Some(flat=flat, mix=lambda other, own_share: flat.mul_(own_share).add_(other, alpha=1 - own_share))
+model = Some(flat=flat, num_sent=2, mix=lambda other, own_share: flat.mul_(own_share).add_(other, alpha=1 - own_share))
 clipped_avg.train_alone = lambda local, context: RoundResult()
 method = ClippedAvgMethod.model_validate({"name": "clipped_avg", "topology": {"name": "ring"}, "max_move": 0.2})
 peer = IncomingModel("B", 3, torch.tensor([3.0, 14.0]))

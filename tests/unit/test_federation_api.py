@@ -241,9 +241,16 @@ def test_resume_under_another_configuration_is_refused_and_names_the_key(tmp_pat
     config = fake_config(tmp_path)
     Federation(config).run([])
     other = Federation(config, overrides=["federation.rounds=9", "method.dcml.beta=0.7"])
-    with pytest.raises(
-        ConfigError, match=r"dcml\.beta \(.*, 0\.7 here\), federation\.rounds \(4 there, 9 here\).*\.open"
-    ):
+    with pytest.raises(ConfigError, match=r"rounds \(4 there, 9 here\), method\.dcml\.beta \(.*, 0\.7 here\).*\.open"):
+        other.run([], resume=True)
+
+
+@pytest.mark.usefixtures("fake_sites")
+def test_a_refused_resume_blames_what_decides_the_result_alone(tmp_path: Path) -> None:
+    config = fake_config(tmp_path)
+    Federation(config).run([])
+    other = Federation(config, overrides=["resources.amp=bf16", "federation.late_factor=9", "output.num_overlays=1"])
+    with pytest.raises(ConfigError, match=r"differs in resources\.amp \('default' there, 'bf16' here\)\. Use"):
         other.run([], resume=True)
 
 

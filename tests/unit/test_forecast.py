@@ -288,6 +288,12 @@ def test_object_store_holds_own_and_incoming_pushes_twice() -> None:
     assert needs.object_store_bytes == 2 * 2 * (1 + 3) * 4400
 
 
+def test_a_second_model_is_part_of_each_checkpoint() -> None:
+    two = config(method={"name": "ditto", "lambda": 1.0})
+    needs = forecast(two, [cases("A"), cases("B")], [costs("A"), costs("B")], ONE_PROCESS)
+    assert needs.disk_bytes == 2 * (4 * 2 * (4400 + 8000) + 4 * 4400)
+
+
 def test_checkpoints_are_two_rounds_one_in_writing_and_three_models() -> None:
     needs = forecast(config(), [cases("A"), cases("B")], [costs("A"), costs("B")], ONE_PROCESS)
     assert needs.disk_bytes == 2 * (4 * (4400 + 8000) + 4 * 4400)

@@ -12,7 +12,7 @@ import torch
 
 from gcml_ray.config import Config
 from gcml_ray.config.defence import DefenceConfig
-from gcml_ray.push.judge import Facts, compare_weights, dice_share, objection, suspicion_after
+from gcml_ray.push.judge import Facts, compare_weights, dice_share, may_repeat, objection, suspicion_after
 from gcml_ray.push.wire import Buffer, PushHeader, checksum
 from gcml_ray.record_json import from_json, to_json
 from gcml_ray.records import Judgement, TrainReport
@@ -197,6 +197,12 @@ def test_the_same_weights_again_are_refused_after_a_resume_too(tmp_path: Path) -
         (judgement,) = site.train_round(order(3), [push(site, weights, round_number=3)]).judged
         assert judgement.reason.startswith("replay")
     assert restored.train_round(order(4), [push(restored, 1.01 * weights, round_number=4)]).peers == ("B",)
+
+
+def test_a_site_whose_privacy_is_spent_may_repeat_itself(tmp_path: Path) -> None:
+    private = {"mode": "dp_sgd", "noise_multiplier": 1.0, "max_grad_norm": 1.0, "delta": 1e-5, "epsilon_limit": 3.0}
+    assert not may_repeat(make_config(tmp_path, method=KEEP))
+    assert may_repeat(make_config(tmp_path, method={"name": "gml", "topology": {"name": "ring"}}, privacy=private))
 
 
 def test_the_same_weights_again_are_honest_where_a_site_may_keep_what_it_had(tmp_path: Path) -> None:

@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from actors.cluster import Node
 from actors.preflight import check_config
 from gcml_ray.config import Config
 from gcml_ray.data.datalist import Case
@@ -359,3 +360,9 @@ def test_the_pre_flight_leaves_nothing_behind(tmp_path: Path) -> None:
     before = sorted(tmp_path.rglob("*"))
     checks_of(config)
     assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_pooled_training_takes_one_place_on_the_cluster(tmp_path: Path) -> None:
+    config = make_federation(tmp_path, method={"name": "pooled"}, resources={"pool": "ray", "cpus_per_site": 1.0})
+    one_cpu = [Node("n1", 1.0, 0.0, {})]
+    assert {check.name: check for check in check_config(config, MACHINE, one_cpu)}["capacity"].verdict == "PASS"

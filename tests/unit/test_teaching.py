@@ -69,42 +69,49 @@ def test_weights_are_the_softmax_with_a_floor_over_that_of_an_unknown_receiver()
     powers = [math.exp(2), math.exp(0), math.exp(1)]
     chances = [0.8 * power / sum(powers) + 0.2 / 3 for power in powers]
     expected = {Edge("A", "B"): chances[0] / chances[2], Edge("A", "C"): chances[1] / chances[2]}
-    assert usefulness_weights(rounds, TOPOLOGY) == pytest.approx(expected)
+    assert usefulness_weights(rounds, TOPOLOGY, SITES) == pytest.approx(expected)
 
 
 def test_a_senders_weights_are_one_or_more_on_average() -> None:
     """Else a sender would stay idle in some rounds, see ``gossip._draw_receivers``."""
     scores = {"B": (0.9, "A"), "C": (0.1, "A"), "D": (0.55, "A")}
     rounds = past(dict.fromkeys("BCD", (0.5,)), scores)
-    assert sum(usefulness_weights(rounds, TOPOLOGY).values()) >= 3
+    assert sum(usefulness_weights(rounds, TOPOLOGY, SITES).values()) >= 3
     only_one = past({"B": (0.5,)}, {"B": (0.1, "A")})
-    assert usefulness_weights(only_one, TOPOLOGY) == {Edge("A", "B"): pytest.approx(1)}
+    assert usefulness_weights(only_one, TOPOLOGY, SITES) == {Edge("A", "B"): pytest.approx(1)}
 
 
 def test_full_exploration_makes_all_receivers_equal() -> None:
     rounds = past(dict.fromkeys("BC", (0.5,)), {"B": (0.9, "A"), "C": (0.1, "A")})
     topology = UsefulnessTopology(name="usefulness", exploration=1.0)
-    assert usefulness_weights(rounds, topology) == {Edge("A", "B"): 1.0, Edge("A", "C"): 1.0}
+    assert usefulness_weights(rounds, topology, SITES) == {Edge("A", "B"): 1.0, Edge("A", "C"): 1.0}
 
 
 def test_tiny_temperature_does_not_overflow() -> None:
     """All softmax mass on B: chances 0.8 + 0.2 / 3 for B, 0.2 / 3 for C and for D."""
     rounds = past(dict.fromkeys("BC", (0.5,)), {"B": (0.9, "A"), "C": (0.1, "A")})
     topology = UsefulnessTopology(name="usefulness", temperature=1e-6)
-    assert usefulness_weights(rounds, topology) == pytest.approx({Edge("A", "B"): 13.0, Edge("A", "C"): 1.0})
+    assert usefulness_weights(rounds, topology, SITES) == pytest.approx({Edge("A", "B"): 13.0, Edge("A", "C"): 1.0})
+
+
+def test_a_record_of_one_site_alone_forgets_nothing() -> None:
+    """Without a barrier a record holds the sites that have trained since the one before."""
+    rounds = past({"B": (0.5,), "C": (0.5,)}, {"B": (0.7, "A"), "C": (0.5, "A")})
+    alone = past({}, {}, {"C": (0.5,)}, sites=("C",))[2:]
+    assert usefulness_weights((*rounds, *alone), TOPOLOGY, SITES) == usefulness_weights(rounds, TOPOLOGY, SITES)
 
 
 def test_sites_that_are_gone_and_servers_have_no_weight() -> None:
     rounds = past({"A": (0.5,), "B": (0.5,)}, {"A": (0.6, "B", "server"), "B": (0.6, "A")}, sites=("A", "C"))
-    assert usefulness_weights(rounds, TOPOLOGY) == {}
-    assert usefulness_weights((), TOPOLOGY) == {}
+    assert usefulness_weights(rounds, TOPOLOGY, ("A", "C")) == {}
+    assert usefulness_weights((), TOPOLOGY, ("A", "C")) == {}
 
 
 def test_weights_survive_the_run_folder() -> None:
     """A resume reads the rounds back: the same weights to the last bit."""
     rounds = past(dict.fromkeys("BC", (1 / 3,)), {"B": (2 / 7, "A"), "C": (0.1 + 0.2, "A")})
     back = tuple(from_json(RoundRecord, to_json(record)) for record in rounds)
-    assert usefulness_weights(back, TOPOLOGY) == usefulness_weights(rounds, TOPOLOGY)
+    assert usefulness_weights(back, TOPOLOGY, SITES) == usefulness_weights(rounds, TOPOLOGY, SITES)
 
 
 def test_mean_gain_is_over_all_pushes_of_an_edge() -> None:

@@ -170,6 +170,15 @@ def test_without_evaluation_there_is_no_score_and_no_best(tmp_path: Path) -> Non
     assert (report.validation_dice, report.is_best, trainer.state.best_file) == (None, False, "")
 
 
+def test_a_score_of_the_merge_in_a_round_without_evaluation_is_the_merges_alone(tmp_path: Path) -> None:
+    trainer = make_trainer(make_config(tmp_path))
+    trainer.train_round(order(1), [])
+    before = trainer.state.best_file
+    report = trainer.train_round(order(2, evaluate=False), [push_from_b(trainer, 2)])
+    assert report.merge in report.candidate_dice
+    assert (report.validation_dice, report.is_best, trainer.state.best_file) == (None, False, before)
+
+
 def test_what_comes_in_is_not_changed(tmp_path: Path) -> None:
     trainer = make_trainer(make_config(tmp_path))
     header, _ = push_from_b(trainer, 2)

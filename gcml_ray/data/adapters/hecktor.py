@@ -25,6 +25,7 @@ from gcml_ray.data.adapters.findings import Findings, Progress, grid_problems, l
 from gcml_ray.data.datalist import Case
 from gcml_ray.data.reading import read_volume
 from gcml_ray.errors import DataError
+from gcml_ray.whole_files import replaced
 
 KINDS = ("ct", "pt", "gtvt")
 CHANNELS = KINDS[:2]
@@ -227,7 +228,5 @@ def _on_grid(path: Path, grid: Grid, kind: str) -> NDArray[Any]:
 
 
 def _write(target: Path, values: NDArray[Any], grid: Grid) -> None:
-    target.parent.mkdir(parents=True, exist_ok=True)
-    draft = target.with_name(f".{os.getpid()}.{target.name}")
-    nibabel.save(nibabel.Nifti1Image(values, grid[1]), draft)  # type: ignore[no-untyped-call]  # nibabel's
-    os.replace(draft, target)
+    with replaced(target, draft=target.with_name(f".draft-{target.name}")) as draft:
+        nibabel.save(nibabel.Nifti1Image(values, grid[1]), draft)  # type: ignore[no-untyped-call]  # nibabel's

@@ -22,6 +22,7 @@ from PIL import Image
 from gcml_ray.data.datalist import Case, listed
 from gcml_ray.data.reading import UNREADABLE
 from gcml_ray.errors import DataError
+from gcml_ray.whole_files import replaced
 
 log = logging.getLogger(__name__)
 
@@ -152,8 +153,6 @@ def _read_slices(paths: Sequence[Path], mode: str, problems: list[str]) -> list[
 
 def _write_volume(path: str, array: NDArray[np.uint8]) -> None:
     target = Path(path)
-    target.parent.mkdir(parents=True, exist_ok=True)
-    draft = target.with_name(f".{os.getpid()}.{target.name}")
     image = nibabel.Nifti1Image(np.ascontiguousarray(array), np.eye(4))  # type: ignore[no-untyped-call]  # nibabel's
-    nibabel.save(image, draft)
-    os.replace(draft, target)
+    with replaced(target, draft=target.with_name(f".draft-{target.name}")) as draft:
+        nibabel.save(image, draft)

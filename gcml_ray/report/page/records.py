@@ -16,7 +16,7 @@ from gcml_ray.run_folder import RunFolder, RunState
 MODELS = {  # as a table or legend names them
     PERSONALISED: "personalised",
     BEFORE_GOSSIP: "before gossip",
-    "shared": "server's model",
+    "shared": "shared model",
     ENSEMBLE: "with its peers",
 }
 

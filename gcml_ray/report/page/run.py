@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -202,7 +203,7 @@ def time_section(run: RunRecords) -> Section:
 
 
 def failures_section(run: RunRecords) -> Section:
-    """Dropped sites, calls that failed, pushes that were refused."""
+    """Dropped sites, calls that failed, sites that were late, pushes that were refused."""
     dropped = run.state.dropped if run.state else {}
     failures = [failure for record in run.rounds for failure in record.failures]
     refused = [push for record in run.rounds for push in record.pushes if not push.accepted]
@@ -221,6 +222,11 @@ def failures_section(run: RunRecords) -> Section:
         blocks += _long_table(caption, ("round", "site", "while", "what happened", "message"), rows)
         traces = [f"{f.site}, round {f.round_number}\n{f.traceback}" for f in failures if f.traceback]
         blocks += [Folded("Tracebacks", "\n\n".join(traces[:20]))] if traces else []
+    late = sorted(Counter(site for record in run.rounds for site in record.late).items())
+    if late:
+        blocks.append(
+            Words(tuple(f"{site} was late in {count(n, 'round')}: nobody waited for it." for site, n in late))
+        )
     if refused:
         refusals = tuple((str(p.round_number), p.sender, p.receiver, p.reason) for p in refused)
         caption = f"{count(len(refused), 'push', 'pushes')} refused by the receiver"

@@ -1,0 +1,38 @@
+"""Files that are there whole or not at all: written under another name, flushed to disk, then renamed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+
+@contextmanager
+def replaced(path: Path, *, draft: Path | None = None) -> Iterator[Path]:
+    """The name under which to write a file, which takes the place of ``path`` as the block ends.
+
+    A reader, or a crash, meets either the old file or the new one. After an error nothing is left of the new one: half
+    a file only takes room.
+
+    Args:
+        path: the file; its folder is made where it does not exist.
+        draft: the other name, in the same folder, for writers that need an ending; by default ``path`` with ``.tmp``.
+    """
+    draft = draft or path.with_name(f"{path.name}.tmp")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        yield draft
+        with draft.open("rb") as file:
+            os.fsync(file.fileno())
+        draft.replace(path)
+    except BaseException:
+        with suppress(OSError):
+            draft.unlink(missing_ok=True)
+        raise
+
+
+def replace_file(path: Path, text: str) -> None:
+    """Writes a text file as a whole."""
+    with replaced(path) as draft:
+        draft.write_text(text, encoding="utf-8", newline="")
