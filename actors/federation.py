@@ -19,7 +19,7 @@ from gcml_ray.config import POOLED, RESERVED_SITES, SERVER, Config, PooledMethod
 from gcml_ray.data.datalist import read_datalist, site_names
 from gcml_ray.errors import ConfigError
 from gcml_ray.folder_lock import held
-from gcml_ray.run_folder import RunFolder, RunState, check_site_name
+from gcml_ray.run_folder import MODEL_FILE, RunFolder, RunState, check_site_name
 from gcml_ray.tracking.background import BackgroundTracker
 from gcml_ray.tracking.run import Tracker, build_tracker
 
@@ -197,7 +197,7 @@ def _keep_artifacts(folder: RunFolder, tracker: Tracker, sites: Sequence[str]) -
     files = (folder.config_file, folder.cases_file, folder.transfers_file, *_plots(folder))
     tracker.log_artifacts([path for path in files if path.exists()])
     for site in sites:  # on a cluster a site's checkpoints may lie on its own disk: then they stay there
-        model = folder.checkpoints(site) / "personalised.safetensors"
+        model = folder.checkpoints(site) / MODEL_FILE
         if model.exists():
             tracker.log_model(site, model)
 

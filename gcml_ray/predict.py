@@ -35,11 +35,10 @@ from gcml_ray.export.model_card import CARD_FILE, WEIGHTS_FILE, is_model_folder,
 from gcml_ray.inference import predict_logits
 from gcml_ray.label_files import Labels, label_map, output_paths, write_labels, write_masks
 from gcml_ray.networks.registry import build_network, fingerprint
-from gcml_ray.run_folder import RunFolder
+from gcml_ray.run_folder import MODEL_FILE, RunFolder
 from gcml_ray.site_files import MEMBERS_FILE
 from gcml_ray.weights import FlatModel
 
-PERSONALISED = "personalised.safetensors"
 FilePath = str | Path
 VolumeInput = FilePath | Sequence[FilePath] | tuple[NDArray[np.generic], NDArray[np.float64] | None]
 
@@ -278,7 +277,7 @@ def load_model(
     if ensemble:
         sites += [other for other in _sites_with_model(folder) if other != site]
         if len(sites) == 1:
-            raise ConfigError(f"ensemble: no site but {site} has a {PERSONALISED} in {folder.path}; leave it out")
+            raise ConfigError(f"ensemble: no site but {site} has a {MODEL_FILE} in {folder.path}; leave it out")
     loaded = [_load_one(folder, config, each, target) for each in sites]
     if peers:
         loaded += _load_members(folder, config, site, target)
@@ -299,7 +298,7 @@ def _load_exported(folder: Path, site: str | None, device: torch.device, *, ense
 
 def _load_one(folder: RunFolder, config: Config, site: str, device: torch.device) -> tuple[ModelFacts, nn.Module]:
     """One site's model from the folder of a run."""
-    path = folder.checkpoints(site) / PERSONALISED
+    path = folder.checkpoints(site) / MODEL_FILE
     if not path.is_file():
         found = ", ".join(_sites_with_model(folder)) or "none"
         raise CheckpointError(
@@ -367,7 +366,7 @@ def _facts(path: Path) -> ModelFacts:
 
 
 def _sites_with_model(folder: RunFolder) -> list[str]:
-    return sorted(path.parent.name for path in (folder.path / "checkpoints").glob(f"*/{PERSONALISED}"))
+    return sorted(path.parent.name for path in (folder.path / "checkpoints").glob(f"*/{MODEL_FILE}"))
 
 
 def _device(name: str) -> torch.device:

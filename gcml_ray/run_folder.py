@@ -44,6 +44,7 @@ from gcml_ray.whole_files import replace_file
 KEPT_ROUNDS = 3  # of a site's checkpoints: without a barrier it may be two rounds ahead of what the driver has written
 TRANSFER_COLUMNS = ("round", "sender", "receiver", "accepted", "reason", "size_bytes", "seconds")
 CASE_COLUMNS = ("site", "case", "split", "model", "class_name", "dice", "hd95", "surface_dice")
+MODEL_FILE = "personalised.safetensors"  # of a site, once it has been tested
 _MARKERS = ("rounds.jsonl", "state.json")  # a run that failed to start has neither, and may be tried again
 _SITE_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*")
 
@@ -97,6 +98,11 @@ class RunFolder:
         self.plots = path / "plots"
         self._is_repaired = False
 
+    @property
+    def is_taken(self) -> bool:
+        """Whether a run has begun here; a configuration alone is of one that failed to start."""
+        return any((self.path / name).exists() for name in _MARKERS)
+
     @classmethod
     def create(cls, path: str | Path, config: Config) -> RunFolder:
         """Make the folder of a new run and write its ``config.yaml``.
@@ -108,7 +114,7 @@ class RunFolder:
 
         folder = cls(Path(path))
         try:
-            if any((folder.path / name).exists() for name in _MARKERS):
+            if folder.is_taken:
                 raise ConfigError(
                     f"output.folder: {folder.path} already holds a run. Continue it with "
                     f"`gcml run --resume {folder.path}`, or set another output.folder"

@@ -26,6 +26,7 @@ from gcml_ray.known_cases import check_splits, keep_cases
 from gcml_ray.learner import Learner
 from gcml_ray.networks.registry import fingerprint
 from gcml_ray.records import PERSONALISED
+from gcml_ray.run_folder import MODEL_FILE
 from gcml_ray.weights import FlatModel
 from gcml_ray.whole_files import replace_file
 
@@ -176,7 +177,7 @@ class SiteFiles:
 
     def keep_personalised(self) -> None:
         """The best model under its lasting name."""
-        keep_as(self.folder / self.state.best_file, self.folder / "personalised.safetensors")
+        keep_as(self.folder / self.state.best_file, self.folder / MODEL_FILE)
 
     def save_peer(self, site: str, model: FlatModel, round_number: int) -> str:
         """Writes a model that came from another site in this round; returns the name of its file."""

@@ -16,8 +16,8 @@ from gcml_ray.checkpoint import save_model
 from gcml_ray.config import Config
 from gcml_ray.data.contract import data_contract
 from gcml_ray.networks.registry import build_network, fingerprint
-from gcml_ray.predict import PERSONALISED, ModelFacts, PersonalModel
-from gcml_ray.run_folder import RunFolder
+from gcml_ray.predict import ModelFacts, PersonalModel
+from gcml_ray.run_folder import MODEL_FILE, RunFolder
 from gcml_ray.weights import FlatModel
 from tests.makers import make_config
 
@@ -47,7 +47,7 @@ def write_model(run: RunFolder, config: Config, site: str, /, **changes: str) ->
         "data_contract": data_contract(config.data),
         "seed": "7",
     }
-    path = run.checkpoints(site) / PERSONALISED
+    path = run.checkpoints(site) / MODEL_FILE
     model = FlatModel(build_network(network, config.data), send_buffers=True)
     save_model(path, model, facts=facts | changes)
     return path

@@ -14,6 +14,7 @@ from gcml_ray.averages import mean
 from gcml_ray.config import Config
 from gcml_ray.config.methods import SERVER
 from gcml_ray.records import BEFORE_GOSSIP, PERSONALISED, CaseScore, EvaluationReport, RoundRecord
+from gcml_ray.run_folder import MODEL_FILE
 from gcml_ray.tracking.run import tracking_uri
 
 
@@ -166,7 +167,7 @@ def where_things_are(config: Config) -> str:
     places = {
         "plots": (folder / "plots", "*.png"),
         "overlays": (folder / "overlays", "*/*.png"),
-        "models": (folder / "checkpoints", "*/personalised.safetensors"),
+        "models": (folder / "checkpoints", f"*/{MODEL_FILE}"),
         "every case": (folder / "cases.csv", ""),
     }
     found = [(name, path) for name, (path, files) in places.items() if _is_there(path, files)]

@@ -59,8 +59,7 @@ def read_config(path: str, overrides: Sequence[str]) -> tuple[Check, Config | No
 def check_output_folder(config: Config) -> Check:
     """Whether the run folder can be made, and is not taken by another run."""
     name, path = "output folder", Path(config.output.folder)
-    folder = RunFolder(path)
-    if any(file.exists() for file in (folder.config_file, folder.rounds_file, folder.state_file)):
+    if RunFolder(path).is_taken:
         remedy = f"continue it with `gcml run --resume {path}`, or set another output.folder"
         return Check(name, "WARN", f"{path} already holds a run", remedy)
     parent = nearest_existing(path)

@@ -25,8 +25,8 @@ from gcml_ray.config import POOLED, RESERVED_SITES, Config
 from gcml_ray.errors import ConfigError, ExportError
 from gcml_ray.export.model_card import CARD_FILE, WEIGHTS_FILE, ModelCard, make_card, write_card, write_json
 from gcml_ray.networks.registry import forward_heads
-from gcml_ray.predict import PERSONALISED, PersonalModel, load_model
-from gcml_ray.run_folder import RunFolder
+from gcml_ray.predict import PersonalModel, load_model
+from gcml_ray.run_folder import MODEL_FILE, RunFolder
 from gcml_ray.seeding import derive_seed
 
 TOLERANCE = 1e-4  # of the largest logit
@@ -86,7 +86,7 @@ def open_source(run_folder: str | Path, site: str) -> Source:
         fingerprint=facts.fingerprint,
         data_contract=facts.data_contract,
     )
-    return Source(model, card, run.checkpoints(facts.site) / PERSONALISED, run)
+    return Source(model, card, run.checkpoints(facts.site) / MODEL_FILE, run)
 
 
 def sites_to_export(run_folder: str | Path, names: list[str]) -> list[str]:
@@ -99,10 +99,10 @@ def sites_to_export(run_folder: str | Path, names: list[str]) -> list[str]:
     if "all" not in names:
         return list(dict.fromkeys(names))
     run = RunFolder.open(run_folder)
-    found = sorted(path.parent.name for path in (run.path / "checkpoints").glob(f"*/{PERSONALISED}"))
+    found = sorted(path.parent.name for path in (run.path / "checkpoints").glob(f"*/{MODEL_FILE}"))
     if not found:
         raise ConfigError(
-            f"--site all: no site of {run.path} has a {PERSONALISED}; it is written when a run has tested its models: "
+            f"--site all: no site of {run.path} has a {MODEL_FILE}; it is written when a run has tested its models: "
             f"finish it with `gcml run --resume {run.path}`"
         )
     return [POOLED] if POOLED in found else found
@@ -121,7 +121,7 @@ def missing_models(run_folder: str | Path, exported: list[str]) -> list[str]:
     known |= set(state.alive) if state else set()
     gone = set(exported) | set(RESERVED_SITES) | (set(state.dropped) if state else set())
     return [
-        f"site {site}: {run.checkpoints(site) / PERSONALISED} is missing; copy it from where the site ran, or write it "
+        f"site {site}: {run.checkpoints(site) / MODEL_FILE} is missing; copy it from where the site ran, or write it "
         f"again with `gcml run --resume {run.path}`"
         for site in sorted(known - gone)
     ]

@@ -31,7 +31,7 @@ from gcml_ray.export.bundle import provenance_facts
 from gcml_ray.export.model import Source, export_safetensors
 from gcml_ray.predict import load_model
 from gcml_ray.run_folder import RunFolder
-from gcml_ray.tracking.run import connect_to, find_experiment, tracking_uri
+from gcml_ray.tracking.run import children_of, connect_to, find_experiment, tracking_uri
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -201,7 +201,7 @@ def _site_run(client: MlflowClient, run: RunFolder, site: str) -> str | None:
     try:
         recorded = json.loads(run.tracking_file.read_text(encoding="utf-8"))
         experiment, parent = str(recorded["experiment_id"]), str(recorded["run_id"])
-        children = client.search_runs([experiment], f"tags.`mlflow.parentRunId` = '{parent}'")
+        children = children_of(client, experiment, parent)
     except (OSError, ValueError, KeyError, MlflowException):
         return None
     return next((str(child.info.run_id) for child in children if child.data.tags.get("gcml.site") == site), None)

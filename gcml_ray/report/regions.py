@@ -28,11 +28,11 @@ from gcml_ray.data.loading import Sample, load_sample
 from gcml_ray.data.pooling import cases_to_train_on
 from gcml_ray.errors import DataError
 from gcml_ray.inference import predict_labels, predict_logits
-from gcml_ray.predict import PERSONALISED, load_model
+from gcml_ray.predict import load_model
 from gcml_ray.records import RoundRecord
 from gcml_ray.report.axes import empty_figure, save_figure
 from gcml_ray.report.overlays import PREDICTION_COLOUR, REFERENCE_COLOUR, _axial, _contour, _crop, _picture
-from gcml_ray.run_folder import RunFolder
+from gcml_ray.run_folder import MODEL_FILE, RunFolder
 
 Mask = NDArray[np.bool_]
 MAX_CASES = 3  # looked at before one without any structure is shown
@@ -114,10 +114,10 @@ def _pair(folder: RunFolder, rounds: Sequence[RoundRecord]) -> tuple[str, str]:
         for peer in report.peers
     ]
     for site, peer in dict.fromkeys(pairs):
-        if all((folder.checkpoints(name) / PERSONALISED).is_file() for name in (site, peer)):
+        if all((folder.checkpoints(name) / MODEL_FILE).is_file() for name in (site, peer)):
             return site, peer
     raise DataError(
-        f"{folder.path / 'checkpoints'} does not hold the {PERSONALISED} of two sites that learned from each other; "
+        f"{folder.path / 'checkpoints'} does not hold the {MODEL_FILE} of two sites that learned from each other; "
         "they are written when the run is finished, on each site's own disk"
     )
 

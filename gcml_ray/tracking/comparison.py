@@ -19,12 +19,11 @@ from gcml_ray.comparison.table import label
 from gcml_ray.config import Config
 from gcml_ray.run_folder import RunFolder
 from gcml_ray.tracking.metrics import Metrics, flat_params, safe_key
-from gcml_ray.tracking.parent import TRACKING_FILE, ParentRun
+from gcml_ray.tracking.parent import ParentRun
+from gcml_ray.tracking.run import MLFLOW_STATUS, TRACKING_FILE
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-
-_STATUS = {"finished": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}
 
 
 class ComparisonTracker:
@@ -74,7 +73,7 @@ class ComparisonTracker:
                 client.log_metric(self._parent.run_id, key, value)
             for path in artifacts:
                 client.log_artifact(self._parent.run_id, str(path))
-            client.set_terminated(self._parent.run_id, status=_STATUS[status])
+            client.set_terminated(self._parent.run_id, status=MLFLOW_STATUS[status])
 
         self._parent.guard("finish", close)
 

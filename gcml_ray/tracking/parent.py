@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-TRACKING_FILE = "tracking.json"
-
 
 class ParentRun:
     """One parent run; does nothing where tracking is off.

@@ -31,11 +31,13 @@ from gcml_ray.whole_files import replace_file
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
+    from mlflow.entities import Run
 
 log = logging.getLogger(__name__)
 
 Outcome = Literal["finished", "stopped", "failed"]
-_MLFLOW_STATUS = {"finished": "FINISHED", "stopped": "KILLED", "failed": "FAILED"}
+TRACKING_FILE = "tracking.json"
+MLFLOW_STATUS = {"finished": "FINISHED", "cut": "KILLED", "stopped": "KILLED", "failed": "FAILED"}
 _MAX_METRICS, _MAX_PARAMS = 1000, 100  # a batch of MLflow's protocol
 _MAX_TAG = 5000  # characters of a tag that MLflow takes
 _MAX_PENDING = 200_000  # metrics kept while the server is away, about 50 MB
@@ -212,7 +214,7 @@ class MlflowTracker:
         def close() -> None:
             self._flush()
             for run_id in self._run_ids.values():
-                self._ready_client().set_terminated(run_id, status=_MLFLOW_STATUS[status])
+                self._ready_client().set_terminated(run_id, status=MLFLOW_STATUS[status])
 
         self._guard("finish", close)
         num_left = sum(len(pending.metrics) for pending in self._pending.values())
@@ -303,18 +305,18 @@ class MlflowTracker:
     def _recorded_run_id(self) -> str | None:
         """The federation's run as an earlier process wrote it down, if it tracked to the same place."""
         try:
-            recorded = json.loads((self._folder / "tracking.json").read_text(encoding="utf-8"))
+            recorded = json.loads((self._folder / TRACKING_FILE).read_text(encoding="utf-8"))
         except FileNotFoundError:
             return None
         except ValueError as error:
-            log.warning("%s cannot be read (%s): a new MLflow run begins", self._folder / "tracking.json", error)
+            log.warning("%s cannot be read (%s): a new MLflow run begins", self._folder / TRACKING_FILE, error)
             return None
         is_record = isinstance(recorded, dict) and isinstance(recorded.get("run_id"), str)
         return recorded["run_id"] if is_record and recorded.get("uri") == self._uri else None
 
     def _record_run_id(self) -> None:
         names = {"uri": self._uri, "experiment_id": self._experiment_id, "run_id": self._run_ids[""]}
-        replace_file(self._folder / "tracking.json", json.dumps(names, indent=2) + "\n")
+        replace_file(self._folder / TRACKING_FILE, json.dumps(names, indent=2) + "\n")
 
 
 def import_lean_client() -> None:
@@ -352,11 +354,16 @@ def _reopened_runs(client: MlflowClient, run_id: str) -> dict[str, str]:
             raise
         log.warning("MLflow has no run %s any more: a new one begins", run_id)
         return {}
-    children = client.search_runs([experiment], f"tags.`mlflow.parentRunId` = '{run_id}'")
+    children = children_of(client, experiment, run_id)
     run_ids = {"": run_id} | {child.data.tags["gcml.site"]: child.info.run_id for child in children}
     for known in run_ids.values():
         client.update_run(known, status="RUNNING")
     return run_ids
+
+
+def children_of(client: MlflowClient, experiment_id: str, run_id: str) -> list[Run]:
+    """The runs below another one."""
+    return list(client.search_runs([experiment_id], f"tags.`mlflow.parentRunId` = '{run_id}'"))
 
 
 def find_experiment(client: MlflowClient, name: str, uri: str) -> str:

@@ -20,12 +20,11 @@ from gcml_ray.config import Config
 from gcml_ray.run_folder import RunFolder
 from gcml_ray.search.records import FinalRecord, Objective, SearchRecord, TrialPoint, TrialRecord, mean_dices
 from gcml_ray.tracking.metrics import flat_params, safe_key
-from gcml_ray.tracking.parent import TRACKING_FILE, ParentRun
+from gcml_ray.tracking.parent import ParentRun
+from gcml_ray.tracking.run import MLFLOW_STATUS, TRACKING_FILE, children_of
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-
-_STATUS = {"finished": "FINISHED", "cut": "KILLED", "stopped": "KILLED", "failed": "FAILED"}
 
 
 class SearchTracker:
@@ -80,8 +79,7 @@ class SearchTracker:
         self._parent.guard("finish", close)
 
     def _reopen_children(self, client: MlflowClient) -> None:
-        query = f"tags.`mlflow.parentRunId` = '{self._parent.run_id}'"
-        for child in client.search_runs([self._parent.experiment_id], query):
+        for child in children_of(client, self._parent.experiment_id, self._parent.run_id):
             if child.data.tags.get("gcml.role") != "trial":  # a final run
                 continue
             trial_id, run_id = child.data.tags["gcml.trial"], child.info.run_id
@@ -103,8 +101,8 @@ class SearchTracker:
         client.set_tag(run_id, "gcml.status", trial.status)
         if trial.reason:
             client.set_tag(run_id, "gcml.reason", trial.reason[:4000])
-        if trial.status in _STATUS:
-            client.set_terminated(run_id, status=_STATUS[trial.status])
+        if trial.status in MLFLOW_STATUS:
+            client.set_terminated(run_id, status=MLFLOW_STATUS[trial.status])
         elif trial.status == "running":
             client.update_run(run_id, status="RUNNING")
 

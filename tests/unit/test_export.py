@@ -28,8 +28,8 @@ from gcml_ray.export.model import (
 )
 from gcml_ray.export.model_card import CARD_FILE, WEIGHTS_FILE, read_card
 from gcml_ray.networks.registry import BUILDERS, build_network
-from gcml_ray.predict import PERSONALISED, load_model
-from gcml_ray.run_folder import RunState
+from gcml_ray.predict import load_model
+from gcml_ray.run_folder import MODEL_FILE, RunState
 from gcml_ray.site_learner import build_learner
 from gcml_ray.start_weights import load_start_weights
 from tests.makers import make_config
@@ -235,7 +235,7 @@ def test_command_names_the_site_without_a_model_and_exports_the_others(
     tmp_path: Path, source: Source, *, has_folder: bool
 ) -> None:
     run, out = source.run, tmp_path / "out"
-    model = run.checkpoints("B") / PERSONALISED
+    model = run.checkpoints("B") / MODEL_FILE
     model.unlink()
     if not has_folder:  # it stayed on the disk of its site
         model.parent.rmdir()

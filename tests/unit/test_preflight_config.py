@@ -46,7 +46,9 @@ def test_an_output_folder_below_a_file_fails(tmp_path: Path) -> None:
 
 def test_an_output_folder_with_a_run_warns(tmp_path: Path) -> None:
     config = make_config(tmp_path)
-    RunFolder.create(config.output.folder, config)
+    folder = RunFolder.create(config.output.folder, config)
+    assert preflight_config.check_output_folder(config).verdict == "PASS"  # it has not begun: `gcml run` takes it
+    folder.rounds_file.touch()
     check = preflight_config.check_output_folder(config)
     assert check.verdict == "WARN"
     assert "--resume" in check.remedy
