@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -189,20 +189,25 @@ def differences_of_methods(cells: Sequence[Cell], method: str, other: str) -> di
     return differences_by_site(one, two)
 
 
-def summarise(cells: Sequence[Cell]) -> tuple[MethodRow, ...]:
-    """One row a method and evaluated model, best mean Dice first.
+def summarise(cells: Sequence[Cell], *, bounds: Collection[str] = ()) -> tuple[MethodRow, ...]:
+    """One row a method and evaluated model, best mean Dice first, and the bounds behind all others.
 
     The mean Dice is the mean over sites of the site's mean over cases and classes, so that a small hospital counts
     as much as a large one. Each row is compared with the best over the cases and seeds both have: Wilcoxon's
     signed-rank test, two-sided, Holm-corrected over the rows (Holm 1979), and a bootstrap interval of the difference
     of those means, cases resampled within their sites.
+
+    Args:
+        cells: what is finished.
+        bounds: methods that train on all sites' cases together.
     """
     groups: dict[tuple[str, str], list[Cell]] = {}
     for cell in cells:
         for model in sorted({score.model for score in cell.scores} & {PERSONALISED, ENSEMBLE, "shared"}):
             groups.setdefault((cell.method, model), []).append(cell)
     sites = sorted({score.site for cell in cells for score in cell.scores})
-    rows = sorted((_row(*key, group, sites) for key, group in groups.items()), key=lambda row: -row.dice)
+    rows = [_row(*key, group, sites) for key, group in groups.items()]
+    rows.sort(key=lambda row: (row.method in bounds, -row.dice))
     if not rows:
         return ()
     best, *others = [(groups[row.method, row.model], row.model) for row in rows]

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 from pydantic import Field, ValidationError, model_validator
 
-from gcml_ray.config import Config
+from gcml_ray.config import POOLED, Config
 from gcml_ray.config.file import load_config, read_sections
 from gcml_ray.config.problems import describe_problems
 from gcml_ray.config.section import Section
@@ -34,6 +34,15 @@ class ComparisonConfig(Section):
     results: str
     alone: str = "local"
     focus: str = "gcml"
+
+    @property
+    def bounds(self) -> tuple[str, ...]:
+        """Methods that pool the cases of all sites: a bound from above, not something that a federation may choose."""
+        return tuple(
+            name
+            for name, changes in self.methods.items()
+            if POOLED in (changes.get("method.name"), (changes.get("method") or {}).get("name"))
+        )
 
     @model_validator(mode="after")
     def _names_exist(self) -> ComparisonConfig:

@@ -73,7 +73,7 @@ def write_tables(comparison: ComparisonConfig, *, unit: str) -> Tables:
     """Table and verdicts of what is finished so far, into ``output``."""
     folder = Path(comparison.output)
     cells = finished_cells(comparison)
-    rows = summarise(cells)
+    rows = summarise(cells, bounds=comparison.bounds)
     if not rows:
         return Tables((), (), (), unit)
     verdicts = site_verdicts(cells, method=comparison.focus, alone=comparison.alone)

@@ -103,6 +103,13 @@ def test_a_method_that_equals_the_best_is_not_told_apart() -> None:
     assert (twin.difference, twin.p_value) == (0.0, 1.0)
 
 
+def test_pooled_training_is_a_bound_below_the_others_and_not_what_they_are_compared_with() -> None:
+    cells = [cell("pooled", 0, lift=0.3), cell("local", 0, lift=0.0), cell("gcml", 0, lift=0.1)]
+    rows = summarise(cells, bounds=("pooled",))
+    assert [row.method for row in rows] == ["gcml", "local", "pooled"]
+    assert [row.difference for row in rows] == pytest.approx([0.0, -0.15, 0.3])  # means of 0.1 and 0.2, 0.2 and 0.4
+
+
 def test_cells_that_were_scored_on_other_cases_are_not_compared() -> None:
     whole = cell("gcml", 0, lift=0.1)
     cut = replace(whole, method="local", scores=whole.scores[:-1])

@@ -13,6 +13,7 @@ from gcml_ray.comparison.config import cell_name
 from gcml_ray.comparison.output import make_cell
 from gcml_ray.comparison.table import cells as table_cells
 from gcml_ray.comparison.table import headings, label
+from gcml_ray.config import POOLED
 from gcml_ray.console.summary import number
 from gcml_ray.records import Edge, EvaluationReport
 from gcml_ray.report.page.comparison_charts import (
@@ -92,7 +93,8 @@ def comparison_page(
     own = [cell_of(each) for each in runs if each.run.scores]
     known = {(cell.method, cell.seed) for cell in own}
     tested = (*own, *(cell for cell in cells if (cell.method, cell.seed) not in known))
-    rows = summarise(tested)
+    pooled = {each.method for each in runs if each.run.config.method.name == POOLED}
+    rows = summarise(tested, bounds=pooled)
     alone, focus = _alone_and_focus(runs, tested)
     unit = runs[0].run.config.data.distance_unit if runs else "mm or voxels"
     sections = [_summary(rows, tested, runs, alone=alone, focus=focus)]
@@ -166,8 +168,8 @@ def _summary(
     blocks += [
         Figures(tuple(figures)),
         Words((
-            f"{label(best)} reaches the highest mean Dice on the test cases: {number(best.dice)} (0 is no overlap with "
-            "the expert's outline, 1 a perfect one; each site counts as much as any other).",
+            f"{label(best)} reaches the highest mean Dice of all that a federation may choose: {number(best.dice)} "
+            "(0 is no overlap with the expert's outline, 1 a perfect one; each site counts as much as any other).",
         )),
         Words(tuple(lines), is_list=True),
     ]  # fmt: skip
