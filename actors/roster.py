@@ -234,14 +234,9 @@ class Roster:
         if outcome.method == "start" and outcome.site in self._absent:
             self._came_back(outcome)
             return True
-        if outcome.method == REGISTER and outcome.failure is not None and self.is_known(outcome.site):
-            log.warning(
-                "%s could not be told who takes part and may refuse pushes until the next site comes: %s",
-                outcome.site,
-                outcome.failure.message,
-            )
-            return True
-        return False
+        if unheard := outcome.failure if outcome.method == REGISTER and self.is_known(outcome.site) else None:
+            log.warning("%s was not told who takes part and may refuse pushes: %s", outcome.site, unheard.message)
+        return unheard is not None
 
     def gather(
         self, names: Sequence[str], stage: str, *, patience_s: float | None = None, announces: bool = True

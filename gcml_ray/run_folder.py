@@ -44,6 +44,7 @@ from gcml_ray.whole_files import replace_file
 KEPT_ROUNDS = 3  # of a site's checkpoints: without a barrier it may be two rounds ahead of what the driver has written
 TRANSFER_COLUMNS = ("round", "sender", "receiver", "accepted", "reason", "size_bytes", "seconds")
 CASE_COLUMNS = ("site", "case", "split", "model", "class_name", "dice", "hd95", "surface_dice")
+TRACKING_FILE = "tracking.json"
 MODEL_FILE = "personalised.safetensors"  # of a site, once it has been tested
 _MARKERS = ("rounds.jsonl", "state.json")  # a run that failed to start has neither, and may be tried again
 _SITE_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*")
@@ -92,7 +93,7 @@ class RunFolder:
         self.cases_file = path / "cases.csv"
         self.cross_site_file = path / "cross_site.csv"
         self.state_file = path / "state.json"
-        self.tracking_file = path / "tracking.json"
+        self.tracking_file = path / TRACKING_FILE
         self.log_file = path / "log.txt"
         self.faults_file = path / "chaos.txt"
         self.plots = path / "plots"

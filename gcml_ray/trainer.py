@@ -240,7 +240,7 @@ class SiteTrainer:
         seconds |= judging
         self._check_finite(order.round_number)
         self.peers.keep(incoming, order.round_number)
-        dice, is_best = self._end_round(order, result.validation_dice, seconds)
+        dice, is_best = self._end_round(order, result.validation_dice if order.evaluate else None, seconds)
         self.is_spoilt = False
         is_async = self.config.federation.mode == "async"
         means = result.statistics.means()
@@ -284,14 +284,9 @@ class SiteTrainer:
         return AdoptReport(self.site, order.round_number, bool(weights), dice, is_best, seconds, peak_memory_bytes())
 
     def _end_round(self, order: TrainOrder, dice: float | None, seconds: dict[str, float]) -> tuple[float | None, bool]:
-        """Validates if asked and not done yet, keeps the best model, writes the checkpoint if asked.
-
-        A merge by validation scores in every round; in one without evaluation its Dice counts for nothing else.
-        """
+        """Validates if asked and not done yet, keeps the best model, writes the checkpoint if asked."""
         is_best = False
-        if not order.evaluate:
-            dice = None
-        else:
+        if order.evaluate:
             with timed(seconds, "validate"):
                 self.on_progress("validate", 0, 1)
                 self.judge.forget_own()

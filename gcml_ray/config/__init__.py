@@ -222,9 +222,7 @@ class FederationConfig(Section):
     def _nothing_is_ignored(self) -> FederationConfig:
         for key in ("max_staleness", "staleness_exponent"):
             if self.mode == "sync" and getattr(self, key) != type(self).model_fields[key].default:
-                raise ValueError(
-                    f"{key} would be ignored: with mode sync no push is behind its receiver; set mode: async"
-                )
+                raise ValueError(f"{key} would be ignored: with mode sync no push is behind its receiver")
         return self
 
     @model_validator(mode="after")

@@ -19,6 +19,7 @@ from gcml_ray.config import Config
 from gcml_ray.errors import ConfigError
 from gcml_ray.lean_imports import hidden
 from gcml_ray.records import EvaluationReport, RoundRecord, SiteInfo
+from gcml_ray.run_folder import TRACKING_FILE
 from gcml_ray.tracking.metrics import (
     Metrics,
     federation_metrics,
@@ -36,7 +37,6 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 Outcome = Literal["finished", "stopped", "failed"]
-TRACKING_FILE = "tracking.json"
 MLFLOW_STATUS = {"finished": "FINISHED", "cut": "KILLED", "stopped": "KILLED", "failed": "FAILED"}
 _MAX_METRICS, _MAX_PARAMS = 1000, 100  # a batch of MLflow's protocol
 _MAX_TAG = 5000  # characters of a tag that MLflow takes

@@ -2,21 +2,13 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 import threading
 
 import pytest
 
 from gcml_ray.lean_imports import hidden
-
-
-def output_of(code: str) -> str:
-    """What a fresh interpreter prints."""
-    done = subprocess.run(  # noqa: S603 - our own program
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, timeout=120
-    )
-    return done.stdout.strip()
+from tests.unit.test_layers import in_fresh_process
 
 
 def test_a_lean_mlflow_logs_a_run_and_others_may_load_the_rest() -> None:
@@ -34,7 +26,7 @@ with tempfile.TemporaryDirectory() as folder:
 print([name for name in ("pandas", "pyarrow") if name in sys.modules])
 import pandas, pyarrow
 """
-    assert output_of(code) == "{'dice': 0.5} ['a.txt']\n[]"
+    assert in_fresh_process(code) == "{'dice': 0.5} ['a.txt']\n[]"
 
 
 def test_other_threads_import_what_is_hidden_from_one(monkeypatch: pytest.MonkeyPatch) -> None:
