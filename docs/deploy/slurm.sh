@@ -27,6 +27,7 @@ fi
 # A token of this job alone; srun hands the environment on.
 RAY_AUTH_TOKEN=$(od -An -N32 -tx1 /dev/urandom | tr -d ' \n')
 export RAY_AUTH_MODE=token RAY_AUTH_TOKEN
+export RAY_free_objects_period_milliseconds=20 # models that nobody needs leave memory at once
 head_ip=$(hostname --ip-address)
 head_ip=${head_ip%% *}
 export RAY_ADDRESS=$head_ip:$PORT

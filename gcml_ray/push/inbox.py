@@ -16,7 +16,6 @@ from gcml_ray.config.wire import WireConfig
 from gcml_ray.push.payload import TOPK, decode, decode_difference, payload_size, wire_dtype
 from gcml_ray.push.signing import digest, forgery, public_key
 from gcml_ray.push.wire import (
-    NOT_FINITE,
     WIRE_DTYPE,
     Buffer,
     Expectation,
@@ -26,6 +25,7 @@ from gcml_ray.push.wire import (
     checksum,
     header_refusal,
     payload_refusal,
+    scan,
 )
 
 
@@ -78,18 +78,25 @@ class Inbox:
         if reason:
             return reason
         size = payload_size(header.encoding, expected.num_values, num_exact=expected.num_exact)
-        reason = payload_refusal(header, payload, dtype=wire_dtype(header.encoding), size=size)
-        if reason:
+        if reason := payload_refusal(payload, dtype=wire_dtype(header.encoding), size=size):
             return reason
-        if self._is_signed and digest(payload) != header.digest:
-            return f"signature: {header.sender} has signed another buffer"
-        vector = self._decoded(header, np.ascontiguousarray(payload))
+        reason, is_finite = self._damage(header, payload)
+        vector = reason or self._decoded(header, np.ascontiguousarray(payload))
         if isinstance(vector, str):
             return vector
-        if not all_finite(vector):
-            return NOT_FINITE
+        if not (all_finite(vector) if is_finite is None else is_finite):
+            return "not finite: the weights hold NaN or infinity"
         vector.flags.writeable = False
         return vector
+
+    def _damage(self, header: PushHeader, payload: Payload) -> tuple[str, bool | None]:
+        """Why a payload is not what its sender has described, and whether its values are finite (see ``wire.scan``)."""
+        found, is_finite = scan(payload)
+        if found != header.checksum:
+            return "checksum: the buffer is not the one the sender described", is_finite
+        if self._is_signed and digest(payload) != header.digest:
+            return f"signature: {header.sender} has signed another buffer", is_finite
+        return "", is_finite
 
     def keep(self, sender: str, vector: Buffer) -> None:
         """Remembers a push that was taken, where the sender's next one may be a difference to it."""

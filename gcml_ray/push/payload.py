@@ -14,9 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from gcml_ray.config.wire import WireConfig
-from gcml_ray.push.wire import WIRE_DTYPE, Buffer, Payload, all_finite
-
-Bytes = npt.NDArray[np.uint8]
+from gcml_ray.push.wire import WIRE_DTYPE, Buffer, Bytes, Payload, all_finite
 
 BLOCK_VALUES = 4096  # values that share a scale in int8
 TOPK = "topk"

@@ -18,12 +18,13 @@ from actors.local_pool import LocalPool
 from gcml_ray.chaos import parse_chaos
 from gcml_ray.config import Config
 from gcml_ray.errors import ConfigError, SiteError
-from gcml_ray.push.wire import Buffer, PushHeader, refusal
+from gcml_ray.push.wire import Buffer, PushHeader
 from gcml_ray.records import TrainOrder
 from gcml_ray.run_folder import RunFolder
 from tests.fake_runs import Run, drive, run_locally
 from tests.fakes import FakeTrainers, calls_of, fake_config
 from tests.makers import make_config
+from tests.pushes import refusal
 
 ORDERS = [TrainOrder(number, "exchange", evaluate=True, checkpoint=True) for number in range(1, 5)]
 

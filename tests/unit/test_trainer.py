@@ -12,8 +12,8 @@ from gcml_ray.data.datalist import read_datalist
 from gcml_ray.errors import DataError
 from gcml_ray.methods.rounds import IncomingModel
 from gcml_ray.networks.registry import fingerprint
-from gcml_ray.push.wire import refusal
 from tests.makers import make_config
+from tests.pushes import refusal
 from tests.trainer_runs import (
     RING,
     TROUBLESOME,

@@ -7,10 +7,21 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from gcml_ray.push.wire import BLOCK_WORDS, Buffer, Expectation, PushHeader, TensorSpec, all_finite, checksum, refusal
+from gcml_ray.push.wire import (
+    BLOCK_BYTES,
+    PIECE_BYTES,
+    Buffer,
+    Expectation,
+    PushHeader,
+    TensorSpec,
+    all_finite,
+    checksum,
+    scan,
+)
+from tests.pushes import refusal
 
 LAYOUT = (TensorSpec("weight", (2, 3), "float32", 0), TensorSpec("bias", (2,), "float32", 6))
-BLOCK = 2 * BLOCK_WORDS  # float32 values in one block of the checksum
+BLOCK, PIECE = BLOCK_BYTES // 4, PIECE_BYTES // 4  # float32 values
 LARGEST = np.finfo(np.float32).max
 
 EXPECTED = Expectation(
@@ -105,8 +116,10 @@ def test_opposite_infinities_do_not_cancel() -> None:
     assert not all_finite(np.array([np.inf, -np.inf, 1], dtype=np.float32))
 
 
-def test_finite_values_that_overflow_their_sum_are_finite() -> None:
-    assert all_finite(np.array([LARGEST, LARGEST, -LARGEST], dtype=np.float32))
+def test_finite_values_whose_squares_overflow_are_finite() -> None:
+    buffer = np.array([LARGEST, LARGEST, -LARGEST], dtype=np.float32)
+    assert all_finite(buffer)
+    assert scan(buffer)[1]
 
 
 def test_a_header_survives_pickling() -> None:
@@ -149,6 +162,22 @@ def test_checksum_sees_a_change_in_the_bytes_that_fill_no_block() -> None:
     swapped = buffer.copy()
     swapped[[-1, -2]] = swapped[[-2, -1]]
     assert checksum(swapped) != checksum(buffer)
+
+
+@pytest.mark.parametrize("size", [0, 1, BLOCK + 1, PIECE, 2 * PIECE + BLOCK + 3])
+def test_a_scan_is_checksum_and_finiteness(size: int) -> None:
+    buffer = values(size)
+    assert scan(buffer) == (checksum(buffer), True)
+    assert scan(buffer.view(np.uint8)) == (checksum(buffer), None)
+
+
+@pytest.mark.parametrize("bad", [np.nan, np.inf, -np.inf])
+@pytest.mark.parametrize("place", [0, 8191, 8192, PIECE - 1, PIECE, 2 * PIECE - 1, 2 * PIECE + BLOCK, -1])
+def test_one_value_that_is_not_finite_is_found_wherever_it_stands(bad: float, place: int) -> None:
+    buffer = values(2 * PIECE + BLOCK + 3)
+    buffer[place] = bad
+    assert scan(buffer) == (checksum(buffer), False)
+    assert not all_finite(buffer)
 
 
 def test_checksum_depends_on_values_alone_not_on_memory() -> None:
