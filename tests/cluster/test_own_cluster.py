@@ -101,7 +101,7 @@ print(sorted(waits)[3])
 
 
 def test_a_cluster_of_its_own_frees_models_at_once() -> None:
-    """Ray by itself frees once a second: in short rounds models pile up, and new ones go to memory never used before."""
+    """Ray by itself frees once a second: in short rounds models pile up, new ones go to untouched memory."""
     ended = subprocess.run(  # noqa: S603 - our own script
         [sys.executable, "-c", FREEING], capture_output=True, text=True, timeout=120, check=False
     )

@@ -107,7 +107,7 @@ def test_nothing_is_left_alive_when_the_driver_is_interrupted(tmp_path: Path, er
 
 
 def test_plasma_does_not_grow_with_the_rounds(tmp_path: Path) -> None:
-    """30 rounds put 90 buffers of 1 MB. Without a word Ray frees once a second; then at most the last round's 3 are left."""
+    """30 rounds put 90 buffers of 1 MB. This Ray frees once a second; then at most the last round's 3 are left."""
     largest: list[int] = []
 
     def measure(record: RoundRecord) -> None:
