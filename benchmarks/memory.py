@@ -29,7 +29,6 @@ from benchmarks.floor import Size, make_config
 from gcml_ray.config import Config
 from gcml_ray.records import RoundRecord, SiteInfo
 
-MEGABYTE = 1e6
 PAGE_BYTES = resource.getpagesize()
 LIMIT = 1.0  # MB a round
 METHOD = {"name": "gcml", "topology": {"name": "matching"}}
@@ -71,10 +70,10 @@ class Scale(NullListener):
             self.samples.append(
                 Sample(
                     number,
-                    resident_bytes() / MEGABYTE,
-                    max(sites) / MEGABYTE,
-                    sum(sites) / MEGABYTE,
-                    store / MEGABYTE,
+                    resident_bytes() / 1e6,
+                    max(sites) / 1e6,
+                    sum(sites) / 1e6,
+                    store / 1e6,
                     store / self.push_bytes,
                 )
             )

@@ -274,7 +274,7 @@ class RunFolder:
         groups = {(score.site, score.split, score.model) for score in new}
         kept = [score for score in self.cases() if (score.site, score.split, score.model) not in groups]
         with self._writing(self.cases_file):
-            replace_file(self.cases_file, _csv_text([CASE_COLUMNS, *map(_case_row, (*kept, *new))]))
+            replace_file(self.cases_file, case_table((*kept, *new)))
 
     def cases(self) -> tuple[CaseScore, ...]:
         """All case scores written so far; an empty cell comes back as NaN.
@@ -291,7 +291,7 @@ class RunFolder:
             CheckpointError: the disk does not take them.
         """
         with self._writing(self.cross_site_file):
-            replace_file(self.cross_site_file, _csv_text([CASE_COLUMNS, *map(_case_row, scores)]))
+            replace_file(self.cross_site_file, case_table(scores))
 
     def cross_site(self) -> tuple[CaseScore, ...]:
         """The scores of :meth:`write_cross_site`; none where ``evaluation.cross_site`` was off.
@@ -337,6 +337,11 @@ def _read_scores(path: Path) -> tuple[CaseScore, ...]:
         raise CheckpointError(
             f"{path} cannot be read ({error!r}); its columns must be {', '.join(CASE_COLUMNS)}"
         ) from error
+
+
+def case_table(scores: Iterable[CaseScore]) -> str:
+    """Case scores as ``cases.csv`` has them; an undefined number is an empty cell."""
+    return _csv_text([CASE_COLUMNS, *map(_case_row, scores)])
 
 
 def _csv_text(rows: Iterable[Iterable[object]]) -> str:

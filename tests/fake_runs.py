@@ -107,6 +107,10 @@ class Run:
         """The rounds that a site reported."""
         return [report.round_number for report in self.listener.trained if report.site == site]
 
+    def restored(self, site: str) -> list[int]:
+        """The round that each process of a site began from; 0 without a checkpoint."""
+        return [info.restored_round for info in self.listener.ready if info.site == site]
+
 
 def drive(config: Config, pool: SitePool, *, resume: bool = False, listener: RecordingListener | None = None) -> Run:
     """Runs a driver over a pool and ends the pool."""

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import logging
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import astuple, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -23,7 +21,7 @@ from gcml_ray.data.pooling import as_pooled
 from gcml_ray.errors import ConfigError, DataError, GcmlError
 from gcml_ray.known_cases import check_splits
 from gcml_ray.records import CaseScore, Split
-from gcml_ray.run_folder import CASE_COLUMNS, RunFolder
+from gcml_ray.run_folder import RunFolder, case_table
 from gcml_ray.whole_files import replace_file
 
 if TYPE_CHECKING:
@@ -181,7 +179,7 @@ def evaluate(
     if result.scores:
         console.print(_score_table(result.scores, unit=config.data.distance_unit))
     if out is not None and result.scores:
-        replace_file(out, _csv_text(result.scores))
+        replace_file(out, case_table(result.scores))
     scored = len({(score.site, score.case) for score in result.scores})
     counts = f"{scored} scored, {len(result.problems)} failed, {len(result.missing)} without a prediction"
     console.print(counts, highlight=False)
@@ -240,14 +238,6 @@ def _mean_sd(mean: float, sd: float, *, digits: int = 3) -> str:
     if math.isnan(mean):
         return "-"
     return f"{mean:.{digits}f}" if math.isnan(sd) else f"{mean:.{digits}f} ({sd:.{digits}f})"
-
-
-def _csv_text(scores: Sequence[CaseScore]) -> str:
-    """The columns of a run's ``cases.csv``; an undefined distance is an empty cell."""
-    buffer = io.StringIO()
-    rows = [["" if isinstance(cell, float) and math.isnan(cell) else cell for cell in astuple(s)] for s in scores]
-    csv.writer(buffer, lineterminator="\n").writerows([CASE_COLUMNS, *rows])
-    return buffer.getvalue()
 
 
 def _split(name: str | None) -> Split | None:

@@ -12,8 +12,6 @@ from rich.table import Table
 from gcml_ray.comparison.cells import MethodRow
 from gcml_ray.records import PERSONALISED
 
-MEGABYTE = 1e6
-
 
 def label(row: MethodRow) -> str:
     """The method's name, with the evaluated model where it is not the personalised one."""
@@ -40,7 +38,7 @@ def cells(row: MethodRow, *, is_best: bool) -> list[str]:
     return [
         label(row), str(row.num_seeds), _number(row.dice, 3), _number(row.dice_sd, 3), *against,
         *(_number(dice, 3) for dice in row.site_dice.values()),
-        _number(row.hd95, 1), _number(row.surface_dice, 3), _number(row.sent_bytes / MEGABYTE, 1),
+        _number(row.hd95, 1), _number(row.surface_dice, 3), _number(row.sent_bytes / 1e6, 1),
         _number(row.seconds, 0), _number(row.num_steps, 0),
     ]  # fmt: skip
 
@@ -88,7 +86,7 @@ def method_table(rows: Sequence[MethodRow], *, title: str, unit: str) -> Table:
     for index, row in enumerate(rows):
         name, seeds, dice, deviation, *against = cells(row, is_best=index == 0)[:7]
         spread = "" if math.isnan(row.dice_sd) else f" \u00b1 {deviation}"
-        numbers = (_number(row.hd95, 1), _number(row.surface_dice, 3), _number(row.sent_bytes / MEGABYTE, 1))
+        numbers = (_number(row.hd95, 1), _number(row.surface_dice, 3), _number(row.sent_bytes / 1e6, 1))
         minutes = _number(row.seconds / 60, 1)
         table.add_row(name, seeds, dice + spread, *against, *numbers, minutes, style="bold" if index == 0 else None)
     return table

@@ -23,8 +23,6 @@ from gcml_ray.records import EvaluationReport, RoundPlan, RoundRecord, SiteFailu
 
 log = logging.getLogger(__name__)
 
-MEGABYTE = 1e6
-
 
 @dataclass
 class SiteRow:
@@ -218,8 +216,8 @@ class RunConsole(LiveTable):
                 _number(row.loss),
                 _number(row.validation_dice),
                 _number(row.best_dice),
-                f"{row.sent_bytes / MEGABYTE:.1f}",
-                f"{row.received_bytes / MEGABYTE:.1f}",
+                f"{row.sent_bytes / 1e6:.1f}",
+                f"{row.received_bytes / 1e6:.1f}",
                 *([_number(row.epsilon)] if has_epsilon else ()),
             )
         return table
@@ -239,7 +237,7 @@ def round_line(config: Config, record: RoundRecord, *, left: str) -> str:
     scores = [report.validation_dice for report in record.trained if report.validation_dice is not None]
     dice = f"val Dice {sum(scores) / len(scores):.3f}" if scores else "not validated"
     taken = [receipt for receipt in record.pushes if receipt.accepted]
-    traffic = f"{len(taken)}/{len(plan.edges)} pushes, {sum(r.size_bytes for r in taken) / MEGABYTE:.1f} MB"
+    traffic = f"{len(taken)}/{len(plan.edges)} pushes, {sum(r.size_bytes for r in taken) / 1e6:.1f} MB"
     exchanged = traffic if plan.edges else "no pushes"
     number = f"round {plan.round_number}/{config.federation.rounds}"
     if config.federation.mode == "async":

@@ -12,13 +12,11 @@ from gcml_ray.comparison.table import label
 from gcml_ray.records import RoundRecord
 from gcml_ray.report.axes import COLOURS, STYLES, figure_with_axes, save_figure
 
-MEGABYTE = 1e6
-
 
 def plot_dice_against_bytes(rows: Sequence[MethodRow], path: Path) -> None:
     """Each method's mean test Dice against what it sent; methods that send nothing stand at the left edge."""
     figure, axes = figure_with_axes(8, 4.8)
-    sent = [row.sent_bytes / MEGABYTE for row in rows]
+    sent = [row.sent_bytes / 1e6 for row in rows]
     positive = [value for value in sent if value > 0]
     places = [max(value, min(positive, default=3.0) / 3) for value in sent]
     heights = _apart([row.dice for row in rows], places)

@@ -18,7 +18,6 @@ from gcml_ray.run_folder import RunFolder
 PushesByEdge = dict[tuple[str, str], list[PushReceipt]]
 REFUSED_COLOUR = "#D55E00"
 BEND = 0.13  # of an arrow, so that both directions of a pair are seen
-MEGABYTE = 1e6
 
 
 def plot_gossip_graph(folder: RunFolder) -> Figure:
@@ -122,7 +121,7 @@ def _draw_table(axes: Axes, sites: Sequence[str], by_edge: PushesByEdge) -> None
 
 
 def _megabytes(size_bytes: int) -> str:
-    size = size_bytes / MEGABYTE
+    size = size_bytes / 1e6
     return f"{size:,.0f} MB" if size >= 100 else f"{size:.3g} MB"
 
 

@@ -13,6 +13,8 @@ import ray
 from ray._private.state import actors as all_actors
 from ray.util.placement_group import placement_group_table
 
+from actors import sync_rounds
+
 CPUS, GPUS = 8, 2  # both logical
 STORE_BYTES = 400 * 2**20
 
@@ -67,3 +69,9 @@ def ray_local(_ends_with_the_session: None) -> Iterator[None]:
     gc.collect()
     assert wait_until(lambda: not live_actors()), f"left alive: {live_actors()}"
     assert wait_until(lambda: placement_groups() == 0), "a placement group is left"
+
+
+@pytest.fixture
+def waits_for_returns(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A round of fakes is over in milliseconds, a restart takes seconds: here a round's start is put off for it."""
+    monkeypatch.setattr(sync_rounds, "RETURN_PATIENCE", 1e4)

@@ -8,7 +8,6 @@ from pathlib import Path
 
 import pytest
 
-from actors import sync_rounds
 from gcml_ray.config import Config
 from gcml_ray.records import RoundRecord
 from tests.cluster.conftest import wait_until
@@ -16,13 +15,7 @@ from tests.cluster.ray_runs import run_on_ray
 from tests.fake_runs import RecordingListener, Run
 from tests.fakes import calls_of, fake_config
 
-pytestmark = pytest.mark.usefixtures("ray_local", "_waits_for_returns")
-
-
-@pytest.fixture
-def _waits_for_returns(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A round of fakes is over in milliseconds, a restart takes seconds: here a round's start is put off for it."""
-    monkeypatch.setattr(sync_rounds, "RETURN_PATIENCE", 1e4)
+pytestmark = pytest.mark.usefixtures("ray_local", "waits_for_returns")
 
 
 def chaotic(folder: Path, text: str, **federation: float) -> Config:
@@ -35,7 +28,7 @@ def check_came_back(run: Run) -> None:
     """B missed its second round alone, and went on from its checkpoint of the first."""
     assert run.summary.status == "finished"
     assert [run.trained(site) for site in "ABC"] == [[1, 2, 3, 4], [1, 3, 4], [1, 2, 3, 4]]
-    assert [info.restored_round for info in run.listener.ready if info.site == "B"] == [0, 1]
+    assert run.restored("B") == [0, 1]
     first, second = (info.pid for info in run.listener.ready if info.site == "B")
     assert first != second
 

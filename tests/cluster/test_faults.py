@@ -9,29 +9,17 @@ import numpy as np
 import pytest
 import ray
 
-from actors import sync_rounds
 from actors.pool import ObjectStoreTransport, RayPool
 from gcml_ray.push.wire import Buffer, PushHeader
 from gcml_ray.records import RoundRecord, TrainOrder
 from tests.cluster.conftest import wait_until
 from tests.cluster.ray_runs import ray_pool, run_on_ray
-from tests.fake_runs import RecordingListener, Run, drive
+from tests.fake_runs import RecordingListener, drive
 from tests.fakes import FakeTrainers, Fault, calls_of, fake_config, final_weights
 
-pytestmark = pytest.mark.usefixtures("ray_local", "_waits_for_returns")
+pytestmark = pytest.mark.usefixtures("ray_local", "waits_for_returns")
 
 LATE = {"round_timeout_s": 3.0, "push_timeout_s": 3.0}
-
-
-@pytest.fixture
-def _waits_for_returns(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A round of fakes is over in milliseconds, a restart takes seconds: here a round's start is put off for it."""
-    monkeypatch.setattr(sync_rounds, "RETURN_PATIENCE", 1e4)
-
-
-def restored(run: Run, site: str) -> list[int]:
-    """The round that each process of a site began from."""
-    return [info.restored_round for info in run.listener.ready if info.site == site]
 
 
 def test_site_that_dies_in_training_restarts_from_its_checkpoint_and_others_go_on(tmp_path: Path) -> None:
@@ -39,7 +27,7 @@ def test_site_that_dies_in_training_restarts_from_its_checkpoint_and_others_go_o
     assert run.failures() == [("B", 2, "unreachable", "restart")]
     assert run.summary.status == "finished"
     assert [run.trained(site) for site in "ABC"] == [[1, 2, 3, 4], [1, 3, 4], [1, 2, 3, 4]]
-    assert restored(run, "B") == [0, 1]
+    assert run.restored("B") == [0, 1]
     assert all(np.isfinite(weights).all() for weights in final_weights(run.folder).values())
 
 
@@ -51,7 +39,7 @@ def test_training_that_died_is_never_repeated(tmp_path: Path) -> None:
 def test_site_that_dies_in_its_push_is_back_in_the_next_round(tmp_path: Path) -> None:
     run = run_on_ray(fake_config(tmp_path), Fault("B", 2, "export", "die"))
     assert run.failures() == [("B", 2, "unreachable", "restart")]
-    assert restored(run, "B") == [0, 1]
+    assert run.restored("B") == [0, 1]
     assert run.trained("B") == [1, 3, 4]
 
 
@@ -71,7 +59,7 @@ def test_site_killed_between_rounds_is_found_restarted_by_ray_and_started_again(
     assert run.summary.status == "finished"
     assert run.failures() == [("B", 2, "died", "restart")]
     assert "has a new process that was not started" in run.listener.failures[0][0].message
-    assert restored(run, "B") == [0, 1]
+    assert run.restored("B") == [0, 1]
     assert run.trained("B")[-2:] == [3, 4]
 
 
@@ -96,7 +84,7 @@ def test_site_killed_while_it_trains_is_back_within_two_rounds(tmp_path: Path) -
 
     run = drive(config, pool, listener=Killer())
     assert run.failures() == [("B", 2, "unreachable", "restart")]
-    assert restored(run, "B") == [0, 1]
+    assert run.restored("B") == [0, 1]
     assert [report.site for report in run.folder.rounds()[2].trained] == ["A", "B", "C"]
     assert run.seconds < 20
 
@@ -106,7 +94,7 @@ def test_hanging_site_is_late_restarted_and_the_round_completes(tmp_path: Path) 
     assert run.failures() == [("B", 2, "late", "restart")]
     assert run.summary.status == "finished"
     assert run.trained("B") == [1, 3, 4]
-    assert restored(run, "B") == [0, 1]
+    assert run.restored("B") == [0, 1]
 
 
 def test_site_that_hangs_in_its_push_is_restarted(tmp_path: Path) -> None:

@@ -10,14 +10,13 @@ import pytest
 import ray
 from safetensors.numpy import load_file
 
-from actors import sync_rounds
 from actors.pool import RayPool
 from gcml_ray.config import Config
 from gcml_ray.errors import ClusterError
 from gcml_ray.records import RoundRecord, TrainOrder
 from tests.cluster.conftest import CPUS, live_actors, placement_groups, wait_until
 from tests.cluster.ray_runs import ray_pool, run_on_ray
-from tests.fake_runs import RecordingListener, Run, drive, run_locally
+from tests.fake_runs import RecordingListener, drive, run_locally
 from tests.fakes import Fault, calls_of, fake_config, final_weights
 from tests.makers import make_config
 
@@ -36,11 +35,6 @@ def fake(folder: Path, per_actor: int = 2, **sections: Any) -> Config:
 def dies_after_a_while(site: str, number: int) -> tuple[Fault, Fault]:
     """Long enough for what its mate has just done to be told; an answer dies with a process that ends at once."""
     return Fault(site, number, "train", "slow", seconds=1.0), Fault(site, number, "train", "die")
-
-
-def restored(run: Run, site: str) -> list[int]:
-    """The round that each process of a site began from."""
-    return [info.restored_round for info in run.listener.ready if info.site == site]
 
 
 # --- the same results ----------------------------------------------------------------------------
@@ -91,35 +85,29 @@ def test_pushes_between_sites_of_one_actor_are_counted_and_signed_as_any_other(t
 # --- the end of an actor -----------------------------------------------------------------------
 
 
-@pytest.fixture
-def _waits_for_returns(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A round of fakes is over in milliseconds, a restart takes seconds: here a round's start is put off for it."""
-    monkeypatch.setattr(sync_rounds, "RETURN_PATIENCE", 1e4)
-
-
-@pytest.mark.usefixtures("_waits_for_returns")
+@pytest.mark.usefixtures("waits_for_returns")
 def test_a_kill_takes_its_mates_along_and_both_are_back_from_their_checkpoints(tmp_path: Path) -> None:
     """A and C share an actor and A trains first, so C has not trained when it ends."""
     config = fake(tmp_path).model_copy(update={"chaos": "kill:A@r2"})
     run = run_on_ray(config.model_copy(update={"resources": config.resources.model_copy(update={"pool": "ray"})}))
     assert run.summary.status == "finished"
     assert [(f.site, f.round_number, f.culprit) for f, _ in run.listener.failures] == [("A", 2, ""), ("C", 2, "A")]
-    assert [restored(run, site) for site in SITES] == [[0, 1], [0], [0, 1], [0]]
+    assert [run.restored(site) for site in SITES] == [[0, 1], [0], [0, 1], [0]]
     assert [run.trained(site) for site in SITES] == [[1, 3, 4], [1, 2, 3, 4], [1, 3, 4], [1, 2, 3, 4]]
     assert run.summary.dropped == {}
 
 
-@pytest.mark.usefixtures("_waits_for_returns")
+@pytest.mark.usefixtures("waits_for_returns")
 def test_a_mate_that_had_done_its_round_is_started_again_too(tmp_path: Path) -> None:
     """C trains after A: A's round 2 is whole, and its checkpoint is where it goes on."""
     run = run_on_ray(fake(tmp_path), *dies_after_a_while("C", 2))
     assert [(f.site, f.round_number, f.culprit) for f, _ in run.listener.failures] == [("C", 2, "")]
-    assert [restored(run, site) for site in SITES] == [[0, 2], [0], [0, 1], [0]]
+    assert [run.restored(site) for site in SITES] == [[0, 2], [0], [0, 1], [0]]
     assert [calls_of(run.folder, site, "train") for site in SITES] == [[1, 2, 3, 4]] * 4
     assert run.trained("A") == [1, 2, 3, 4]
 
 
-@pytest.mark.usefixtures("_waits_for_returns")
+@pytest.mark.usefixtures("waits_for_returns")
 def test_an_actor_killed_between_rounds_is_found_and_all_its_sites_return(tmp_path: Path) -> None:
     pool = ray_pool(fake(tmp_path))
 
@@ -130,7 +118,7 @@ def test_an_actor_killed_between_rounds_is_found_and_all_its_sites_return(tmp_pa
 
     run = drive(fake(tmp_path), pool, listener=RecordingListener(on_end=kill))
     assert run.summary.status == "finished"
-    assert [restored(run, site) for site in SITES] == [[0, 1], [0], [0, 1], [0]]
+    assert [run.restored(site) for site in SITES] == [[0, 1], [0], [0, 1], [0]]
     assert [run.trained(site)[-2:] for site in SITES] == [[3, 4]] * 4
 
 
@@ -142,17 +130,17 @@ def is_replaced(pool: RayPool) -> bool:
         return False
 
 
-@pytest.mark.usefixtures("_waits_for_returns")
+@pytest.mark.usefixtures("waits_for_returns")
 def test_a_hanging_site_is_late_and_its_mates_do_not_wait_for_their_own_timeouts(tmp_path: Path) -> None:
     limits = {"round_timeout_s": 3.0, "push_timeout_s": 3.0}
     run = run_on_ray(fake(tmp_path, federation=limits), Fault("A", 2, "train", "hang"))
     kinds = [(f.site, f.kind, f.culprit) for f, _ in run.listener.failures]
     assert kinds == [("A", "late", ""), ("C", "unreachable", "A")]
     assert run.summary.status == "finished"
-    assert [restored(run, site) for site in SITES] == [[0, 1], [0], [0, 1], [0]]
+    assert [run.restored(site) for site in SITES] == [[0, 1], [0], [0, 1], [0]]
 
 
-@pytest.mark.usefixtures("_waits_for_returns")
+@pytest.mark.usefixtures("waits_for_returns")
 def test_only_the_site_that_dies_in_every_round_is_dropped(tmp_path: Path) -> None:
     run = run_on_ray(fake(tmp_path), *(fault for number in range(1, 5) for fault in dies_after_a_while("C", number)))
     assert list(run.summary.dropped) == ["C"]

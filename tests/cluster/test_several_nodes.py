@@ -151,4 +151,4 @@ def test_site_whose_node_is_lost_for_a_while_goes_on_there_from_its_checkpoint(
     run = run_on_ray(config, listener=Engineer())
     assert (run.summary.status, run.summary.dropped) == ("finished", {})
     assert run.trained("D")[-1] == 6
-    assert [info.restored_round for info in run.listener.ready if info.site == "D"] == [0, 1]
+    assert run.restored("D") == [0, 1]

@@ -16,7 +16,7 @@ from actors.attendance import Attendance, request
 from gcml_ray.config import SERVER, Config
 from gcml_ray.errors import CheckpointError, ConfigError, SiteError
 from gcml_ray.run_folder import RunFolder, RunState
-from tests.fake_runs import RecordingListener, Run, run_locally
+from tests.fake_runs import RecordingListener, run_locally
 from tests.fakes import FakeTrainer, Fault, calls_of, fake_config, final_weights
 
 
@@ -43,17 +43,12 @@ def ask(folder: Path, wishes: dict[int, Any], *, stop_after: int = 0) -> Recordi
     return RecordingListener(on_end=on_end, stop_after=stop_after)
 
 
-def restored(run: Run, site: str) -> list[int]:
-    """The checkpoints that a site's processes went on from, 0 for none."""
-    return [info.restored_round for info in run.listener.ready if info.site == site]
-
-
 def test_requests_are_followed_before_the_next_round_and_a_returning_site_goes_on(tmp_path: Path) -> None:
     config = fake_config(tmp_path, federation={"rounds": 6})
     listener = ask(tmp_path / "run", {1: ("remove", "B"), 3: ("add", "B")})
     run = run_locally(config, listener=listener)
     assert sites_of_rounds(run) == ["ABC", "AC", "AC", "ABC", "ABC", "ABC"]
-    assert restored(run, "B") == [0, 1]
+    assert run.restored("B") == [0, 1]
     assert calls_of(run.folder, "B", "train") == [1, 4, 5, 6]
     assert run.summary.dropped == {}
     assert list((tmp_path / "run" / "requests").iterdir()) == []
@@ -94,7 +89,7 @@ def test_site_that_joined_by_the_schedule_takes_part_after_a_resume(tmp_path: Pa
     stopped = run_locally(config, listener=RecordingListener(stop_after=4))
     newest = stopped.folder.read_state().site_rounds["B"]
     resumed = run_locally(config, resume=True)
-    assert restored(resumed, "B") == [newest]
+    assert resumed.restored("B") == [newest]
     assert resumed.trained("B") == list(range(newest + 1, 7))
     assert {report.site for report in resumed.summary.evaluations} == set("ABC")
 
@@ -104,7 +99,7 @@ def test_site_that_was_added_on_request_alone_takes_part_after_a_resume(tmp_path
     run_locally(config, listener=ask(tmp_path / "run", {1: ("add", "B")}, stop_after=3))
     resumed = run_locally(config, resume=True)
     assert sites_of_rounds(resumed) == ["AC", *["ABC"] * 5]
-    assert restored(resumed, "B") == [3]
+    assert resumed.restored("B") == [3]
 
 
 def test_site_on_its_way_when_the_run_stopped_takes_part_after_a_resume(
@@ -127,7 +122,7 @@ def test_site_on_its_way_when_the_run_stopped_takes_part_after_a_resume(
     assert (state.alive, state.site_rounds) == (("A", "C", "B"), {"A": 2, "C": 2, "B": 0})
     resumed = run_locally(config, resume=True)
     assert sites_of_rounds(resumed) == ["AC", "AC", "ABC", "ABC"]
-    assert restored(resumed, "B") == [0]
+    assert resumed.restored("B") == [0]
 
 
 def test_resume_from_before_a_scheduled_join_repeats_it_at_its_time(tmp_path: Path) -> None:
@@ -189,7 +184,7 @@ def test_scheduled_join_is_followed_once(tmp_path: Path, mode: str) -> None:
     config = fake_config(tmp_path, federation={"rounds": 6, "mode": mode, "schedule": {"B": {"joins": 3}}})
     run = run_locally(config)
     assert run.summary.status == "finished"
-    assert restored(run, "B") == [0]
+    assert run.restored("B") == [0]
     assert {report.site for report in run.summary.evaluations} == set("ABC")
 
 
@@ -197,7 +192,7 @@ def test_site_that_came_on_request_before_its_scheduled_join_stays(tmp_path: Pat
     config = fake_config(tmp_path, federation={"rounds": 5, "schedule": {"B": {"joins": 4, "leaves": 5}}})
     run = run_locally(config, listener=ask(tmp_path / "run", {1: ("add", "B")}))
     assert sites_of_rounds(run) == ["AC", "ABC", "ABC", "ABC", "AC"]
-    assert restored(run, "B") == [0]
+    assert run.restored("B") == [0]
 
 
 def test_scheduled_departure_of_the_last_site_is_passed_over(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
@@ -282,7 +277,7 @@ def test_site_that_was_dropped_after_failures_goes_on_from_its_checkpoint(tmp_pa
     faults = [Fault("B", number, "train", "raise") for number in (3, 4, 5)]
     run = run_locally(config, *faults, listener=ask(tmp_path / "run", {6: ("add", "B")}))
     assert sites_of_rounds(run) == ["ABC"] * 5 + ["AC"] + ["ABC"] * 2
-    assert restored(run, "B") == [0, 2]
+    assert run.restored("B") == [0, 2]
 
 
 def test_site_that_left_before_a_resume_goes_on_from_its_checkpoint(tmp_path: Path) -> None:
@@ -295,7 +290,7 @@ def test_site_that_left_before_a_resume_goes_on_from_its_checkpoint(tmp_path: Pa
     run_locally(config, resume=True, listener=RecordingListener(stop_after=4))
     back = run_locally(config, resume=True, listener=ask(tmp_path / "run", {5: ("add", "B")}))
     assert sites_of_rounds(back) == ["ABC"] * 2 + ["AC"] * 3 + ["ABC"] * 3
-    assert restored(back, "B") == [2]
+    assert back.restored("B") == [2]
 
 
 def test_state_of_an_older_version_can_be_resumed(tmp_path: Path) -> None:
@@ -317,7 +312,7 @@ def test_site_that_is_asked_to_leave_while_it_starts_does_not_come(tmp_path: Pat
     wishes = {1: ("remove", "B"), 2: [("add", "B"), ("remove", "B")], 4: ("add", "B")}
     run = run_locally(config, listener=ask(tmp_path / "run", wishes))
     assert sites_of_rounds(run) == ["ABC", "AC", "AC", "AC", "ABC", "ABC"]
-    assert restored(run, "B") == [0, 1]
+    assert run.restored("B") == [0, 1]
     assert list((tmp_path / "run" / "requests").iterdir()) == []
 
 

@@ -249,7 +249,7 @@ def test_late_site_is_restarted_and_the_round_completes(tmp_path: Path, method: 
     assert run.summary.status == "finished"
     assert run.listener.failures[0][0].message == "no answer within 0.1 s"
     assert run.trained("B")[-2:] == [3, 4]
-    assert [info.restored_round for info in run.listener.ready if info.site == "B"] == [0, 1]
+    assert run.restored("B") == [0, 1]
 
 
 def test_late_site_that_does_not_come_back_is_dropped_and_said_so(tmp_path: Path) -> None:
@@ -274,7 +274,7 @@ def test_restart_goes_to_the_round_the_driver_knows_not_to_a_leftover_file(tmp_p
     leftover.mkdir(parents=True)
     np.save(leftover / "round_00009.npy", np.zeros(8, dtype=np.float32))
     run = run_deaf(tmp_path, lambda *call: call == ("B", "train", 2))
-    assert [info.restored_round for info in run.listener.ready if info.site == "B"] == [0, 1]
+    assert run.restored("B") == [0, 1]
 
 
 def test_site_that_does_not_start_in_time_ends_the_run(tmp_path: Path) -> None:

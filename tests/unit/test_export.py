@@ -48,11 +48,6 @@ NETWORKS: dict[str, tuple[dict[str, Any], dict[int, list[int]]]] = {
 }
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)
-
-
 @pytest.fixture
 def source(tmp_path: Path) -> Source:
     return open_source(write_run(tmp_path).output.folder, "A")

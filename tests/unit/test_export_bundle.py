@@ -81,11 +81,6 @@ SPECIFICATION = {
 }
 
 
-@pytest.fixture(autouse=True)
-def _one_thread() -> None:
-    torch.set_num_threads(1)
-
-
 def _bundle(folder: Path, **sections: Any) -> tuple[Source, Path]:
     """An untrained model of site A as a bundle."""
     config = write_run(folder, sites=("A",), **sections)

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 import pickle
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from safetensors.numpy import load_file
 
 from actors.host import HostedSite, Seating, SiteHost
@@ -28,15 +26,6 @@ NETWORK = {
 }
 OTHER = {"name": "unet", "options": {"channels": [4, 6], "strides": [2], "num_res_units": 0, "norm": "BATCH"}}
 GCML = {"name": "gcml", "topology": {"name": "ring"}, "merge": "select_best"}
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    """As each site sets it; else the first run of this process would differ from the second."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def run(folder: Path, per_actor: int, **sections: Any) -> Run:
