@@ -134,7 +134,7 @@ def optimiser_share(name: str, device: torch.device, peak: Peak, *, steps: int) 
     learner.clip_norm = None
     learner.take_step()
     seconds = seconds_of(learner.take_step, steps, device)
-    moments = sum(value.numel() > 1 for state in learner.optimiser.state.values() for value in state.values())
+    moments = sum(moment.numel() > 1 for moment in learner.optimiser.moments.values())
     traffic = 4.0 * learner.model.num_parameters * (2 + 1 + 2 * moments)
     return float(traffic / seconds / peak.bandwidth)
 

@@ -126,13 +126,11 @@ def load_round(
         raise CheckpointError(f"{path} is of round {state.round_number}: it was copied or renamed; put it back")
     for prefix, one in learners.items():
         _load_model(path, one.model, _below(f"{prefix}model.", tensors))
-        one.optimiser.state.clear()
         moments = _below(f"{prefix}optimiser.", tensors)
-        if moments:
-            _check_moments(path, moments, size=one.model.parameter.numel())
-            one.optimiser.state[one.model.parameter] = {
-                key: torch.from_numpy(value).to(one.model.flat.device) for key, value in moments.items()
-            }
+        _check_moments(path, moments, size=one.model.parameter.numel())
+        one.optimiser.moments = {
+            key: torch.from_numpy(value).to(one.model.flat.device) for key, value in moments.items()
+        }
         try:
             one.scaler.load_state_dict(scalers[prefix])
         except (KeyError, RuntimeError, TypeError, AttributeError) as error:
@@ -164,9 +162,8 @@ def _check_moments(path: Path, moments: Mapping[str, Array], *, size: int) -> No
 def _learner_arrays(learner: Learner, prefix: str) -> dict[str, Array]:
     """Weights, counters, moments and the weights' average by name."""
     arrays = {f"{prefix}model.{name}": array for name, array in _model_arrays(learner.model).items()}
-    for moments in learner.optimiser.state.values():
-        for key, value in moments.items():
-            arrays[f"{prefix}optimiser.{key}"] = _array(value)
+    for key, value in learner.optimiser.moments.items():
+        arrays[f"{prefix}optimiser.{key}"] = _array(value)
     if (average := learner.model.average) is not None:
         arrays[f"{prefix}average.values"] = _array(average.values)
         arrays[f"{prefix}average.num_steps"] = _array(average.num_steps)

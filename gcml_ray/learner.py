@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from gcml_ray.config import DcmlConfig, FederationConfig, OptimiserConfig
 from gcml_ray.data.site_data import Batch
+from gcml_ray.flat_optimiser import FlatOptimiser
 from gcml_ray.losses.mutual import mutual_divergences
 from gcml_ray.networks.registry import forward_heads
 from gcml_ray.weights import FlatModel
@@ -65,7 +66,7 @@ class Learner:
         keep_norms: bool = False,
     ) -> None:
         self.model = FlatModel(module, send_buffers=send_buffers, keep_norms=keep_norms)
-        self.optimiser = build_optimiser(self.model.parameter, optimiser)
+        self.optimiser = FlatOptimiser(self.model.parameter, optimiser)
         self.clip_norm = optimiser.clip_norm
         self.precision = precision
         self.scaler = precision.scaler()
@@ -86,36 +87,16 @@ class Learner:
     def take_step(self) -> None:
         """Clip, one optimiser step; the average of the weights follows."""
         if self.clip_norm is not None:
-            self.scaler.unscale_(self.optimiser)
+            self.scaler.unscale_(self.optimiser)  # type: ignore[arg-type]  # has what a scaler needs
             nn.utils.clip_grad_norm_([self.model.parameter], self.clip_norm)
-        self.scaler.step(self.optimiser)
+        self.scaler.step(self.optimiser)  # type: ignore[arg-type]
         self.scaler.update()
         if self.model.average is not None:
             self.model.average.follow(self.model.flat)
 
     def set_learning_rate(self, learning_rate: float) -> None:
         """The rate of the next steps."""
-        for group in self.optimiser.param_groups:
-            group["lr"] = learning_rate
-
-    def forget_optimiser(self) -> None:
-        """Back to a fresh optimiser without giving its memory back: zero moments, step 0."""
-        for state in self.optimiser.state.values():
-            for value in state.values():
-                if isinstance(value, Tensor):
-                    value.zero_()
-
-
-def build_optimiser(parameter: nn.Parameter, optimiser: OptimiserConfig) -> torch.optim.Optimizer:
-    """The configured optimiser over one flat parameter (P,).
-
-    The element-wise optimisers give the same step on one flat vector as on the tensors it is made of.
-    """
-    rate, decay = optimiser.learning_rate, optimiser.weight_decay
-    if optimiser.name == "sgd":
-        return torch.optim.SGD([parameter], lr=rate, weight_decay=decay, momentum=optimiser.momentum or 0.0)
-    kind = torch.optim.AdamW if optimiser.name == "adamw" else torch.optim.Adam
-    return kind([parameter], lr=rate, weight_decay=decay, amsgrad=optimiser.amsgrad, fused=True)
+        self.optimiser.learning_rate = learning_rate
 
 
 def learning_rate(optimiser: OptimiserConfig, federation: FederationConfig, *, round_number: int, step: int) -> float:

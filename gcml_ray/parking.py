@@ -25,9 +25,8 @@ def lasting_tensors(learner: Learner) -> list[Tensor]:
     Single numbers (steps) stay where they are.
     """
     average = learner.model.average
-    moments = [value for state in learner.optimiser.state.values() for value in state.values()]
-    tensors = [learner.model.flat, *([average.values] if average is not None else []), *moments]
-    return [tensor for tensor in tensors if isinstance(tensor, Tensor) and tensor.numel() > 1]
+    tensors = [learner.model.flat, *([average.values] if average is not None else [])]
+    return [tensor for tensor in (*tensors, *learner.optimiser.moments.values()) if tensor.numel() > 1]
 
 
 def move(tensors: Sequence[Tensor], device: torch.device) -> bool:

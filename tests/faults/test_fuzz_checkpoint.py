@@ -55,7 +55,7 @@ def trained() -> Learner:
 
 def content_of(learner: Learner) -> list[bytes]:
     """All of a learner, to the last bit."""
-    moments = learner.optimiser.state.get(learner.model.parameter, {})
+    moments = learner.optimiser.moments
     tensors = [learner.model.flat, *learner.model.counters().values(), *(moments[key] for key in sorted(moments))]
     return [tensor.detach().numpy().tobytes() for tensor in tensors]
 

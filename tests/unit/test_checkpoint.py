@@ -51,7 +51,7 @@ def train(learner: Learner, num_steps: int, *, seed: int = 0) -> None:
 
 
 def moments(learner: Learner) -> dict[str, Tensor]:
-    return dict(learner.optimiser.state[learner.model.parameter])
+    return dict(learner.optimiser.moments)
 
 
 def restored(folder: Path, round_number: int = 1, **options: Any) -> Learner:

@@ -122,7 +122,7 @@ def test_network_gradient_and_second_learner_are_there_once_but_weights_and_mome
     network = a.config.network
     assert a.exchange.learner_for(network) is b.exchange.learner_for(network)
     assert a.local.model.flat.data_ptr() != b.local.model.flat.data_ptr()
-    moments = [next(iter(one.local.optimiser.state.values()))["exp_avg"] for one in (a, b)]
+    moments = [one.local.optimiser.moments["exp_avg"] for one in (a, b)]
     assert moments[0].data_ptr() != moments[1].data_ptr()
     counters = [one.local.model.counters() for one in (a, b)]
     assert counters[0]

@@ -252,7 +252,7 @@ def test_a_forgotten_optimiser_steps_as_a_fresh_one_bit_for_bit(options: dict[st
     for _ in range(3):
         local_step(used, batch(), cross_entropy)
     used.model.flat.copy_(start)
-    used.forget_optimiser()
+    used.optimiser.forget()
     for _ in range(3):
         local_step(used, batch(), cross_entropy)
         local_step(fresh, batch(), cross_entropy)
@@ -261,7 +261,7 @@ def test_a_forgotten_optimiser_steps_as_a_fresh_one_bit_for_bit(options: dict[st
 
 def test_forgetting_before_the_first_step_does_nothing() -> None:
     learner, fresh = make_learner(), make_learner()
-    learner.forget_optimiser()
+    learner.optimiser.forget()
     local_step(learner, batch(), cross_entropy)
     local_step(fresh, batch(), cross_entropy)
     assert torch.equal(flat(learner), flat(fresh))

@@ -71,7 +71,7 @@ def test_a_step_changes_the_weights_of_whose_turn_it_is_alone() -> None:
     assert torch.equal(two.learner.model.flat, before)
     assert two.learner.model.counters()["1.num_batches_tracked"].item() == 0
     assert one.learner.model.counters()["1.num_batches_tracked"].item() == 1
-    assert two.learner.optimiser.state == {}
+    assert two.learner.optimiser.moments == {}
 
 
 def test_models_that_work_at_the_same_time_have_networks_of_their_own() -> None:
