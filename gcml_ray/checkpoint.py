@@ -43,9 +43,8 @@ CHECKSUM = "checksum"  # in a file's header
 class SiteState:
     """What a site knows beside its tensors. Model files are named relative to the checkpoint's folder.
 
-    ``suspicion``, ``last_push`` and ``few_dice`` are what its judge remembers: of each sender the suspicion against it
-    and the checksum of its last push; and the exchanged model's Dice on the judge's cases when it was last validated,
-    None where that is not known. ``peer_files``: of each peer the file of its last model, the newest last.
+    ``suspicion`` and ``last_push`` are what its judge remembers: of each sender the suspicion against it and the
+    checksum of its last push. ``peer_files``: of each peer the file of its last model, the newest last.
     """
 
     site: str
@@ -57,7 +56,6 @@ class SiteState:
     before_gossip_file: str = ""
     suspicion: dict[str, int] = field(default_factory=dict)
     last_push: dict[str, str] = field(default_factory=dict)
-    few_dice: float | None = None
     peer_files: dict[str, str] = field(default_factory=dict)
 
     @property

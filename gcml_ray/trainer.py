@@ -289,10 +289,8 @@ class SiteTrainer:
         if order.evaluate:
             with timed(seconds, "validate"):
                 self.on_progress("validate", 0, 1)
-                self.judge.forget_own()
                 if dice is None:
                     dice = self.evaluator.validation_dice(self.own)
-                    self.judge.note_own()
             is_best = dice >= self.state.best_dice
         with timed(seconds, "checkpoint"):
             with self.own.model.averaged():

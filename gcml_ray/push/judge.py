@@ -2,7 +2,7 @@
 
 A push may be well formed and still do harm: random weights, turned signs, a model of wrong labels. The receiver
 compares it with what that sender sent before (the same again is a replay, or of no use) and with its own model: norm,
-direction (where all sites started from the same weights), and Dice on a few of its own validation cases. The rules are
+direction (where all sites started from the same weights), and Dice on a patch of a few validation cases. The rules are
 lenient, since models of very different hospitals are what mutual learning is for: as long as the own model has
 learnt little nothing is refused for its Dice, and then only what is far worse. A sender that was refused before has
 to do better. Our own; no paper.
@@ -18,7 +18,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from gcml_ray.config import Config, has_two_models
+from gcml_ray.config import Config
 from gcml_ray.config.defence import DefenceConfig
 from gcml_ray.evaluation import Evaluator
 from gcml_ray.learner import Learner
@@ -39,7 +39,7 @@ class Facts:
 
     ``is_replay``: the sender's last push to this receiver was the same to the last bit, and see :func:`may_repeat`.
     ``norm_ratio``: |incoming| / |own|; ``cosine``: of the angle between both; ``dice`` and ``own_dice``: mean Dice of
-    the incoming and the own model on the same validation cases.
+    the incoming and the own model on the same patches of validation cases.
     """
 
     is_replay: bool = False
@@ -174,31 +174,9 @@ class Judge:
             facts = compare_weights(own.model.flat[:size], incoming, common_init=self.config.federation.common_init)
             reason = objection(facts, defence, suspicion=suspicion)
         if defence.validation and not reason:
-            facts = replace(facts, own_dice=(own_dice := self._own_dice(own)))
+            facts = replace(facts, own_dice=(own_dice := self.evaluator.patch_dice(own, defence.cases)))
             if own_dice >= defence.min_own_dice:
-                incoming_dice = self.evaluator.few_dice(exchange.open_incoming(message), defence.cases)
+                incoming_dice = self.evaluator.patch_dice(exchange.open_incoming(message), defence.cases)
                 facts = replace(facts, dice=incoming_dice)
             reason = objection(facts, defence, suspicion=suspicion)
         return Judgement(message.sender, not reason, reason, facts.norm_ratio, facts.cosine, facts.dice, facts.own_dice)
-
-    # --- the own model's Dice ------------------------------------------------------------------
-
-    def note_own(self) -> None:
-        """Remembers the own Dice from the validation that has just been, until the next one."""
-        is_validated = not has_two_models(self.config.method)  # else it is the other one
-        if self.config.defence.validation and is_validated:
-            few_dice = self.evaluator.mean_of_first(self.config.defence.cases)
-            self.files.state = replace(self.files.state, few_dice=few_dice)
-
-    def forget_own(self) -> None:
-        """The own model has changed and its Dice on the judge's cases is not known."""
-        self.files.state = replace(self.files.state, few_dice=None)
-
-    def _own_dice(self, own: Learner) -> float:
-        """The own Dice as it was when it was last validated, or as it is now."""
-        if self.files.state.few_dice is not None:
-            return self.files.state.few_dice
-        few_dice = self.evaluator.few_dice(own, self.config.defence.cases)
-        if not has_two_models(self.config.method):
-            self.files.state = replace(self.files.state, few_dice=few_dice)
-        return few_dice

@@ -147,7 +147,7 @@ def test_honest_weights_are_accepted_and_learnt_from(tmp_path: Path) -> None:
 def test_model_that_fails_on_own_cases_is_refused_by_them_alone(tmp_path: Path) -> None:
     """With ``min_own_dice: 0`` and a share above 1's reach, any model but the own one's equal is too bad."""
     trainer = receiver(tmp_path, weights=False, min_own_dice=0.0, min_dice_share=1.0)
-    own_dice = trainer.evaluator.few_dice(trainer.local, 4)
+    own_dice = trainer.evaluator.patch_dice(trainer.local, 2)
     report = one_round(trainer, np.zeros_like(own_weights(trainer)))
     (judgement,) = report.judged
     assert judgement.own_dice == pytest.approx(own_dice)
@@ -161,14 +161,6 @@ def test_incoming_model_is_not_scored_before_the_own_one_has_learnt_something(tm
     (judgement,) = one_round(trainer, own_weights(trainer)).judged
     assert judgement.own_dice is not None
     assert judgement.dice is None
-
-
-def test_own_dice_of_the_last_validation_is_not_measured_again(tmp_path: Path) -> None:
-    trainer = receiver(tmp_path, min_own_dice=1.0)
-    scored = []
-    trainer.evaluator.few_dice = lambda *_: scored.append(1) or 0.5  # type: ignore[method-assign,func-returns-value]
-    one_round(trainer, own_weights(trainer))
-    assert scored == []
 
 
 def test_nothing_is_judged_where_the_defence_is_off(tmp_path: Path) -> None:
@@ -219,7 +211,6 @@ def test_suspicion_survives_a_resume(tmp_path: Path) -> None:
     one_round(trainer, -own_weights(trainer))
     restored = make_trainer(trainer.config, folder=Path(trainer.config.output.folder), resume_round=2)
     assert restored.state.suspicion == {"B": 1}
-    assert restored.state.few_dice == trainer.state.few_dice
 
 
 def test_defence_is_part_of_the_identity(tmp_path: Path) -> None:
