@@ -7,6 +7,7 @@ import sys
 import threading
 import uuid
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 
@@ -90,15 +91,21 @@ def run_federation(
         tracker = BackgroundTracker(build_tracker(config, folder.path))
         status = "failed"
         try:
-            with _logged_to(folder.log_file), pool_for(config, folder.path, make_trainer=make_trainer) as pool:
+            with (
+                ThreadPoolExecutor(1) as aside,
+                _logged_to(folder.log_file),
+                pool_for(config, folder.path, make_trainer=make_trainer) as pool,
+            ):
                 if config.chaos:
                     log.warning("faults on purpose (chaos: %s): what this run gives is no result", config.chaos)
                     folder.note_faults(config.chaos)
                 driver = Driver(config, pool, folder, tracker=tracker, listener=listener, stop=stop)
                 summary = driver.run(sites, resume=state, test=test)
+                if test:  # while the sites' processes end
+                    kept = aside.submit(_keep_artifacts, folder, tracker, sites)
             status = summary.status
             if test:
-                _keep_artifacts(folder, tracker, sites)
+                kept.result()
         except KeyboardInterrupt:
             status = "stopped"
             raise

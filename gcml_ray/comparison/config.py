@@ -70,6 +70,9 @@ def load_comparison(path: Path) -> ComparisonConfig:
 def cell_config(comparison: ComparisonConfig, method: str, seed: int, overrides: Sequence[str]) -> Config:
     """The configuration of one cell: base, then the common and the method's changes, seed and folder, ``overrides``.
 
+    Its rounds wait for late sites: on a busy machine its results are the same. What the file or ``overrides`` say of
+    ``federation.late_factor`` goes first.
+
     Args:
         comparison: what is compared.
         method: a name among ``comparison.methods``.
@@ -77,7 +80,8 @@ def cell_config(comparison: ComparisonConfig, method: str, seed: int, overrides:
         overrides: ``--set`` of the command line, for every cell.
     """
     parts = (comparison.common, comparison.methods[method])
-    changes = [f"{key}={json.dumps(value)}" for part in parts for key, value in part.items()]
+    patience = {"federation.late_factor": None}
+    changes = [f"{key}={json.dumps(value)}" for part in (patience, *parts) for key, value in part.items()]
     own = [
         f"name={method}",
         f"federation.seed={seed}",

@@ -247,6 +247,16 @@ def test_a_cell_is_the_base_with_the_common_and_the_methods_changes(tmp_path: Pa
     assert (alone.method.name, alone.federation.rounds, alone.federation.local_steps) == ("local", 9, 3)
 
 
+def test_a_cell_waits_for_late_sites_unless_it_is_told_otherwise(tmp_path: Path) -> None:
+    base = Path(__file__).parents[2] / "configs" / "phantom.yaml"
+    (tmp_path / "c.yaml").write_text(COMPARISON.format(base=base, folder=tmp_path))
+    comparison = load_comparison(tmp_path / "c.yaml")
+    asked = cell_config(comparison, "gcml", 4, ["federation.late_factor=3"])
+    patient = cell_config(comparison, "gcml", 4, [])
+    assert (patient.federation.late_factor, asked.federation.late_factor) == (None, 3.0)
+    assert patient.identity == asked.identity
+
+
 def test_verdict_over_a_method_that_is_not_compared_is_refused(tmp_path: Path) -> None:
     (tmp_path / "c.yaml").write_text(COMPARISON.format(base="b.yaml", folder=tmp_path) + "focus: ditto\n")
     with pytest.raises(ConfigError, match="focus: 'ditto' is not among methods"):
