@@ -361,7 +361,8 @@ class SiteTrainer:
     def _on_device(self, batch: Batch) -> Batch:
         if self.device.type == "cpu":
             return batch
-        return Batch(image=batch.image.to(self.device), label=batch.label.to(self.device))
+        image, label = (part.pin_memory().to(self.device, non_blocking=True) for part in (batch.image, batch.label))
+        return Batch(image=image, label=label)
 
     def _rate(self, round_number: int, step: int) -> float:
         return learning_rate(self.config.optimiser, self.config.federation, round_number=round_number, step=step)

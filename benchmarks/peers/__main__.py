@@ -50,6 +50,7 @@ CONTENDERS = {
     "nvflare": Contender("NVFlare 2.9, FedAvg, simulator", "run_nvflare", "nvflare", True),
     "nvflare-swarm": Contender("NVFlare 2.9, swarm, simulator", "run_nvflare", "nvflare", True),
     "p2pfl": Contender("p2pfl 0.4.4, FedAvg by gossip, simulation", "run_p2pfl", "p2pfl", True),
+    "plain-ray": Contender("plain loop over Ray actors, gossip averaging", "run_plain_ray", "", False),
     "gcml-ray-gossip": Contender("gcml-ray, gossip averaging: a peer a round", "run_gcml", "", False),
     "gcml-ray-gcml": Contender("gcml-ray, GCML: steps the peer's model too", "run_gcml", "", False),
 }

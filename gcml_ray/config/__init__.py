@@ -335,7 +335,7 @@ class Config(Section):
                 "wire": {"sign"},
                 "evaluation": {"cross_site"},
                 "chaos": True,  # it changes the result, but a resume must be able to go on without it
-                "data": {"datalist", "cache_folder"},
+                "data": {"datalist", "cache_folder", "num_workers"},
                 "federation": clocks,
             },
         )
@@ -381,7 +381,7 @@ class Config(Section):
                 f"federation.mode async cannot run method {self.method.name}, whose rounds need all sites at once; "
                 f"without a barrier run {', '.join(BARRIER_FREE)}, or set mode: sync"
             )
-        if problem := privacy_problem(self.privacy, self.method, amp=self.resources.amp):
+        if problem := privacy_problem(self.privacy, self.method, self.data, amp=self.resources.amp):
             raise ValueError(problem)
         if self.evaluation.cross_site and self.privacy.mode == "update_noise":
             raise ValueError(

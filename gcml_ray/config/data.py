@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import model_validator
 
-from gcml_ray.config.section import Axes, Count, Fraction, Lengths, Names, NonNegative, Section, Sizes
+from gcml_ray.config.section import Axes, Count, CountOrZero, Fraction, Lengths, Names, NonNegative, Section, Sizes
 
 
 class SplitConfig(Section):
@@ -65,6 +65,7 @@ class DataConfig(Section):
     augment: AugmentConfig = AugmentConfig()
     split: SplitConfig = SplitConfig()
     cache_folder: str | None = None
+    num_workers: CountOrZero = 0
 
     @property
     def is_sigmoid(self) -> bool:

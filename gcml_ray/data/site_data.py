@@ -8,7 +8,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -16,10 +15,9 @@ from gcml_ray.config import DataConfig
 from gcml_ray.data.case_cache import cached_sample
 from gcml_ray.data.datalist import SPLITS, Case, cases_of_site, listed
 from gcml_ray.data.loading import Sample
-from gcml_ray.data.patches import PatchSampler
-from gcml_ray.errors import DataError
+from gcml_ray.data.patch_stream import Patch, PatchStream, PatchWorkers, stacked
+from gcml_ray.errors import DataError, SiteError
 from gcml_ray.records import Split
-from gcml_ray.seeding import derive_seed, numpy_generator
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,6 +49,7 @@ class SiteData:
         self._data = data
         self._seed = seed
         self._samples: dict[Split, tuple[Sample, ...]] = {}
+        self._workers: PatchWorkers | None = None
 
     def load(self, progress: Callable[[int, int], None] | None = None) -> None:
         """Read and preprocess every case.
@@ -109,27 +108,25 @@ class SiteData:
         every round.
         """
         assert round_number >= 1, f"rounds count from 1, got {round_number}"
-        sampler = PatchSampler(self._data)
         size = self._data.batch_size
-        start = (round_number - 1) * num_steps * size
-        for step in range(num_steps):
-            first = start + step * size
-            patches = [self._patch(sampler, place) for place in range(first, first + size)]
-            label = torch.stack([label for _, label in patches])
-            yield Batch(
-                image=torch.stack([image for image, _ in patches]),
-                label=label if self._data.is_sigmoid else label.to(torch.int64),
-            )
+        first = (round_number - 1) * num_steps * size
+        places = [range(start, start + size) for start in range(first, first + num_steps * size, size)]
+        for image, label in self._cut(places, round_number):
+            yield Batch(image=image, label=label if self._data.is_sigmoid else label.to(torch.int64))
 
-    def _patch(self, sampler: PatchSampler, place: int) -> tuple[Tensor, Tensor]:
-        """The patch at a place of the endless stream."""
-        train = self.split("train")
-        epoch, position = divmod(place, len(train))
-        sample = train[int(self._order(epoch, len(train))[position])]
-        return sampler.sample(sample, derive_seed(self._seed, "augment", self.site, place))
-
-    def _order(self, epoch: int, num_train: int) -> np.ndarray[tuple[int], np.dtype[np.int64]]:
-        return numpy_generator(self._seed, "order", self.site, epoch).permutation(num_train)
+    def _cut(self, places: Sequence[Sequence[int]], round_number: int) -> Iterator[Patch]:
+        """The patches at these places of the stream, a batch at a time."""
+        stream = PatchStream(self.split("train"), self._data, seed=self._seed, site=self.site)
+        if not self._data.num_workers:
+            yield from (stacked([stream[place] for place in part]) for part in places)
+            return
+        self._workers = self._workers or PatchWorkers(stream, self._data.num_workers)
+        try:
+            yield from self._workers.batches(places)
+        except (RuntimeError, OSError) as error:  # with one all have to go; the next round starts new ones
+            self._workers = None
+            words = f"a process of data.num_workers has ended, maybe for want of memory ({error}): lower the number"
+            raise SiteError(self.site, round_number, "train", words) from error
 
     def _check_cases(self) -> None:
         if not self._cases:

@@ -1,3 +1,4 @@
+import multiprocessing
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import torch
 from gcml_ray.config import DataConfig
 from gcml_ray.data.datalist import Case
 from gcml_ray.data.site_data import Batch, SiteData
-from gcml_ray.errors import DataError
+from gcml_ray.errors import DataError, SiteError
 
 
 def config(**changes: Any) -> DataConfig:
@@ -70,6 +71,27 @@ def test_resuming_at_any_round_gives_the_same_batches(tmp_path: Path) -> None:
     for number in (4, 2):
         assert same(list(resumed.batches(number, 3)), rounds[number])
     assert not same(rounds[1], rounds[2])
+
+
+def test_workers_cut_the_same_patches_whether_a_round_was_whole_or_broken_off(tmp_path: Path) -> None:
+    cases = make_cases(tmp_path)
+    alone, helped = loaded(cases), loaded(cases, num_workers=2)
+    assert same(list(helped.batches(1, 3)), list(alone.batches(1, 3)))
+    next(helped.batches(2, 5))
+    assert same(list(helped.batches(4, 3)), list(alone.batches(4, 3)))
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_after_a_workers_death_the_next_round_has_new_ones(tmp_path: Path) -> None:
+    cases = make_cases(tmp_path)
+    alone, helped = loaded(cases), loaded(cases, num_workers=1)
+    batches = helped.batches(1, 40)
+    next(batches)
+    for process in multiprocessing.active_children():
+        process.kill()
+    with pytest.raises(SiteError, match=r"site A, round 1.*data\.num_workers has ended"):
+        list(batches)
+    assert same(list(helped.batches(2, 3)), list(alone.batches(2, 3)))
 
 
 def test_order_of_the_datalist_does_not_matter(tmp_path: Path) -> None:
