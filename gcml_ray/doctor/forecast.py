@@ -186,7 +186,9 @@ def forecast(config: Config, cases: Sequence[SiteCases], costs: Sequence[SiteCos
         num_pushes=len(pushed),
         pushed_bytes=sum(pushed),
         fedavg_upload_bytes=sum(site.push_bytes for site in sites) * len(plans),
-        machine_memory_bytes=machine_memory_bytes(sites, costs, place) + server_bytes(config.method, sites, place),
+        machine_memory_bytes=machine_memory_bytes(sites, costs, place)
+        + server_bytes(config.method, sites, place)
+        + worker_bytes(config.data, len(sites), place),
         one_gpu_bytes=sum(by_gpu[:sharing]),
         object_store_bytes=object_store_bytes(config.method, sites, place),
         disk_bytes=sum(site.disk_bytes for site in sites),
@@ -316,6 +318,11 @@ def _shared_processes_bytes(sites: Sequence[SiteForecast], place: Place) -> int:
     interpreters = place.interpreter_bytes * (1 if place.one_process else num_processes)
     base = interpreters + (0 if place.one_process else RAY_BYTES)
     return base + sum(site.waiting_bytes for site in largest) + sum(working[:num_processes])
+
+
+def worker_bytes(data: DataConfig, num_sites: int, place: Place) -> int:
+    """Memory of the processes beside the sites of one machine that cut patches; they share the sites' cases."""
+    return data.num_workers * min(num_sites, place.sites_per_machine) * place.interpreter_bytes
 
 
 def server_bytes(method: Method, sites: Sequence[SiteForecast], place: Place) -> int:

@@ -267,6 +267,13 @@ def test_processes_have_an_interpreter_each_and_ray_its_own() -> None:
     assert needs.machine_memory_bytes == 500_000_000 + 2 * (1_000_000 + own)
 
 
+def test_workers_have_an_interpreter_each() -> None:
+    place = Place(slots=2, sites_per_machine=2, interpreter_bytes=1_000_000, one_process=False)
+    both = [cases("A"), cases("B")], [costs("A"), costs("B")]
+    alone, helped = (forecast(config(data={"num_workers": number}), *both, place) for number in (0, 3))
+    assert helped.machine_memory_bytes - alone.machine_memory_bytes == 2 * 3 * 1_000_000
+
+
 def test_sites_that_share_a_process_share_all_that_only_the_working_one_needs() -> None:
     """Each keeps cases, mailbox, weights and two moments; gradient, second learner, candidates, activations once."""
     place = Place(slots=1, sites_per_machine=2, interpreter_bytes=1_000_000, one_process=False, sites_per_process=2)
