@@ -87,6 +87,8 @@ class Evaluator:
     def patch_dice(self, learner: Learner, num_cases: int) -> float:
         """Mean Dice over one patch of each of the first validation cases: :meth:`validation_dice`, rough and cheap.
 
+        Classes that a patch does not show say nothing and are left out; 0 where no patch shows any.
+
         Args:
             learner: holds the model; its average is scored where it has one.
             num_cases: so many of the cases at most.
@@ -98,10 +100,13 @@ class Evaluator:
                 if sample.case not in self._boxes:
                     self._boxes[sample.case] = middle_of(sample.label, size)
                 box = self._boxes[sample.case]
-                logits = self._logits(learner, sample.image[:, *box], size)
-                predicted = predict_labels(logits, sigmoid=self.config.data.is_sigmoid).cpu()
-                found.append(self._dice(predicted, sample.label[:, *box]).mean())
-        return float(torch.stack(found).mean())
+                label = sample.label[:, *box]
+                present = self._classes_in(label)
+                if present.any():
+                    logits = self._logits(learner, sample.image[:, *box], size)
+                    predicted = predict_labels(logits, sigmoid=self.config.data.is_sigmoid).cpu()
+                    found.append(self._dice(predicted, label)[present].mean())
+        return float(torch.stack(found).mean()) if found else 0.0
 
     def validation_dice(self, learner: Scored) -> float:
         """Mean Dice over the validation cases and foreground classes; of pooled cases the mean over their sites.
@@ -115,6 +120,12 @@ class Evaluator:
                 dice = self._dice(self.predict(learner, sample.image), sample.label)
                 by_site.setdefault(origin(self.site, sample.case)[0], []).append(dice)
         return float(torch.stack([torch.stack(scores).mean() for scores in by_site.values()]).mean())
+
+    def _classes_in(self, label: Tensor) -> Tensor:
+        """Which of the K foreground classes a label (1 or R, *spatial) shows, (K,) booleans."""
+        if self.config.data.is_sigmoid:
+            return (label > 0).flatten(1).any(1)
+        return torch.stack([(label == index + 1).any() for index in range(len(self.config.data.foreground_names))])
 
     def _dice(self, predicted: Tensor, label: Tensor) -> Tensor:
         """Dice of each foreground class; both (1 or R, *spatial)."""

@@ -46,3 +46,35 @@ def test_only_the_first_cases_are_looked_at(tmp_path: Path) -> None:
     trainer.data._samples["validation"] = (*samples, *trainer.data.split("test"))
     assert trainer.evaluator.patch_dice(trainer.local, 1) == expected
     assert trainer.evaluator.patch_dice(trainer.local, 2) != expected
+
+
+@pytest.mark.parametrize("regions", [None, {"box": ("box",), "rare": ("rare",)}])
+def test_classes_that_a_patch_does_not_show_count_neither_way(
+    tmp_path: Path, regions: dict[str, tuple[str, ...]] | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No case shows "rare". A model that says background everywhere would have 1 for it, one stray voxel makes it 0."""
+    labels = {"background": 0, "box": 1, "rare": 2}
+    trainer = make_trainer(make_config(tmp_path, data={"labels": labels, "regions": regions}))
+    box, rare = (0, 1) if regions else (1, 2)
+
+    def dice_of(said: dict[int, float]) -> float:
+        """Of a network whose last layer ignores its input."""
+        logits = torch.full((2 if regions else 3,), -5.0)
+        for channel, value in said.items():
+            logits[channel] = value
+        constant = logits.view(-1, 1, 1, 1)
+        monkeypatch.setattr(trainer.evaluator, "_logits", lambda _, image, __: constant.expand(-1, *image.shape[1:]))
+        return trainer.evaluator.patch_dice(trainer.local, 1)
+
+    everywhere = dice_of({box: 5.0})
+    assert 0 < everywhere < 1
+    assert dice_of({} if regions else {0: 5.0}) == 0.0
+    if regions:
+        assert dice_of({box: 5.0, rare: 5.0}) == everywhere
+
+
+def test_patches_without_any_label_say_nothing(tmp_path: Path) -> None:
+    trainer = make_trainer(make_config(tmp_path))
+    for sample in trainer.data.split("validation"):
+        sample.label.zero_()
+    assert trainer.evaluator.patch_dice(trainer.local, 2) == 0.0
