@@ -1,7 +1,7 @@
 """What the imports of a site's process cost, one by one: processor seconds, and the process's peak memory after each.
 
 python -m benchmarks.imports          # as a site's process does it
-python -m benchmarks.imports plain    # MONAI as it comes
+python -m benchmarks.imports plain    # MONAI and PyTorch's optimisers as they come
 """
 # ruff: noqa: PLC0415 - each import is measured where it stands
 
@@ -43,7 +43,13 @@ def main() -> None:
 
         import_monai()
     laps.note("MONAI")
-    torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
+    if sys.argv[1:] == ["plain"]:
+        torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
+    else:
+        from gcml_ray.config import OptimiserConfig
+        from gcml_ray.flat_optimiser import FlatOptimiser
+
+        FlatOptimiser(torch.nn.Parameter(torch.zeros(1)), OptimiserConfig(name="sgd", learning_rate=0.1))
     laps.note("the first optimiser")
 
 

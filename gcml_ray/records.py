@@ -105,7 +105,7 @@ class Judgement:
     """What a receiver made of one incoming model before it might touch its own; None where nothing was measured.
 
     ``reason`` is empty where the model was accepted. ``norm_ratio`` and ``cosine``: of the incoming to the own weights.
-    ``dice``, ``own_dice``: of both models on the same few validation cases of the receiver.
+    ``dice``, ``own_dice``: of both models on the same patches of a few validation cases.
     """
 
     sender: str

@@ -381,7 +381,8 @@ class Config(Section):
                 f"federation.mode async cannot run method {self.method.name}, whose rounds need all sites at once; "
                 f"without a barrier run {', '.join(BARRIER_FREE)}, or set mode: sync"
             )
-        if problem := privacy_problem(self.privacy, self.method, self.data, amp=self.resources.amp):
+        problem = privacy_problem(self.privacy, self.method, self.data, amp=self.resources.amp)
+        if problem := problem or self.resources.workers_problem(self.data.num_workers):
             raise ValueError(problem)
         if self.evaluation.cross_site and self.privacy.mode == "update_noise":
             raise ValueError(

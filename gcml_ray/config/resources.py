@@ -42,6 +42,15 @@ class ResourcesConfig(Section):
             raise ValueError(f"park: {self.park} would be ignored: no site waits where sites_per_actor is 1")
         return self
 
+    def workers_problem(self, num_workers: int) -> str:
+        """Why sites cannot have processes of ``data.num_workers`` beside them; empty where they can."""
+        if not num_workers or self.sites_per_actor == 1:
+            return ""
+        return (
+            f"data.num_workers {num_workers} would keep the cases of every site that waits in memory, but "
+            f"resources.sites_per_actor {self.sites_per_actor} is there to spare it: set one of them to its default"
+        )
+
     def num_actors(self, num_sites: int) -> int:
         """How many processes so many sites make up; a server has one more."""
         return -(-num_sites // self.sites_per_actor)

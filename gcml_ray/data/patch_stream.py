@@ -7,6 +7,7 @@ Legend: B batch, C channels, R regions, *patch = ``data.patch_size``.
 
 from __future__ import annotations
 
+import signal
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -22,7 +23,6 @@ if TYPE_CHECKING:  # it brings MONAI along, which a worker loads in its own way
     from gcml_ray.data.loading import Sample
 
 Patch = tuple[Tensor, Tensor]
-WORKER_TIMEOUT_S = 300.0  # for one batch, the workers' start included
 
 
 class PatchStream(Dataset[Patch]):
@@ -63,7 +63,7 @@ def stacked(patches: Sequence[Patch]) -> Patch:
 
 
 def _stream_in_worker(parts: Sequence[tuple[Any, ...]], data: DataConfig, seed: int, site: str) -> PatchStream:
-    torch.set_num_threads(1)
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C in the terminal is for the run, which ends after its round
     import_monai()
     from gcml_ray.data.loading import Sample  # noqa: PLC0415 - after MONAI
 
@@ -86,8 +86,8 @@ class PatchWorkers:
             collate_fn=stacked,
             num_workers=number,
             multiprocessing_context="spawn",  # threads of Ray and torch do not survive a fork
-            persistent_workers=True,
-            timeout=WORKER_TIMEOUT_S,
+            persistent_workers=True,  # no timeout: with one torch would not look whether they live
+            generator=torch.Generator(),  # else starting them would take a number from the network's dropout
         )
 
     def batches(self, places: Sequence[Sequence[int]]) -> Iterator[Patch]:

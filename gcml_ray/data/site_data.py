@@ -125,7 +125,10 @@ class SiteData:
             yield from self._workers.batches(places)
         except (RuntimeError, OSError) as error:  # with one all have to go; the next round starts new ones
             self._workers = None
-            words = f"a process of data.num_workers has ended, maybe for want of memory ({error}): lower the number"
+            words = (
+                f"a process of data.num_workers failed ({error}): such processes need memory, room in /dev/shm for the "
+                "cases and four open files a case (ulimit -n); set data.num_workers to 0 to do without"
+            )
             raise SiteError(self.site, round_number, "train", words) from error
 
     def _check_cases(self) -> None:

@@ -12,7 +12,8 @@ Legend: S values of a push, P values of parameters.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import functools
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -154,14 +155,23 @@ class Judge:
         state = self.files.state
         sums = {message.sender: checksum(message.weights.numpy()) for message in arrived}
         repeated = {sender for sender, own_sum in sums.items() if state.last_push.get(sender) == own_sum}
+        own_dice = functools.cache(lambda: self.evaluator.patch_dice(own, self.config.defence.cases))
         judged = tuple(
-            self._judge(message, own, exchange, is_repeated=message.sender in repeated) for message in arrived
+            self._judge(message, own, own_dice, exchange, is_repeated=message.sender in repeated) for message in arrived
         )
         suspicion = suspicion_after(state.suspicion, judged)
         self.files.state = replace(self.files.state, suspicion=suspicion, last_push=state.last_push | sums)
         return [message for message, one in zip(arrived, judged, strict=True) if one.accepted], judged
 
-    def _judge(self, message: IncomingModel, own: Learner, exchange: Exchange, *, is_repeated: bool) -> Judgement:
+    def _judge(
+        self,
+        message: IncomingModel,
+        own: Learner,
+        own_dice: Callable[[], float],
+        exchange: Exchange,
+        *,
+        is_repeated: bool,
+    ) -> Judgement:
         """Measures one push, the cheapest first, no further than to the first objection."""
         defence = self.config.defence
         suspicion = self.files.state.suspicion.get(message.sender, 0)
@@ -174,8 +184,8 @@ class Judge:
             facts = compare_weights(own.model.flat[:size], incoming, common_init=self.config.federation.common_init)
             reason = objection(facts, defence, suspicion=suspicion)
         if defence.validation and not reason:
-            facts = replace(facts, own_dice=(own_dice := self.evaluator.patch_dice(own, defence.cases)))
-            if own_dice >= defence.min_own_dice:
+            facts = replace(facts, own_dice=own_dice())
+            if own_dice() >= defence.min_own_dice:
                 incoming_dice = self.evaluator.patch_dice(exchange.open_incoming(message), defence.cases)
                 facts = replace(facts, dice=incoming_dice)
             reason = objection(facts, defence, suspicion=suspicion)

@@ -62,7 +62,7 @@ def test_a_case_from_the_cache_is_the_case_from_its_files(tmp_path: Path, case: 
 
 def test_what_comes_after_preprocessing_needs_no_new_reading(tmp_path: Path, case: Case, reads: list[str]) -> None:
     cached_sample(case, data_config(tmp_path))
-    cached_sample(case, data_config(tmp_path, patch_size=[16, 16, 8], batch_size=7))
+    cached_sample(case, data_config(tmp_path, patch_size=[16, 16, 8], batch_size=7, num_workers=1))
     assert len(reads) == 1
 
 

@@ -229,6 +229,11 @@ def test_parking_is_refused_where_no_site_waits(tmp_path: Path) -> None:
         fake_config(tmp_path, resources={"park": "disk"})
 
 
+def test_sites_that_share_a_process_have_no_processes_of_their_own_for_patches(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="num_workers 2 would keep the cases of every site that waits in memory"):
+        make_config(tmp_path, resources={"sites_per_actor": 2}, data={"num_workers": 2})
+
+
 def test_sharing_a_process_does_not_change_the_identity_of_a_run(tmp_path: Path) -> None:
     config = fake_config(tmp_path)
     shared = replace_resources(config, sites_per_actor=8, park="disk")
