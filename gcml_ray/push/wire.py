@@ -9,17 +9,15 @@ from __future__ import annotations
 
 import hashlib
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, fields
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from gcml_ray.push.parts import by_parts
-
 Buffer = npt.NDArray[np.float32]
 Bytes = npt.NDArray[np.uint8]
-_Sums = npt.NDArray[np.uint64]
 Payload = npt.NDArray[Any]  # what travels: a Buffer as it is, or the bytes of an encoded one
 
 BLOCK_BYTES = 2**16  # of the checksum
@@ -100,7 +98,7 @@ def checksum(buffer: Payload) -> str:
     accidents, not against forgery: that takes a signature.
     """
     raw = np.ascontiguousarray(buffer).view(np.uint8)
-    return _digest_of(by_parts(lambda numbers: [_block_sums(_piece(raw, n)) for n in numbers], _num_pieces(raw)), raw)
+    return _digest_of([_block_sums(piece) for piece in _pieces(raw)], raw)
 
 
 def scan(payload: Payload) -> tuple[str, bool | None]:
@@ -113,32 +111,21 @@ def scan(payload: Payload) -> tuple[str, bool | None]:
     if payload.dtype != np.float32:
         return checksum(payload), None
     raw = payload.view(np.uint8)
-
-    def look(numbers: range) -> tuple[list[_Sums], bool]:
-        sums, is_finite = [], True
-        for number in numbers:
-            piece = _piece(raw, number)
-            sums.append(_block_sums(piece))
-            is_finite = is_finite and _is_finite(piece.view(np.float32))
-        return sums, is_finite
-
-    parts = by_parts(look, _num_pieces(raw))
-    return _digest_of([sums for sums, _ in parts], raw), all(is_finite for _, is_finite in parts)
+    sums, is_finite = [], True
+    for piece in _pieces(raw):
+        sums.append(_block_sums(piece))
+        is_finite = is_finite and _is_finite(piece.view(np.float32))
+    return _digest_of(sums, raw), is_finite
 
 
 def all_finite(buffer: Buffer) -> bool:
     """Whether a buffer holds neither NaN nor infinity."""
     raw = np.ascontiguousarray(buffer).view(np.uint8)
-    pieces = range(_num_pieces(raw))
-    return all(_is_finite(_piece(raw, number).view(np.float32)) for number in pieces)
+    return all(_is_finite(piece.view(np.float32)) for piece in _pieces(raw))
 
 
-def _num_pieces(raw: Bytes) -> int:
-    return -(-raw.size // PIECE_BYTES)
-
-
-def _piece(raw: Bytes, number: int) -> Bytes:
-    return raw[number * PIECE_BYTES : (number + 1) * PIECE_BYTES]
+def _pieces(raw: Bytes) -> Iterator[Bytes]:
+    return (raw[start : start + PIECE_BYTES] for start in range(0, raw.size, PIECE_BYTES))
 
 
 def _whole_blocks(raw: Bytes) -> int:
@@ -146,14 +133,14 @@ def _whole_blocks(raw: Bytes) -> int:
     return raw.size // BLOCK_BYTES * BLOCK_BYTES
 
 
-def _block_sums(raw: Bytes) -> _Sums:
+def _block_sums(raw: Bytes) -> npt.NDArray[np.uint64]:
     words = raw[: _whole_blocks(raw)].view(np.uint64)
-    sums: _Sums = words.reshape(-1, BLOCK_BYTES // 8).sum(axis=1, dtype=np.uint64)
+    sums: npt.NDArray[np.uint64] = words.reshape(-1, BLOCK_BYTES // 8).sum(axis=1, dtype=np.uint64)
     return sums
 
 
-def _digest_of(parts: list[list[_Sums]], raw: Bytes) -> str:
-    digest = hashlib.blake2b(b"".join(sums.tobytes() for part in parts for sums in part), digest_size=16)
+def _digest_of(sums: list[npt.NDArray[np.uint64]], raw: Bytes) -> str:
+    digest = hashlib.blake2b(b"".join(part.tobytes() for part in sums), digest_size=16)
     digest.update(raw[_whole_blocks(raw) :].tobytes())
     digest.update(str(raw.size).encode())
     return digest.hexdigest()
