@@ -158,7 +158,7 @@ class Exchange:
             for name, counter in learner.model.counters().items():
                 counter.copy_(self.local.model.counters()[name])
         learner.model.load(message.weights)
-        learner.forget_optimiser()
+        learner.optimiser.forget()
         learner.model.module.train()
         return learner
 
