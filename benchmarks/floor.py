@@ -4,7 +4,8 @@ The floor is the bare PyTorch loop of all sites' steps in one process, divided b
 The same steps are then run
 
 - as bare loops in as many processes at once as there are cores: what the machine gives, without any federation;
-- as a federation, each site a Ray actor, gossip averaging: every site pushes every round, with a barrier or without.
+- as a federation, each site a Ray actor, gossip averaging: every site pushes every round, with a barrier or without,
+  or with a barrier and several sites in one actor, so that there are as many processes as cores ("shared").
 
 Efficiency = floor / wall time of the rounds, from record to record; the first round, in which libraries make themselves
 ready, and the last one, which validates and writes checkpoints, do not count. "Of bare processes" divides those by
@@ -20,6 +21,7 @@ all of them alike. All are run in turn.
 from __future__ import annotations
 
 import argparse
+import math
 import multiprocessing
 import os
 import statistics
@@ -46,6 +48,8 @@ from gcml_ray.trainer import SiteTrainer
 
 SHAPE = (36, 32, 20)
 WAIT_S = 3600.0
+SHARED = "shared"
+MODES = ("sync", "async", SHARED)
 
 
 @dataclass(frozen=True)
@@ -133,6 +137,14 @@ def make_config(folder: Path, size: Size, *, run: str, mode: str = "sync", **sec
         | sections,
         source="benchmarks/floor.py",
     )
+
+
+def config_of(mode: str, folder: Path, size: Size, *, run: str) -> Config:
+    """The federation of one of :data:`MODES`."""
+    if mode != SHARED:
+        return make_config(folder, size, run=run, mode=mode)
+    resources = {"cpus_per_site": 1.0, "sites_per_actor": math.ceil(size.sites / size.cores), "address": "local"}
+    return make_config(folder, size, run=run, resources=resources)
 
 
 def bare_loop(config: Config, sites: Sequence[str], folder: Path) -> tuple[float, float, float]:
@@ -232,9 +244,7 @@ def measure(size: Size, *, repeats: int, modes: Sequence[str] = ("sync",)) -> li
             for repeat in range(repeats):
                 began, ended, _ = bare_loop(bare, size.names, folder)
                 together = processes.run(bare, folder)
-                spans = {
-                    mode: federation(make_config(folder, size, run=f"{mode}{repeat}", mode=mode)) for mode in modes
-                }
+                spans = {mode: federation(config_of(mode, folder, size, run=f"{mode}{repeat}")) for mode in modes}
                 floor_s = (ended - began) / len(processes.shares)
                 found.append(Times(floor_s, together, len(processes.shares), spans))
                 print(line_of(f"run {repeat + 1}", found[-1:]), flush=True)
@@ -267,7 +277,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, default in (("sites", 4), ("rounds", 10), ("steps", 10), ("repeats", 5), ("cores", os.cpu_count() or 1)):
         parser.add_argument(f"--{name}", type=int, default=default)
-    parser.add_argument("--modes", nargs="+", default=["sync", "async"], choices=("sync", "async"))
+    parser.add_argument("--modes", nargs="+", default=list(MODES), choices=MODES)
     options = parser.parse_args()
     torch.set_num_threads(1)
     size = Size(options.sites, options.rounds, options.steps, options.cores)
