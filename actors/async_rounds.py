@@ -16,8 +16,8 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
-from actors.local_pool import Outcome
 from actors.pace import CallKind
+from actors.pool import Outcome
 from gcml_ray.gossip import phase_of
 from gcml_ray.records import Edge, PushReceipt, RoundPlan, RoundRecord, TrainReport
 

@@ -10,8 +10,8 @@ import logging
 from typing import TYPE_CHECKING
 
 from actors.failure_policy import Decision
-from actors.local_pool import Outcome
 from actors.pace import CallKind
+from actors.pool import Outcome
 from gcml_ray.records import CaseScore, EvaluationReport
 
 if TYPE_CHECKING:

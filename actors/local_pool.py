@@ -1,91 +1,19 @@
-"""Sites in this process, one after the other: the oracle for tests, and the runner where Ray is missing.
-
-:class:`SitePool` is the interface that the driver knows; ``actors/pool.py`` has the Ray one.
-"""
+"""Sites in this process, one after the other: the oracle for tests, and the runner where Ray is missing."""
 
 from __future__ import annotations
 
 import traceback
 from collections import deque
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 from actors.faulty_trainer import SiteDiedError, SiteHungError
 from actors.host import Seating, SiteHost
+from actors.pool import Outcome, taken_along
 from actors.site import Site, TrainerFactory
 from gcml_ray.config import Config
 from gcml_ray.push.wire import Payload, PushHeader
 from gcml_ray.records import Peer, PushReceipt, SiteFailure, SiteStatus
-
-
-def taken_along(failure: SiteFailure, *, site: str, stage: str, round_number: int) -> SiteFailure:
-    """What the failure of one site means for a call of another that shares its process."""
-    message = f"its process ends with what {failure.site} was doing"
-    return SiteFailure(site, round_number, stage, "unreachable", message, culprit=failure.site)
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How one call to a site ended: ``result`` is a record, or ``failure`` says why there is none."""
-
-    site: str
-    method: str
-    result: Any = None
-    failure: SiteFailure | None = None
-
-
-class SitePool(Protocol):
-    """Sites by name, and calls to them. Calls to one site run in order; sites run independently.
-
-    ``is_parallel``: whether all sites work at the same time; where they do not, their times add up.
-    """
-
-    is_parallel: bool
-
-    def launch(self, sites: Sequence[str]) -> None:
-        """Creates the sites. Raises ClusterError where they do not fit."""
-        ...
-
-    def start(self, site: str, *, resume_round: int | None) -> None:
-        """Submits a site's ``start``, which loads its data and model."""
-        ...
-
-    def submit(self, site: str, method: str, *arguments: Any, round_number: int) -> None:
-        """Submits a call; its outcome comes from :meth:`wait`."""
-        ...
-
-    def introduce(self, sites: Sequence[str], peers: Mapping[str, Peer]) -> None:
-        """Submits every site's ``register``: who takes part, how to reach them, and what to know of each."""
-        ...
-
-    def add(self, site: str) -> None:
-        """Creates one more site; :meth:`start` is for the caller."""
-        ...
-
-    def mates(self, site: str) -> tuple[str, ...]:
-        """The sites that share a site's process, and its end; none where it has one of its own."""
-        ...
-
-    def wait(self, timeout_s: float) -> list[Outcome]:
-        """Outcomes that are ready, at least one unless the timeout passes first."""
-        ...
-
-    def statuses(self) -> list[SiteStatus]:
-        """What the sites are doing, as far as it can be told without waiting."""
-        ...
-
-    def restart(self, site: str) -> None:
-        """Ends a site's process and makes a new one; open calls are dropped, also those of its mates."""
-        ...
-
-    def remove(self, site: str) -> None:
-        """Ends a site for good; its mates go on."""
-        ...
-
-    def shutdown(self) -> None:
-        """Ends all sites; safe to call twice."""
-        ...
 
 
 class LocalTransport:
@@ -145,17 +73,17 @@ class LocalPool:
             self._create(site)
 
     def add(self, site: str) -> None:
-        """See :class:`SitePool`."""
+        """See :class:`actors.pool.SitePool`."""
         self._names = tuple(sorted({*self._names, site}))
         self._seating.seat(site)
         self._create(site)
 
     def mates(self, site: str) -> tuple[str, ...]:
-        """See :class:`SitePool`."""
+        """See :class:`actors.pool.SitePool`."""
         return self._seating.mates(site)
 
     def introduce(self, sites: Sequence[str], peers: Mapping[str, Peer]) -> None:
-        """See :class:`SitePool`."""
+        """See :class:`actors.pool.SitePool`."""
         for site in sites:
             self.submit(site, "register", self._transport, dict(peers), round_number=0)
 
@@ -179,11 +107,11 @@ class LocalPool:
             self._create(name)
 
     def start(self, site: str, *, resume_round: int | None) -> None:
-        """See :class:`SitePool`."""
+        """See :class:`actors.pool.SitePool`."""
         self.submit(site, "start", self._transport, self._names, resume_round, round_number=0)
 
     def submit(self, site: str, method: str, *arguments: Any, round_number: int) -> None:
-        """See :class:`SitePool`."""
+        """See :class:`actors.pool.SitePool`."""
         self._queue.append((site, method, arguments, round_number))
 
     def wait(self, timeout_s: float) -> list[Outcome]:
@@ -221,13 +149,13 @@ class LocalPool:
         return [site.status() for site in self._sites.values()]
 
     def restart(self, site: str) -> None:
-        """See :class:`SitePool`."""
+        """See :class:`actors.pool.SitePool`."""
         names = {site, *self.mates(site)}
         self._queue = deque(call for call in self._queue if call[0] not in names)
         self._create_anew(site)
 
     def remove(self, site: str) -> None:
-        """See :class:`SitePool`."""
+        """See :class:`actors.pool.SitePool`."""
         self._queue = deque(call for call in self._queue if call[0] != site)
         self._sites.pop(site, None)
         host = self._hosts.get(self._seating.row_of(site))
@@ -236,7 +164,7 @@ class LocalPool:
         self._seating.leave(site)
 
     def shutdown(self) -> None:
-        """See :class:`SitePool`."""
+        """See :class:`actors.pool.SitePool`."""
         self._queue.clear()
         self._sites.clear()
         self._hosts.clear()

@@ -131,7 +131,7 @@ def doctor(
     overrides: Overrides = [],  # noqa: B006 - typer copies it
 ) -> None:
     """Check packages, machine, cluster and data before a run, and forecast what it will take."""
-    from actors.preflight import run_checks  # noqa: PLC0415 - the one place that knows all packages
+    from actors.doctor import run_checks  # noqa: PLC0415 - the one place that knows all packages
 
     console = Console(soft_wrap=True)
     colours = {"PASS": "green", "WARN": "yellow", "FAIL": "bold red"}

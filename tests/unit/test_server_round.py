@@ -12,7 +12,8 @@ import pytest
 from rich.console import Console
 
 from actors.driver import Driver
-from actors.local_pool import LocalPool, Outcome
+from actors.local_pool import LocalPool
+from actors.pool import Outcome
 from gcml_ray.config import Config
 from gcml_ray.console.run import RunConsole
 from gcml_ray.errors import SiteError

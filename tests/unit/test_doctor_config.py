@@ -10,13 +10,13 @@ import pytest
 import torch
 
 from actors.cluster import Node
-from actors.preflight import check_config
+from actors.doctor import check_config
 from gcml_ray.config import Config
 from gcml_ray.data.datalist import Case
 from gcml_ray.data.loading import load_sample
 from gcml_ray.data.reading import read_header
 from gcml_ray.data.site_data import SiteData
-from gcml_ray.doctor import configuration as preflight_config
+from gcml_ray.doctor import configuration as config_checks
 from gcml_ray.doctor import probe
 from gcml_ray.doctor.forecast import cache_bytes
 from gcml_ray.doctor.forecast_costs import SiteCosts
@@ -41,29 +41,29 @@ def verdicts(config: Config) -> dict[str, str]:
 def test_an_output_folder_below_a_file_fails(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     config = make_config(tmp_path, output={"folder": str(tmp_path / "file" / "run")})
-    assert preflight_config.check_output_folder(config).verdict == "FAIL"
+    assert config_checks.check_output_folder(config).verdict == "FAIL"
 
 
 def test_an_output_folder_with_a_run_warns(tmp_path: Path) -> None:
     config = make_config(tmp_path)
     folder = RunFolder.create(config.output.folder, config)
-    assert preflight_config.check_output_folder(config).verdict == "PASS"  # it has not begun: `gcml run` takes it
+    assert config_checks.check_output_folder(config).verdict == "PASS"  # it has not begun: `gcml run` takes it
     folder.rounds_file.touch()
-    check = preflight_config.check_output_folder(config)
+    check = config_checks.check_output_folder(config)
     assert check.verdict == "WARN"
     assert "--resume" in check.remedy
 
 
 def test_a_folder_as_tracking_uri_fails(tmp_path: Path) -> None:
     config = make_config(tmp_path, tracking={"enabled": True, "uri": str(tmp_path / "mlruns")})
-    assert preflight_config.check_tracking(config).verdict == "FAIL"
+    assert config_checks.check_tracking(config).verdict == "FAIL"
 
 
 def test_a_tracking_server_that_is_down_fails(tmp_path: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         uri = f"http://127.0.0.1:{taken.getsockname()[1]}"
-        check = preflight_config.check_tracking(make_config(tmp_path, tracking={"enabled": True, "uri": uri}))
+        check = config_checks.check_tracking(make_config(tmp_path, tracking={"enabled": True, "uri": uri}))
     assert check.verdict == "FAIL"
     assert "cannot be reached" in check.detail
 
@@ -71,28 +71,28 @@ def test_a_tracking_server_that_is_down_fails(tmp_path: Path) -> None:
 def test_a_tracking_server_that_listens_passes(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         uri = f"http://127.0.0.1:{server.getsockname()[1]}"
-        check = preflight_config.check_tracking(make_config(tmp_path, tracking={"enabled": True, "uri": uri}))
+        check = config_checks.check_tracking(make_config(tmp_path, tracking={"enabled": True, "uri": uri}))
     assert check.verdict == "PASS"
 
 
 def test_a_file_that_is_no_database_fails(tmp_path: Path) -> None:
     (tmp_path / "mlflow.db").write_text("not a database, " * 100)
     config = make_config(tmp_path, tracking={"enabled": True})
-    assert "not a database" in preflight_config.check_tracking(config).detail
+    assert "not a database" in config_checks.check_tracking(config).detail
 
 
 def test_a_database_to_be_made_and_one_that_is_there_pass(tmp_path: Path) -> None:
     config = make_config(tmp_path, tracking={"enabled": True})
-    assert preflight_config.check_tracking(config).verdict == "PASS"
+    assert config_checks.check_tracking(config).verdict == "PASS"
     assert not (tmp_path / "mlflow.db").exists()
     sqlite3.connect(tmp_path / "mlflow.db").execute("CREATE TABLE runs (id INT)").connection.close()
-    assert preflight_config.check_tracking(config).verdict == "PASS"
+    assert config_checks.check_tracking(config).verdict == "PASS"
 
 
 def test_a_database_below_a_file_fails(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     uri = f"sqlite:///{tmp_path}/file/mlflow.db"
-    assert preflight_config.check_tracking(make_config(tmp_path, tracking={"enabled": True, "uri": uri})).verdict == (
+    assert config_checks.check_tracking(make_config(tmp_path, tracking={"enabled": True, "uri": uri})).verdict == (
         "FAIL"
     )
 
@@ -113,7 +113,7 @@ def test_a_site_that_the_datalist_does_not_have_fails(tmp_path: Path) -> None:
 
 def test_few_training_cases_and_a_single_validation_case_warn() -> None:
     cases = [Case("A", f"c{i}", (), "", split) for i, split in enumerate(("train", "train", "validation", "test"))]
-    check = preflight_config.check_split("A", cases)
+    check = config_checks.check_split("A", cases)
     assert check.verdict == "WARN"
     assert check.detail.startswith("2 train, 1 validation, 1 test: fewer than 3 training cases; a single validation")
 
@@ -151,16 +151,16 @@ def test_a_missing_channel_fails_by_the_header(tmp_path: Path) -> None:
     assert "1 channel(s)" in check.detail
 
 
-def headers(folder: Path, config: Config, names: list[str]) -> tuple[preflight_config.CaseHeader, ...]:
+def headers(folder: Path, config: Config, names: list[str]) -> tuple[config_checks.CaseHeader, ...]:
     cases = [Case(n[0], n, (str(folder / f"{n}.nii.gz"),), str(folder / f"{n}_seg.nii.gz"), "train") for n in names]
-    return preflight_config.check_all_headers(cases, config.data)[1]
+    return config_checks.check_all_headers(cases, config.data)[1]
 
 
 def test_voxel_sizes_that_differ_within_a_site_warn(tmp_path: Path) -> None:
     write_case(tmp_path, "A0", spacing=1.0)
     write_case(tmp_path, "A1", spacing=2.5)
     config = make_config(tmp_path)
-    check = preflight_config.check_voxel_sizes(headers(tmp_path, config, ["A0", "A1"]), config.data)
+    check = config_checks.check_voxel_sizes(headers(tmp_path, config, ["A0", "A1"]), config.data)
     assert check.verdict == "WARN"
     assert "site A: 1 x 1 x 1 mm to 2.5 x 2.5 x 2.5 mm" in check.detail
     assert "target_spacing_mm" in check.remedy
@@ -170,7 +170,7 @@ def test_voxel_sizes_that_differ_between_sites_warn(tmp_path: Path) -> None:
     write_case(tmp_path, "A0", spacing=1.0)
     write_case(tmp_path, "B0", spacing=2.0)
     config = make_config(tmp_path)
-    assert preflight_config.check_voxel_sizes(headers(tmp_path, config, ["A0", "B0"]), config.data).verdict == "WARN"
+    assert config_checks.check_voxel_sizes(headers(tmp_path, config, ["A0", "B0"]), config.data).verdict == "WARN"
 
 
 @pytest.mark.parametrize("section", [{"target_spacing_mm": [1.0, 1.0, 1.0]}, {"spacing_is_real": False}])
@@ -178,21 +178,21 @@ def test_voxel_sizes_that_do_not_matter_pass(tmp_path: Path, section: dict[str, 
     write_case(tmp_path, "A0", spacing=1.0)
     write_case(tmp_path, "A1", spacing=2.0)
     config = make_config(tmp_path, data=section)
-    assert preflight_config.check_voxel_sizes(headers(tmp_path, config, ["A0", "A1"]), config.data).verdict == "PASS"
+    assert config_checks.check_voxel_sizes(headers(tmp_path, config, ["A0", "A1"]), config.data).verdict == "PASS"
 
 
 def test_rounding_in_a_header_is_no_difference(tmp_path: Path) -> None:
     write_case(tmp_path, "A0", spacing=1.0)
     write_case(tmp_path, "B0", spacing=1.001)
     config = make_config(tmp_path)
-    assert preflight_config.check_voxel_sizes(headers(tmp_path, config, ["A0", "B0"]), config.data).verdict == "PASS"
+    assert config_checks.check_voxel_sizes(headers(tmp_path, config, ["A0", "B0"]), config.data).verdict == "PASS"
 
 
 def test_a_label_that_lies_elsewhere_warns(tmp_path: Path) -> None:
     write_case(tmp_path, "A0")
     write_image(tmp_path / "A0_seg.nii.gz", np.ones(SHAPE, dtype=np.uint8), spacing=1.5)
     config = make_config(tmp_path)
-    check = preflight_config.check_affines(headers(tmp_path, config, ["A0"]), config.data)
+    check = config_checks.check_affines(headers(tmp_path, config, ["A0"]), config.data)
     assert check.verdict == "WARN"
     assert "case A0" in check.detail
 
@@ -207,8 +207,8 @@ def test_orientations_that_differ_warn_only_if_nothing_turns_them(tmp_path: Path
         )
     turned = make_config(tmp_path)
     left = make_config(tmp_path, data={"orientation": None})
-    assert preflight_config.check_affines(headers(tmp_path, turned, ["A0", "A1"]), turned.data).verdict == "PASS"
-    check = preflight_config.check_affines(headers(tmp_path, left, ["A0", "A1"]), left.data)
+    assert config_checks.check_affines(headers(tmp_path, turned, ["A0", "A1"]), turned.data).verdict == "PASS"
+    check = config_checks.check_affines(headers(tmp_path, left, ["A0", "A1"]), left.data)
     assert check.verdict == "WARN"
     assert "LAS, RAS" in check.detail
 
@@ -224,7 +224,7 @@ def test_the_grid_by_the_header_is_the_grid_that_is_loaded(tmp_path: Path, secti
         nibabel.save(nibabel.Nifti1Image(array, affine), tmp_path / f"{name}.nii.gz")
     data = make_config(tmp_path, data=section).data
     case = Case("A", "A0", (str(tmp_path / "A0.nii.gz"),), str(tmp_path / "A0_seg.nii.gz"), "train")
-    grid = preflight_config.training_grid(read_header(case.images[0], spatial_dims=3), data)
+    grid = config_checks.training_grid(read_header(case.images[0], spatial_dims=3), data)
     assert grid == tuple(load_sample(case, data).image.shape[1:])
 
 
@@ -237,7 +237,7 @@ def test_the_grid_of_a_coronal_slice_is_the_one_that_is_loaded(tmp_path: Path) -
     section = {"spatial_dims": 2, "target_spacing_mm": [1.0, 1.0], "patch_size": [4, 4]}
     data = make_config(tmp_path, data=section).data
     case = Case("A", "A0", (str(tmp_path / "A0.nii.gz"),), str(tmp_path / "A0_seg.nii.gz"), "train")
-    grid = preflight_config.training_grid(read_header(case.images[0], spatial_dims=2), data)
+    grid = config_checks.training_grid(read_header(case.images[0], spatial_dims=2), data)
     assert grid == tuple(load_sample(case, data).image.shape[1:])
 
 
@@ -247,7 +247,7 @@ def test_cached_bytes_by_the_headers_are_the_bytes_that_are_loaded(tmp_path: Pat
     found = headers(tmp_path, config, names)
     data = SiteData("A", [header.case for header in found], config.data, seed=0)
     data.load()
-    assert cache_bytes(preflight_config.site_cases(found)[0], config.data) == data.num_bytes
+    assert cache_bytes(config_checks.site_cases(found)[0], config.data) == data.num_bytes
 
 
 def test_an_unknown_label_value_fails_on_reading_and_the_other_site_goes_on(tmp_path: Path) -> None:
@@ -269,7 +269,7 @@ def test_a_case_without_any_labelled_voxel_warns(tmp_path: Path) -> None:
     write_case(tmp_path, "A0", value=0)
     config = make_config(tmp_path)
     data, _ = probe.read_first_case(config, headers(tmp_path, config, ["A0"])[0].case)
-    check = preflight_config.check_sample(data, config.data)
+    check = config_checks.check_sample(data, config.data)
     assert check.verdict == "WARN"
     assert "no voxel is labelled lesion" in check.detail
 
@@ -279,7 +279,7 @@ def test_a_case_without_any_labelled_voxel_warns(tmp_path: Path) -> None:
 
 def test_a_patch_that_the_network_cannot_take_fails_with_one_that_it_can(tmp_path: Path) -> None:
     config = make_config(tmp_path, data={"patch_size": [8, 8, 7]})
-    (check,) = preflight_config.check_patches(config, [])
+    (check,) = config_checks.check_patches(config, [])
     assert check.verdict == "FAIL"
     assert "(8, 8, 8) fits" in check.detail
 
@@ -287,7 +287,7 @@ def test_a_patch_that_the_network_cannot_take_fails_with_one_that_it_can(tmp_pat
 def test_cases_that_are_smaller_than_a_patch_warn(tmp_path: Path) -> None:
     write_case(tmp_path, "A0")
     config = make_config(tmp_path, data={"patch_size": [16, 8, 8]})
-    found = {check.name: check for check in preflight_config.check_patches(config, headers(tmp_path, config, ["A0"]))}
+    found = {check.name: check for check in config_checks.check_patches(config, headers(tmp_path, config, ["A0"]))}
     assert found["patch size"].verdict == "WARN"
     assert "case A0: (8, 8, 8)" in found["patch size"].detail
 
@@ -301,7 +301,7 @@ def test_windows_that_pad_a_case_beyond_what_training_showed_warn(tmp_path: Path
         (None, [8, 8, 8], []),
     ):
         config = make_config(tmp_path, data={"patch_size": patch}, evaluation={"window_size": window})
-        found = list(preflight_config.check_windows(config, headers(tmp_path, config, ["A0"])))
+        found = list(config_checks.check_windows(config, headers(tmp_path, config, ["A0"])))
         assert [check.verdict for check in found] == expected
 
 
@@ -319,7 +319,7 @@ def test_a_network_that_cannot_be_built_fails_and_nothing_is_raised(tmp_path: Pa
 def test_a_loss_that_is_not_finite_fails() -> None:
     costs = SiteCosts("A", 1, 1, 1, 0.1, 0.1, 0.1, 0.1, 0.1, 0.1, 0, on_gpu=False)
     found = probe.Probe(costs, {"segmentation": 0.5, "mutual step: mutual": float("nan")})
-    check = preflight_config.check_probe(found, is_mutual=True)
+    check = config_checks.check_probe(found, is_mutual=True)
     assert check.verdict == "FAIL"
     assert "mutual step: mutual nan" in check.detail
 

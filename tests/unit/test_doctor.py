@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 import yaml
 
-import actors.preflight
+import actors.doctor
 from actors import cluster
-from actors.preflight import check_capacity, check_cluster, run_checks
+from actors.doctor import check_capacity, check_cluster, run_checks
 from gcml_ray.config import ResourcesConfig
-from gcml_ray.doctor import configuration as preflight_config
-from gcml_ray.doctor import machine as preflight
+from gcml_ray.doctor import configuration as config_checks
+from gcml_ray.doctor import machine as machine_checks
 from gcml_ray.doctor.machine import Check, Machine
 from tests.tiny_federation import make_config, make_federation
 
@@ -30,22 +30,24 @@ def test_a_warning_without_a_remedy_is_our_mistake() -> None:
 
 
 def test_python_that_is_too_old_fails() -> None:
-    assert preflight.check_python(">=3.11", version="3.10.9").verdict == "FAIL"
-    assert preflight.check_python(">=3.11", version="3.12.1").verdict == "PASS"
+    assert machine_checks.check_python(">=3.11", version="3.10.9").verdict == "FAIL"
+    assert machine_checks.check_python(">=3.11", version="3.12.1").verdict == "PASS"
 
 
 def test_a_missing_package_fails_with_the_pip_line() -> None:
     def installed(name: str) -> str:
         raise importlib.metadata.PackageNotFoundError(name)
 
-    (check,) = preflight.check_packages(["monai>=1.5,<2"], installed=installed)
+    (check,) = machine_checks.check_packages(["monai>=1.5,<2"], installed=installed)
     assert (check.name, check.verdict) == ("package monai", "FAIL")
     assert check.remedy == "pip install 'monai>=1.5,<2'"
 
 
 def test_a_package_of_a_wrong_version_fails_and_the_others_are_still_checked() -> None:
     versions = {"ray": "2.9.0", "torch": "1.13"}
-    found = list(preflight.check_packages(["ray[default,tune]>=2.60,<3", "torch>=2.6"], installed=versions.__getitem__))
+    found = list(
+        machine_checks.check_packages(["ray[default,tune]>=2.60,<3", "torch>=2.6"], installed=versions.__getitem__)
+    )
     assert [check.verdict for check in found] == ["FAIL", "FAIL"]
     assert "version 2.9.0" in found[0].detail
     assert found[0].remedy == "pip install 'ray[default,tune]>=2.60,<3'"
@@ -53,17 +55,17 @@ def test_a_package_of_a_wrong_version_fails_and_the_others_are_still_checked() -
 
 def test_requirements_of_an_extra_are_not_asked_for() -> None:
     requirements = ['pytest>=8; extra == "test"', "numpy>=1.26"]
-    (check,) = preflight.check_packages(requirements, installed={"numpy": "2.4"}.__getitem__)
+    (check,) = machine_checks.check_packages(requirements, installed={"numpy": "2.4"}.__getitem__)
     assert (check.verdict, check.detail) == ("PASS", "numpy 2.4")
 
 
 def test_a_local_build_and_a_release_candidate_are_in_range() -> None:
-    (check,) = preflight.check_packages(["torch>=2.6"], installed={"torch": "2.7.0rc1+cu128"}.__getitem__)
+    (check,) = machine_checks.check_packages(["torch>=2.6"], installed={"torch": "2.7.0rc1+cu128"}.__getitem__)
     assert check.verdict == "PASS"
 
 
 def test_our_own_requirements_are_found() -> None:
-    requires_python, requirements = preflight.read_requirements()
+    requires_python, requirements = machine_checks.read_requirements()
     assert requires_python == ">=3.11"
     assert any(text.startswith("monai") for text in requirements)
 
@@ -71,7 +73,7 @@ def test_our_own_requirements_are_found() -> None:
 def test_a_package_that_cannot_be_imported_fails(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "brokenpackage.py").write_text("raise OSError('libcuda.so is missing')")
     monkeypatch.syspath_prepend(tmp_path)
-    check = preflight.check_import("brokenpackage", purpose="runs are tracked with it")
+    check = machine_checks.check_import("brokenpackage", purpose="runs are tracked with it")
     assert check.verdict == "FAIL"
     assert "libcuda.so is missing" in check.detail
 
@@ -80,38 +82,38 @@ def test_a_package_that_cannot_be_imported_fails(tmp_path: Path, monkeypatch: py
 
 
 def test_no_gpu_is_fine() -> None:
-    check = preflight.check_gpus(MACHINE, has_nvidia_device=False)
+    check = machine_checks.check_gpus(MACHINE, has_nvidia_device=False)
     assert (check.verdict, check.detail) == ("PASS", "no GPU: sites train on the CPU")
 
 
 def test_a_gpu_that_torch_cannot_use_warns() -> None:
-    check = preflight.check_gpus(MACHINE, has_nvidia_device=True)
+    check = machine_checks.check_gpus(MACHINE, has_nvidia_device=True)
     assert check.verdict == "WARN"
     assert "CUDA build of torch" in check.remedy
 
 
 def test_gpus_are_shown_with_their_memory() -> None:
-    check = preflight.check_gpus(replace(MACHINE, gpu_bytes=(80 * 10**9,) * 2), has_nvidia_device=True)
+    check = machine_checks.check_gpus(replace(MACHINE, gpu_bytes=(80 * 10**9,) * 2), has_nvidia_device=True)
     assert (check.verdict, check.detail) == ("PASS", "2 GPU(s) with 80.0 GB, 80.0 GB")
 
 
 def test_a_container_with_64_mb_of_shared_memory_warns() -> None:
     """Of 16 GB of memory Ray takes 30 %."""
-    check = preflight.check_shared_memory(Machine(4, 16 * 10**9, 64 * 10**6))
+    check = machine_checks.check_shared_memory(Machine(4, 16 * 10**9, 64 * 10**6))
     assert check.verdict == "WARN"
     assert "--shm-size=4.8gb" in check.remedy
 
 
 def test_shared_memory_that_holds_the_object_store_passes() -> None:
-    assert preflight.check_shared_memory(Machine(4, 16 * 10**9, 5 * 10**9)).verdict == "PASS"
+    assert machine_checks.check_shared_memory(Machine(4, 16 * 10**9, 5 * 10**9)).verdict == "PASS"
 
 
 def test_a_system_without_dev_shm_passes() -> None:
-    assert preflight.check_shared_memory(Machine(4, 16 * 10**9, None)).verdict == "PASS"
+    assert machine_checks.check_shared_memory(Machine(4, 16 * 10**9, None)).verdict == "PASS"
 
 
 def test_a_full_disk_warns(tmp_path: Path) -> None:
-    check = preflight.check_disk(tmp_path / "not" / "there", needed_bytes=10**18)
+    check = machine_checks.check_disk(tmp_path / "not" / "there", needed_bytes=10**18)
     assert check.verdict == "WARN"
     assert "output.folder" in check.remedy
 
@@ -120,13 +122,13 @@ def test_a_token_that_others_can_read_warns(tmp_path: Path) -> None:
     token = tmp_path / "auth_token"
     token.write_text("secret")
     token.chmod(0o644)
-    assert preflight.check_auth_token(str(token)).remedy == f"chmod 600 {token}"
+    assert machine_checks.check_auth_token(str(token)).remedy == f"chmod 600 {token}"
     token.chmod(0o600)
-    assert preflight.check_auth_token(str(token)).verdict == "PASS"
+    assert machine_checks.check_auth_token(str(token)).verdict == "PASS"
 
 
 def test_a_token_path_to_nowhere_warns(tmp_path: Path) -> None:
-    check = preflight.check_auth_token(str(tmp_path / "none"))
+    check = machine_checks.check_auth_token(str(tmp_path / "none"))
     assert check.verdict == "WARN"
     assert "RAY_AUTH_TOKEN_PATH" in check.detail
 
@@ -134,8 +136,8 @@ def test_a_token_path_to_nowhere_warns(tmp_path: Path) -> None:
 def test_cpu_quota_and_memory_limit_of_a_container_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "cpu.max").write_text("100000 100000\n")
     (tmp_path / "memory.max").write_text("123456789\n")
-    monkeypatch.setattr(preflight, "CGROUP", tmp_path)
-    machine = preflight.this_machine()
+    monkeypatch.setattr(machine_checks, "CGROUP", tmp_path)
+    machine = machine_checks.this_machine()
     assert (machine.num_cpus, machine.memory_bytes) == (1, 123456789)
 
 
@@ -203,7 +205,7 @@ def test_a_wrong_configuration_fails_and_the_machine_is_checked_all_the_same(tmp
 
 
 def test_a_configuration_that_is_not_there_fails(tmp_path: Path) -> None:
-    check, config = preflight_config.read_config(str(tmp_path / "none.yaml"), [])
+    check, config = config_checks.read_config(str(tmp_path / "none.yaml"), [])
     assert (check.verdict, config) == ("FAIL", None)
 
 
@@ -212,7 +214,7 @@ def test_a_missing_package_behind_our_modules_is_a_line_and_no_traceback(monkeyp
         raise ImportError("No module named 'monai'")
         yield
 
-    monkeypatch.setattr(actors.preflight, "_check_run", broken)
+    monkeypatch.setattr(actors.doctor, "_check_run", broken)
     last = list(run_checks(None, []))[-1]
     assert (last.name, last.verdict) == ("imports", "FAIL")
     assert "monai" in last.detail
