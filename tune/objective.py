@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 
 from gcml_ray.records import RoundRecord
 from gcml_ray.search.records import TrialPoint
@@ -35,10 +35,3 @@ class Progress:
         if not known:
             return None
         return TrialPoint(record.plan.round_number, dict(self._dice), self._size_bytes / 1e6, self._seconds)
-
-
-def points_of(rounds: Iterable[RoundRecord], sites: Sequence[str]) -> tuple[TrialPoint, ...]:
-    """The points of a run from its records."""
-    progress = Progress(sites)
-    points = (progress.add(record) for record in rounds)
-    return tuple(point for point in points if point is not None)

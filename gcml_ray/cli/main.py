@@ -5,6 +5,7 @@ This package is the composition root: it may import ``actors`` and ``tune``, ins
 
 from __future__ import annotations
 
+import importlib.metadata
 import json
 import signal
 import sys
@@ -36,7 +37,6 @@ from gcml_ray.run_folder import RunFolder
 from gcml_ray.tracking.run import import_lean_client
 
 app = typer.Typer(
-    help="Decentralised, personalised federated learning for medical image segmentation, on Ray.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     add_completion=False,
@@ -46,6 +46,22 @@ STOPPED = 130  # what a shell reports for a program ended by Ctrl-C
 Overrides = Annotated[
     list[str], typer.Option("--set", help="Override a key: method.dcml.beta=0.2, or 'method={name: local}'.")
 ]
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"gcml-ray {importlib.metadata.version('gcml-ray')}")
+        raise typer.Exit
+
+
+@app.callback()
+def about(
+    version: Annotated[
+        bool, typer.Option("--version", help="Show the version and exit.", is_eager=True, callback=_show_version)
+    ] = False,
+) -> None:
+    """Decentralised, personalised federated learning for medical image segmentation, on Ray."""
+    del version  # its callback has answered
 
 
 def main() -> None:
@@ -131,6 +147,8 @@ def doctor(
     overrides: Overrides = [],  # noqa: B006 - typer copies it
 ) -> None:
     """Check packages, machine, cluster and data before a run, and forecast what it will take."""
+    if overrides and config is None:
+        raise ConfigError("--set changes a configuration: name its file too, gcml doctor CONFIG --set ...")
     from actors.doctor import run_checks  # noqa: PLC0415 - the one place that knows all packages
 
     console = Console(soft_wrap=True)

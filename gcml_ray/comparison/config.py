@@ -61,7 +61,7 @@ def load_comparison(path: Path) -> ComparisonConfig:
     try:
         comparison = ComparisonConfig.model_validate(read_sections(path))
     except ValidationError as error:
-        problems = "".join(f"\n  - {problem}" for problem in describe_problems(error))
+        problems = "".join(f"\n  - {problem}" for problem in describe_problems(error, ComparisonConfig))
         raise ConfigError(f"comparison {path} is not valid:{problems}") from error
     base = path.parent / comparison.base
     return comparison.model_copy(update={"base": str(base)})

@@ -223,6 +223,8 @@ class FederationConfig(Section):
         for key in ("max_staleness", "staleness_exponent"):
             if self.mode == "sync" and getattr(self, key) != type(self).model_fields[key].default:
                 raise ValueError(f"{key} would be ignored: with mode sync no push is behind its receiver")
+        if self.mode == "async" and self.round_deadline_s is not None:
+            raise ValueError("round_deadline_s would be ignored: with mode async no site waits for another")
         return self
 
     @model_validator(mode="after")
@@ -361,6 +363,8 @@ class Config(Section):
             )
         if self.evaluation.cross_site and isinstance(self.method, PooledMethod):
             raise ValueError("evaluation.cross_site would be ignored: method pooled has one model for all sites")
+        if self.federation.round_deadline_s is not None and self.resources.sites_per_actor > 1:
+            raise ValueError("federation.round_deadline_s would be ignored: sites_per_actor lets sites take turns")
         return self
 
     @model_validator(mode="after")

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from typing import Literal
 
-from pydantic import model_validator
+from pydantic import field_validator, model_validator
 
 from gcml_ray.config.section import Axes, Count, CountOrZero, Fraction, Lengths, Names, NonNegative, Section, Sizes
+
+AXIS_CODES = ("LR", "PA", "IS")  # where an axis may point to, as nibabel and MONAI name it
 
 
 class SplitConfig(Section):
@@ -86,6 +88,17 @@ class DataConfig(Section):
     def distance_unit(self) -> str:
         """Unit of HD95 and of the surface tolerance."""
         return "mm" if self.spacing_is_real else "voxel"
+
+    @field_validator("orientation")
+    @classmethod
+    def _axes_have_names(cls, codes: str | None) -> str | None:
+        pairs = sorted(next((pair for pair in AXIS_CODES if code in pair), "") for code in codes or "")
+        if codes is not None and pairs != sorted(AXIS_CODES):
+            raise ValueError(
+                f"received {codes!r}; must be one letter each of L or R, P or A, I or S, such as RAS, or null to leave "
+                "the axes as they are"
+            )
+        return codes
 
     @model_validator(mode="after")
     def _classes_are_apart(self) -> DataConfig:

@@ -23,6 +23,7 @@ import torch
 from monai.transforms.spatial.array import Orientation, Spacing
 
 from gcml_ray.config import Config, DataConfig, NetworkConfig
+from gcml_ray.config.data import AXIS_CODES
 from gcml_ray.config.file import load_config
 from gcml_ray.data.datalist import Case, check_files, listed
 from gcml_ray.data.loading import check_headers, with_affine
@@ -203,7 +204,7 @@ def training_grid(header: Header, data: DataConfig) -> tuple[int, ...]:
         return shape
     grid: Any = with_affine(torch.zeros(1).expand(1, *shape), header.affine)
     if data.spatial_dims == 3 and data.orientation is not None:
-        labels = (("L", "R"), ("P", "A"), ("I", "S"))
+        labels = tuple((pair[0], pair[1]) for pair in AXIS_CODES)
         grid = Orientation(axcodes=data.orientation, labels=labels, lazy=True)(grid)
     if data.target_spacing_mm is not None:
         grid = Spacing(data.target_spacing_mm, lazy=True)(grid)

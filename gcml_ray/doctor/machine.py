@@ -14,6 +14,7 @@ import stat
 import sys
 import tomllib
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
@@ -73,6 +74,8 @@ def check_environment(machine: Machine, *, folder: Path) -> Iterator[Check]:
         folder: where a run would be started, for the disk space.
     """
     requires_python, requirements = read_requirements()
+    with suppress(importlib.metadata.PackageNotFoundError):  # it runs from its source
+        yield Check(DISTRIBUTION, "PASS", importlib.metadata.version(DISTRIBUTION))
     yield check_python(requires_python, version=sys.version.split()[0])
     yield from check_packages(requirements, installed=importlib.metadata.version)
     yield check_gpus(machine, has_nvidia_device=NVIDIA_DEVICE.exists() or shutil.which("nvidia-smi") is not None)
@@ -92,7 +95,7 @@ def read_requirements() -> tuple[str, tuple[str, ...]]:
         requires_python = importlib.metadata.metadata(DISTRIBUTION)["Requires-Python"]
         return requires_python, tuple(importlib.metadata.requires(DISTRIBUTION) or ())
     except importlib.metadata.PackageNotFoundError:
-        project = tomllib.loads((Path(__file__).parents[1] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+        project = tomllib.loads((Path(__file__).parents[2] / "pyproject.toml").read_text(encoding="utf-8"))["project"]
         return project["requires-python"], tuple(project["dependencies"])
 
 

@@ -1,5 +1,6 @@
 """The command line as a user meets it: words, exit codes, and a whole demo in this process."""
 
+import importlib.metadata
 import os
 import signal
 import sys
@@ -33,6 +34,7 @@ def gcml(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
         (("run", "--resume", "nowhere"), "nowhere is not the folder of a run"),
         (("run", "--resume", "x", "--set", "a=1"), "--set cannot change it"),
         (("compare", "nowhere.yaml"), "nowhere.yaml"),
+        (("doctor", "--set", "federation.rounds=3"), "--set changes a configuration: name its file too"),
     ],
 )
 def test_users_error_is_one_message_and_exit_code_1(
@@ -42,6 +44,11 @@ def test_users_error_is_one_message_and_exit_code_1(
     captured = capsys.readouterr()
     assert words in captured.err
     assert "Traceback" not in captured.err
+
+
+def test_version_is_told(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert gcml(monkeypatch, "--version") == 0
+    assert capsys.readouterr().out == f"gcml-ray {importlib.metadata.version('gcml-ray')}\n"
 
 
 def test_unknown_key_is_named_with_the_closest_one(

@@ -263,6 +263,15 @@ def test_verdict_over_a_method_that_is_not_compared_is_refused(tmp_path: Path) -
         load_comparison(tmp_path / "c.yaml")
 
 
+def test_a_faulty_comparison_is_told_its_own_keys(tmp_path: Path) -> None:
+    text = COMPARISON.format(base="b.yaml", folder=tmp_path)
+    (tmp_path / "c.yaml").write_text(text.replace("seeds:", "seedz:"))
+    with pytest.raises(ConfigError) as error:
+        load_comparison(tmp_path / "c.yaml")
+    assert "seeds: missing; required: a list" in str(error.value)
+    assert "seedz: unknown key; did you mean 'seeds'?" in str(error.value)
+
+
 CONFIGS = Path(__file__).parents[2] / "configs"
 COMPARISONS = sorted([*CONFIGS.glob("compare_*.yaml"), *CONFIGS.glob("ablate_*.yaml")])
 OTHERS = sorted(set(CONFIGS.glob("*.yaml")) - set(COMPARISONS))

@@ -320,8 +320,14 @@ def test_contradiction_between_keys_is_told_at_their_section(tmp_path: Path) -> 
     ("override", "problem"),
     [
         ("data.regions={}", "data: regions is empty: name at least one"),
+        ("data.orientation=RA", "data.orientation: received 'RA'; must be one letter each of L or R, P or A, I or S"),
+        ("data.orientation=RRS", "data.orientation: received 'RRS'; must be one letter each of L or R, P or A, I or S"),
         ("data.augment.flip_axes=[0, 0]", "data.augment: flip_axes (0, 0) names an axis twice"),
         ("federation.sites=[north, south, north]", "federation: sites names north twice"),
+        (
+            "federation={rounds: 4, local_steps: 1, mode: async, round_deadline_s: 9.0}",
+            "federation: round_deadline_s would be ignored: with mode async",
+        ),
         ("federation.max_staleness=3", "federation: max_staleness would be ignored: with mode sync"),
     ],
 )

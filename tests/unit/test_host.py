@@ -229,6 +229,11 @@ def test_parking_is_refused_where_no_site_waits(tmp_path: Path) -> None:
         fake_config(tmp_path, resources={"park": "disk"})
 
 
+def test_a_deadline_is_refused_where_sites_take_turns(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="round_deadline_s would be ignored: sites_per_actor"):
+        fake_config(tmp_path, resources={"sites_per_actor": 2}, federation={"round_deadline_s": 5.0})
+
+
 def test_sites_that_share_a_process_have_no_processes_of_their_own_for_patches(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="num_workers 2 would keep the cases of every site that waits in memory"):
         make_config(tmp_path, resources={"sites_per_actor": 2}, data={"num_workers": 2})

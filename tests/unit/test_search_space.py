@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from gcml_ray.records import PushReceipt, RoundPlan, RoundRecord, TrainReport
 from gcml_ray.search.records import SearchRecord, TrialPoint, TrialRecord
 from tests.fakes import fake_config
 from tune.node_cache import cache_folder
-from tune.objective import points_of
+from tune.objective import Progress
 from tune.search_file import load_search, reopen_search, save_search
 from tune.space import ChoiceDomain
 from tune.trial_config import Search, base_params, best_config, trial_config
@@ -282,6 +283,11 @@ def record(number: int, dice: dict[str, float | None], *, sent_bytes: int = 0) -
         TrainReport(site, number, (), 2, {}, {}, "", {}, value, False, {}, 1e-3, 0) for site, value in dice.items()
     )
     return RoundRecord(plan, trained, (PushReceipt(number, "A", "B", True, "", sent_bytes),), (), seconds=2.0)
+
+
+def points_of(rounds: Sequence[RoundRecord], sites: Sequence[str]) -> list[TrialPoint]:
+    progress = Progress(sites)
+    return [point for record in rounds if (point := progress.add(record)) is not None]
 
 
 def test_a_site_is_judged_by_its_best_model_so_far() -> None:
