@@ -12,6 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
+from gcml_ray.averages import case_dice
 from gcml_ray.errors import DataError
 from gcml_ray.records import CaseScore, RoundRecord
 from gcml_ray.report.axes import (
@@ -206,7 +207,7 @@ def plot_test_dice(folder: RunFolder) -> Figure:
     width = 0.8 / len(models)
     for position, site in enumerate(sites):
         places = [position + (index - (len(models) - 1) / 2) * width for index in range(len(models))]
-        by_model = [_case_dice(scores, site, model) for model in models]
+        by_model = [case_dice(scores, site, model) for model in models]
         for model, place, dice in zip(models, places, by_model, strict=True):
             _draw_bar(axes, place, 0.92 * width, dice, colour=MODELS[model][1])
         if len(models) == 2:
@@ -224,15 +225,6 @@ def plot_test_dice(folder: RunFolder) -> Figure:
     return figure
 
 
-def _case_dice(scores: Sequence[CaseScore], site: str, model: str) -> dict[str, float]:
-    """Mean Dice over classes by case; undefined values are left out."""
-    by_case: dict[str, list[float]] = {}
-    for score in scores:
-        if (score.site, score.model) == (site, model) and np.isfinite(score.dice):
-            by_case.setdefault(score.case, []).append(score.dice)
-    return {case: float(np.mean(values)) for case, values in by_case.items()}
-
-
 def _draw_bar(axes: Axes, place: float, width: float, dice: dict[str, float], *, colour: str) -> None:
     if not dice:
         return
@@ -243,7 +235,7 @@ def _draw_bar(axes: Axes, place: float, width: float, dice: dict[str, float], *,
 
 
 def _site_caption(scores: Sequence[CaseScore], site: str, models: Sequence[str]) -> str:
-    by_model = [_case_dice(scores, site, model) for model in models]
+    by_model = [case_dice(scores, site, model) for model in models]
     num_cases = max(len(dice) for dice in by_model)
     means = " \u2192 ".join(f"{np.mean(list(dice.values())):.3f}" if dice else "none" for dice in by_model)
     return f"{site}\n{means}\n{num_cases} case{'s' * (num_cases != 1)}"

@@ -85,15 +85,6 @@ def natural_order(names: Iterable[str]) -> tuple[str, ...]:
     )
 
 
-def case_dice(scores: Sequence[CaseScore], site: str, model: str) -> dict[str, float]:
-    """Mean Dice over classes, by case."""
-    by_case: dict[str, list[float]] = {}
-    for score in scores:
-        if (score.site, score.model) == (site, model):
-            by_case.setdefault(score.case, []).append(score.dice)
-    return {case: mean(values) for case, values in by_case.items()}
-
-
 def site_dice(scores: Sequence[CaseScore], model: str) -> dict[str, float]:
     """Mean Dice over cases and classes, by site."""
     by_site: dict[str, list[float]] = {}

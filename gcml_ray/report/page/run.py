@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from gcml_ray.averages import mean
+from gcml_ray.averages import case_dice, mean
 from gcml_ray.console.summary import number
 from gcml_ray.records import BEFORE_GOSSIP, PERSONALISED
 from gcml_ray.report.page.exchange import gossip_section, regions_section, teaching_section
@@ -25,7 +25,7 @@ from gcml_ray.report.page.parts import (
     picture_uri,
     points,
 )
-from gcml_ray.report.page.records import MODELS, RunRecords, case_dice, faults_notice, site_dice, validation_series
+from gcml_ray.report.page.records import MODELS, RunRecords, faults_notice, site_dice, validation_series
 from gcml_ray.report.page.run_charts import (
     case_distribution,
     class_means,

@@ -9,11 +9,11 @@ from collections.abc import Mapping, Sequence
 
 import plotly.graph_objects as go
 
-from gcml_ray.averages import mean
+from gcml_ray.averages import case_dice, mean
 from gcml_ray.console.summary import number
 from gcml_ray.records import BEFORE_GOSSIP, ENSEMBLE, PERSONALISED, CaseScore, RoundRecord
 from gcml_ray.report.page.parts import Chart, chart_text, count_rounds, hatched, look, looks, new_figure
-from gcml_ray.report.page.records import MODELS, RunRecords, case_dice, natural_order, validation_series
+from gcml_ray.report.page.records import MODELS, RunRecords, natural_order, validation_series
 
 PHASES = {"warmup": "warm-up", "exchange": "exchange", "cooldown": "cool-down"}
 STAGES = {
