@@ -6,6 +6,7 @@ Legend: S values of a push.
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Sequence
 
 import torch
@@ -19,6 +20,9 @@ from gcml_ray.privacy.pushes import PushNoise
 from gcml_ray.push.wire import Buffer, Expectation, PushHeader
 from gcml_ray.site_learner import WireFormat, build_learner, exchanged_network
 from gcml_ray.workbench import SecondLearner
+
+# Pushes are read-only, as the object store has them, and nobody writes to them.
+warnings.filterwarnings("ignore", "The given NumPy array is not writable")
 
 Published = tuple[int, float, Tensor]  # the round that the weights come from, when they were kept, (S,)
 
