@@ -307,7 +307,7 @@ class SiteTrainer:
         Raises:
             SiteError: training has diverged.
         """
-        if not all(bool(torch.isfinite(learner.model.flat).all()) for learner in self.learners):
+        if not all(learner.model.is_finite for learner in self.learners):
             raise SiteError(
                 self.site,
                 round_number,

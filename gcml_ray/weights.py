@@ -116,6 +116,11 @@ class FlatModel:
         """The part of the layout that a push holds."""
         return tuple(itertools.takewhile(lambda spec: spec.offset < self.num_sent, self.layout))
 
+    @property
+    def is_finite(self) -> bool:
+        """Whether no value is NaN or infinite: then their sum is neither, unless large ones overflow it."""
+        return bool(torch.isfinite(self.flat.sum())) or bool(torch.isfinite(self.flat).all())
+
     def export(self, out: Tensor) -> None:
         """Copies what is sent into ``out``, (S,) float32 on any device: one copy."""
         out.copy_(self.flat[: self.num_sent])

@@ -158,7 +158,7 @@ class Exchange:
         learner = self.learner_for(network)
         self._second[fingerprint(network, self.config.data)].forget_unsent()
         if learner.model.layout == self.local.model.layout:  # what is not sent starts from the receiver's own
-            learner.model.flat.copy_(self.local.model.flat)
+            learner.model.flat[learner.model.num_sent :].copy_(self.local.model.flat[learner.model.num_sent :])
             for name, counter in learner.model.counters().items():
                 counter.copy_(self.local.model.counters()[name])
         learner.model.load(message.weights)

@@ -184,9 +184,26 @@ class Judge:
             facts = compare_weights(own.model.flat[:size], incoming, common_init=self.config.federation.common_init)
             reason = objection(facts, defence, suspicion=suspicion)
         if defence.validation and not reason:
-            facts = replace(facts, own_dice=own_dice())
-            if own_dice() >= defence.min_own_dice:
-                incoming_dice = self.evaluator.patch_dice(exchange.open_incoming(message), defence.cases)
-                facts = replace(facts, dice=incoming_dice)
+            facts = self._scored(
+                facts,
+                lambda: self.evaluator.patch_dice(exchange.open_incoming(message), defence.cases),
+                own_dice,
+                suspicion=suspicion,
+            )
             reason = objection(facts, defence, suspicion=suspicion)
         return Judgement(message.sender, not reason, reason, facts.norm_ratio, facts.cosine, facts.dice, facts.own_dice)
+
+    def _scored(
+        self, facts: Facts, dice: Callable[[], float], own_dice: Callable[[], float], *, suspicion: int
+    ) -> Facts:
+        """The facts with the Dice of both models, or of one where that decides.
+
+        An own Dice below ``min_own_dice`` refuses nobody, and what would do beside an own Dice of 1 does beside any.
+        Which of the two is likely, and so looked at first, the site's best validation Dice so far says.
+        """
+        defence = self.config.defence
+        if self.files.state.best_dice < defence.min_own_dice:
+            facts = replace(facts, own_dice=own_dice())
+            return facts if own_dice() < defence.min_own_dice else replace(facts, dice=dice())
+        facts = replace(facts, dice=(incoming := dice()))
+        return facts if incoming >= dice_share(defence, suspicion) else replace(facts, own_dice=own_dice())

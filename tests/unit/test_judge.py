@@ -163,6 +163,21 @@ def test_incoming_model_is_not_scored_before_the_own_one_has_learnt_something(tm
     assert judgement.dice is None
 
 
+@pytest.mark.parametrize(("incoming", "own"), [(0.25, None), (0.24, 0.9), (0.22, 0.9)])
+def test_own_model_is_scored_only_where_the_incoming_one_would_not_do_beside_the_best(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, incoming: float, own: float | None
+) -> None:
+    """A quarter of the own Dice is asked for: 0.25 of the best possible 1, 0.225 of an own 0.9."""
+    trainer = receiver(tmp_path, weights=False, min_own_dice=0.2, min_dice_share=0.25)
+    trainer.files.state = replace(trainer.files.state, best_dice=0.8)
+    monkeypatch.setattr(
+        trainer.evaluator, "patch_dice", lambda learner, _: 0.9 if learner is trainer.local else incoming
+    )
+    (judgement,) = one_round(trainer, own_weights(trainer) * 1.01).judged
+    assert (judgement.dice, judgement.own_dice) == (incoming, own)
+    assert judgement.accepted == (incoming >= 0.225)
+
+
 def test_nothing_is_judged_where_the_defence_is_off(tmp_path: Path) -> None:
     trainer = receiver(tmp_path, weights=False, validation=False)
     report = one_round(trainer, -own_weights(trainer))

@@ -1,3 +1,4 @@
+import math
 from typing import Any
 
 import numpy as np
@@ -162,6 +163,17 @@ def test_an_export_is_a_copy() -> None:
     model.export(sent)
     model.flat.zero_()
     assert sent.tolist() == [1, 2, 3, 4, 5, 6]
+
+
+@pytest.mark.parametrize(
+    ("values", "is_finite"),
+    [([3e38, 3e38], True), ([1.0, math.nan], False), ([1.0, math.inf], False), ([math.inf, -math.inf], False)],
+)
+def test_a_model_is_finite_where_all_its_values_are(values: list[float], is_finite: bool) -> None:
+    """The sum of the first two overflows, and is infinite though neither of them is."""
+    model = flat_linear()
+    model.flat[:2] = torch.tensor(values)
+    assert model.is_finite == is_finite
 
 
 def test_kept_buffers_survive_load_and_mix() -> None:
