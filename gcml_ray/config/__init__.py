@@ -56,11 +56,9 @@ from gcml_ray.config.optimiser import OptimiserConfig
 from gcml_ray.config.privacy import PrivacyConfig, privacy_problem
 from gcml_ray.config.resources import ResourcesConfig
 from gcml_ray.config.section import (
-    AtLeastOne,
     Count,
     CountOrZero,
     Fraction,
-    Names,
     NonNegative,
     Positive,
     Section,
