@@ -33,17 +33,10 @@ def check_came_back(run: Run) -> None:
     assert first != second
 
 
-def test_chaos_kill_ends_the_process_once_and_the_site_is_back_in_the_next_rounds(tmp_path: Path) -> None:
-    """Now and then Ray also fails the first calls to the new process, as "The actor was restarted": one round more."""
+def test_chaos_kill_ends_the_process_once_and_the_site_is_back_in_the_next_round(tmp_path: Path) -> None:
     run = run_on_ray(chaotic(tmp_path, "kill:B@r2"))
-    first, *others = run.failures()
-    assert first == ("B", 2, "unreachable", "restart")
-    assert others in ([], [("B", 3, "unreachable", "restart")])
-    if others:
-        assert run.summary.status == "finished"
-        assert [run.trained(site) for site in "ABC"] == [[1, 2, 3, 4], [1, 4], [1, 2, 3, 4]]
-    else:
-        check_came_back(run)
+    assert run.failures() == [("B", 2, "unreachable", "restart")]
+    check_came_back(run)
     assert calls_of(run.folder, "B", "train").count(2) <= 1
 
 
