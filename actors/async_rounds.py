@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
 from actors.pace import CallKind
-from actors.pool import Outcome
+from actors.site_pool import Outcome
 from gcml_ray.gossip import phase_of
 from gcml_ray.records import Edge, PushReceipt, RoundPlan, RoundRecord, TrainReport
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 from actors.failure_policy import Decision
 from actors.pace import CallKind
-from actors.pool import Outcome
+from actors.site_pool import Outcome
 from gcml_ray.records import CaseScore, EvaluationReport
 
 if TYPE_CHECKING:

@@ -21,8 +21,8 @@ from actors.cross_site import score_across_sites
 from actors.failure_policy import Decision
 from actors.listener import Listener
 from actors.pace import CallKind
-from actors.pool import SitePool
 from actors.roster import Roster
+from actors.site_pool import SitePool
 from actors.sync_rounds import SyncRounds
 from gcml_ray.config import SERVER, Config, UsefulnessTopology, has_server, has_two_models
 from gcml_ray.errors import CheckpointError

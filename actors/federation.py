@@ -14,8 +14,8 @@ from pathlib import Path
 from actors.driver import Driver, RunSummary
 from actors.listener import Listener
 from actors.local_pool import LocalPool
-from actors.pool import SitePool
 from actors.site import TrainerFactory
+from actors.site_pool import SitePool
 from gcml_ray.chaos import check_sites
 from gcml_ray.config import POOLED, RESERVED_SITES, SERVER, Config, PooledMethod, has_server
 from gcml_ray.data.datalist import read_datalist, site_names
@@ -189,7 +189,7 @@ def pool_for(config: Config, folder: Path, *, make_trainer: TrainerFactory | Non
             local.shutdown()
         return
     from actors.cluster import connected  # noqa: PLC0415 - a plain GPU machine has no ray
-    from actors.ray_pool import RayPool  # noqa: PLC0415
+    from actors.pool import RayPool  # noqa: PLC0415
 
     with connected(config.resources) as where:
         log.info("running on %s", where)

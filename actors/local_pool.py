@@ -9,8 +9,8 @@ from typing import Any, Literal
 
 from actors.faulty_trainer import SiteDiedError, SiteHungError
 from actors.host import Seating, SiteHost
-from actors.pool import Outcome, taken_along
 from actors.site import Site, TrainerFactory
+from actors.site_pool import Outcome, taken_along
 from gcml_ray.config import Config
 from gcml_ray.push.wire import Payload, PushHeader
 from gcml_ray.records import Peer, PushReceipt, SiteFailure, SiteStatus
@@ -73,17 +73,17 @@ class LocalPool:
             self._create(site)
 
     def add(self, site: str) -> None:
-        """See :class:`actors.pool.SitePool`."""
+        """See :class:`actors.site_pool.SitePool`."""
         self._names = tuple(sorted({*self._names, site}))
         self._seating.seat(site)
         self._create(site)
 
     def mates(self, site: str) -> tuple[str, ...]:
-        """See :class:`actors.pool.SitePool`."""
+        """See :class:`actors.site_pool.SitePool`."""
         return self._seating.mates(site)
 
     def introduce(self, sites: Sequence[str], peers: Mapping[str, Peer]) -> None:
-        """See :class:`actors.pool.SitePool`."""
+        """See :class:`actors.site_pool.SitePool`."""
         for site in sites:
             self.submit(site, "register", self._transport, dict(peers), round_number=0)
 
@@ -107,11 +107,11 @@ class LocalPool:
             self._create(name)
 
     def start(self, site: str, *, resume_round: int | None) -> None:
-        """See :class:`actors.pool.SitePool`."""
+        """See :class:`actors.site_pool.SitePool`."""
         self.submit(site, "start", self._transport, self._names, resume_round, round_number=0)
 
     def submit(self, site: str, method: str, *arguments: Any, round_number: int) -> None:
-        """See :class:`actors.pool.SitePool`."""
+        """See :class:`actors.site_pool.SitePool`."""
         self._queue.append((site, method, arguments, round_number))
 
     def wait(self, timeout_s: float) -> list[Outcome]:
@@ -149,13 +149,13 @@ class LocalPool:
         return [site.status() for site in self._sites.values()]
 
     def restart(self, site: str) -> None:
-        """See :class:`actors.pool.SitePool`."""
+        """See :class:`actors.site_pool.SitePool`."""
         names = {site, *self.mates(site)}
         self._queue = deque(call for call in self._queue if call[0] not in names)
         self._create_anew(site)
 
     def remove(self, site: str) -> None:
-        """See :class:`actors.pool.SitePool`."""
+        """See :class:`actors.site_pool.SitePool`."""
         self._queue = deque(call for call in self._queue if call[0] != site)
         self._sites.pop(site, None)
         host = self._hosts.get(self._seating.row_of(site))
@@ -164,7 +164,7 @@ class LocalPool:
         self._seating.leave(site)
 
     def shutdown(self) -> None:
-        """See :class:`actors.pool.SitePool`."""
+        """See :class:`actors.site_pool.SitePool`."""
         self._queue.clear()
         self._sites.clear()
         self._hosts.clear()

@@ -1,81 +1,383 @@
-"""What the driver knows of the sites: :class:`SitePool`, by name and by call, whatever they run in.
-
-:class:`actors.local_pool.LocalPool` has them in this process, :class:`actors.ray_pool.RayPool` as Ray actors.
-"""
+"""Sites as Ray actors: one process each, or several in one; weights from actor to actor through the object store."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import Any, Protocol
+import time
+import uuid
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Literal
 
-from gcml_ray.records import Peer, SiteFailure, SiteStatus
+import ray
+from ray.util.placement_group import placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from actors.cluster import check_capacity, places
+from actors.host import HostedSite, Seating, SiteHost
+from actors.site import NotStartedError, Site, TrainerFactory, trainer_in_own_process
+from actors.site_pool import Outcome
+from gcml_ray.config import SERVER, Config
+from gcml_ray.errors import ClusterError
+from gcml_ray.push.wire import Payload, PushHeader
+from gcml_ray.records import Peer, PushReceipt, SiteFailure, SiteStatus
+
+# A site's threads: training in the default group, so that pushes land while it trains.
+CONCURRENCY_GROUPS = {"push": 1, "inbox": 2, "control": 1}
+GROUP_OF = {"push": "push", "register": "control", "status": "control"}
+
+# No retries: a repeated round would train twice. Restarts come back empty and are started by the driver.
+_OPTIONS: dict[str, Any] = {
+    "concurrency_groups": CONCURRENCY_GROUPS,
+    "max_restarts": -1,
+    "max_task_retries": 0,
+    "allow_out_of_order_execution": True,
+}
+SiteActor: Any = ray.remote(**_OPTIONS)(Site)  # Any: Ray's hints do not know an actor's options
+HostActor: Any = ray.remote(**_OPTIONS)(SiteHost)
+
+ANSWER_TIMEOUT_S = 5.0
 
 
-def taken_along(failure: SiteFailure, *, site: str, stage: str, round_number: int) -> SiteFailure:
-    """What the failure of one site means for a call of another that shares its process."""
-    message = f"its process ends with what {failure.site} was doing"
-    return SiteFailure(site, round_number, stage, "unreachable", message, culprit=failure.site)
+class ObjectStoreTransport:
+    """One ``ray.put`` a round in the sender's process, one direct call a receiver.
 
-
-@dataclass(frozen=True)
-class Outcome:
-    """How one call to a site ended: ``result`` is a record, or ``failure`` says why there is none."""
-
-    site: str
-    method: str
-    result: Any = None
-    failure: SiteFailure | None = None
-
-
-class SitePool(Protocol):
-    """Sites by name, and calls to them. Calls to one site run in order; sites run independently.
-
-    ``is_parallel``: whether all sites work at the same time; where they do not, their times add up.
+    Args:
+        handles: the actor of every site.
+        label_key: the node label that must equal the site's name; None where sites may run anywhere.
     """
 
-    is_parallel: bool
+    def __init__(self, handles: Mapping[str, Any], *, label_key: str | None) -> None:
+        self._handles = dict(handles)
+        self._label_key = label_key
+
+    def check_placement(self, site: str) -> None:
+        """The data-residency guard: with label placement, this process must be on the site's own node."""
+        if self._label_key is None:
+            return
+        labels: Mapping[str, Any] = ray.get_runtime_context().get_node_labels()
+        if labels.get(self._label_key) != site:
+            raise ClusterError(
+                f"site {site} was placed on a node labelled {self._label_key}={labels.get(self._label_key)}: its data "
+                "must not leave its own node"
+            )
+
+    def send(
+        self, header: PushHeader, buffer: Payload, receivers: Sequence[str], *, timeout_s: float
+    ) -> tuple[PushReceipt, ...]:
+        """Puts the buffer once and calls every receiver; none of it passes through the driver."""
+        return self._send_reference(header, ray.put(buffer), receivers, size_bytes=buffer.nbytes, timeout_s=timeout_s)
+
+    def _send_reference(
+        self, header: PushHeader, reference: Any, receivers: Sequence[str], *, size_bytes: int, timeout_s: float
+    ) -> tuple[PushReceipt, ...]:
+        began = time.perf_counter()
+        calls = {
+            self._handles[receiver].receive.options(concurrency_group="inbox").remote(header, reference): receiver
+            for receiver in receivers
+        }
+        ready, _ = ray.wait(list(calls), num_returns=len(calls), timeout=timeout_s, fetch_local=False)
+        answered = set(ready)
+        return tuple(
+            self._receipt(header, call, receiver, size_bytes, began if call in answered else None)
+            for call, receiver in calls.items()
+        )
+
+    def _receipt(
+        self, header: PushHeader, call: Any, receiver: str, size_bytes: int, began: float | None
+    ) -> PushReceipt:
+        """The receiver's own receipt with the sender's clock, or one that says why there is none."""
+        if began is None:
+            reason = "unreachable: the receiver did not answer in time"
+        else:
+            try:
+                receipt: PushReceipt = ray.get(call, timeout=ANSWER_TIMEOUT_S)
+            except ray.exceptions.RayError as error:
+                failure = classify(error, site=receiver, stage="receive", round_number=header.round_number)
+                reason = f"unreachable: {failure.message}"
+            else:
+                return PushReceipt(
+                    receipt.round_number,
+                    receipt.sender,
+                    receipt.receiver,
+                    receipt.accepted,
+                    receipt.reason,
+                    receipt.size_bytes,
+                    time.perf_counter() - began,
+                )
+        return PushReceipt(header.round_number, header.sender, receiver, False, reason, size_bytes)
+
+
+class RayPool:
+    """Sites as actors on the connected cluster; see :class:`actors.site_pool.SitePool`.
+
+    Args:
+        config: the federation's configuration.
+        folder: the run folder, an absolute path that means the same on every node (or each site's own disk).
+        run_id: identifies the run on every push.
+        make_trainer: see :class:`actors.site.Site`.
+        make_transport: builds what carries the pushes, with the arguments of :class:`ObjectStoreTransport`.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        folder: str,
+        *,
+        run_id: str,
+        make_trainer: TrainerFactory | None = None,
+        make_transport: Callable[..., ObjectStoreTransport] = ObjectStoreTransport,
+    ) -> None:
+        self._config = config
+        self._folder = folder
+        self._run_id = run_id
+        self._make_trainer = make_trainer
+        self._make_transport = make_transport
+        self.is_parallel = config.resources.sites_per_actor == 1  # else calls wait for those of other sites
+        self._seating = Seating(config)
+        self._hosts: dict[int, Any] = {}
+        self._culprits: dict[int | None, str] = {}
+        self._handles: dict[str, Any] = {}
+        self._names: tuple[str, ...] = ()
+        self._open: dict[Any, tuple[str, str, int]] = {}
+        self._status_calls: dict[str | int | None, Any] = {}
+        self._statuses: dict[str | int | None, list[SiteStatus]] = {}
+        self._group: Any = None
 
     def launch(self, sites: Sequence[str]) -> None:
-        """Creates the sites. Raises ClusterError where they do not fit."""
-        ...
+        """Creates one actor for each site, or for several, all at once.
+
+        A server works while the sites wait: it asks for no CPU of its own.
+
+        Raises:
+            ClusterError: the cluster cannot hold them.
+        """
+        resources = self._config.resources
+        asking = [site for site in sites if site != SERVER]
+        check_capacity(resources, asking, places(resources))
+        self._names = tuple(sites)
+        num_actors = self._seating.seat_all(asking)
+        if resources.placement == "pg":
+            self._reserve(num_actors)
+        for site in asking:
+            self._take_in(site)
+        if SERVER in sites:
+            self._handles[SERVER] = self._create(SERVER, cpus=0, gpus=0)
+
+    def _take_in(self, site: str, *, extends: bool = False) -> None:
+        """An actor for a site that has its seat, or a place in that of others."""
+        resources, row = self._config.resources, self._seating.row_of(site)
+        assert row is not None
+        placement = {} if extends and resources.placement == "pg" else self._placement(site, row)
+        if resources.sites_per_actor == 1:
+            cpus, gpus = resources.cpus_per_site, resources.gpus_per_site
+            self._handles[site] = self._create(site, cpus=cpus, gpus=gpus, **placement)
+            return
+        if row not in self._hosts:
+            self._hosts[row] = self._create_host(row, **placement)
+        self._handles[site] = HostedSite(self._hosts[row], site)
+
+    def _create_host(self, row: int, **placement: Any) -> Any:
+        """The actor of several sites."""
+        resources = self._config.resources
+        cpus, gpus = resources.cpus_per_site, resources.gpus_per_site
+        name = f"sites/{row}/{self._run_id}-{uuid.uuid4().hex[:4]}"  # a row that was empty may be filled again
+        options = {"name": name, "num_cpus": cpus, "num_gpus": gpus, **placement}
+        return HostActor.options(**options).remote(
+            self._config,
+            self._folder,
+            run_id=self._run_id,
+            use_gpu=gpus > 0,
+            make_trainer=self._make_trainer,
+            is_own_process=True,
+        )
+
+    def _create(self, site: str, *, cpus: float, gpus: float, **placement: Any) -> Any:
+        """The actor of a site."""
+        return SiteActor.options(name=f"site/{site}/{self._run_id}", num_cpus=cpus, num_gpus=gpus, **placement).remote(
+            self._config,
+            site,
+            self._folder,
+            run_id=self._run_id,
+            use_gpu=gpus > 0,
+            make_trainer=self._make_trainer or trainer_in_own_process,
+        )
+
+    def _reserve(self, num_actors: int) -> None:
+        """One placement group with a bundle an actor; all or nothing."""
+        resources = self._config.resources
+        bundle = {"CPU": resources.cpus_per_site}
+        if resources.gpus_per_site > 0:
+            bundle["GPU"] = resources.gpus_per_site
+        self._group = placement_group([dict(bundle) for _ in range(num_actors)], strategy="PACK")
+        timeout_s = self._config.federation.start_timeout_s
+        if not self._group.wait(timeout_s):
+            raise ClusterError(
+                f"the cluster did not free {num_actors} x {bundle} within {timeout_s:g} s "
+                "(federation.start_timeout_s): other jobs hold them; wait, or ask less of each site"
+            )
+
+    def _placement(self, site: str, index: int) -> dict[str, Any]:
+        """Scheduling options of one site."""
+        if self._config.resources.placement == "label":
+            return {"label_selector": {self._config.resources.label_key: site}}
+        if self._group is not None:
+            strategy = PlacementGroupSchedulingStrategy(self._group, placement_group_bundle_index=index)
+            return {"scheduling_strategy": strategy}
+        return {}
 
     def start(self, site: str, *, resume_round: int | None) -> None:
-        """Submits a site's ``start``, which loads its data and model."""
-        ...
-
-    def submit(self, site: str, method: str, *arguments: Any, round_number: int) -> None:
-        """Submits a call; its outcome comes from :meth:`wait`."""
-        ...
-
-    def introduce(self, sites: Sequence[str], peers: Mapping[str, Peer]) -> None:
-        """Submits every site's ``register``: who takes part, how to reach them, and what to know of each."""
-        ...
+        """See :class:`actors.site_pool.SitePool`."""
+        self.submit(site, "start", self._transport(site), self._names, resume_round, round_number=0)
 
     def add(self, site: str) -> None:
-        """Creates one more site; :meth:`start` is for the caller."""
-        ...
+        """See :class:`actors.site_pool.SitePool`.
+
+        A placement group is never extended: with one, the site runs beside it.
+        """
+        self._names = tuple(sorted({*self._names, site}))
+        self._seating.seat(site)
+        self._take_in(site, extends=True)
 
     def mates(self, site: str) -> tuple[str, ...]:
-        """The sites that share a site's process, and its end; none where it has one of its own."""
-        ...
+        """See :class:`actors.site_pool.SitePool`."""
+        return self._seating.mates(site)
+
+    def introduce(self, sites: Sequence[str], peers: Mapping[str, Peer]) -> None:
+        """See :class:`actors.site_pool.SitePool`."""
+        for site in sites:
+            self.submit(site, "register", self._transport(site), dict(peers), round_number=0)
+
+    def _transport(self, site: str) -> ObjectStoreTransport:
+        """What carries a site's pushes to everyone who takes part now."""
+        resources = self._config.resources
+        has_own_node = resources.placement == "label" and site != SERVER
+        return self._make_transport(self._handles, label_key=resources.label_key if has_own_node else None)
+
+    def submit(self, site: str, method: str, *arguments: Any, round_number: int) -> None:
+        """See :class:`actors.site_pool.SitePool`."""
+        call = self._call(site, method, *arguments)
+        self._open[call] = (site, method, round_number)
+
+    def _call(self, site: str, method: str, *arguments: Any) -> Any:
+        """Calls a site's method in its concurrency group; naming it keeps one queue from blocking another."""
+        bound = getattr(self._handles[site], method)
+        group = GROUP_OF.get(method)
+        return (bound.options(concurrency_group=group) if group else bound).remote(*arguments)
 
     def wait(self, timeout_s: float) -> list[Outcome]:
-        """Outcomes that are ready, at least one unless the timeout passes first."""
-        ...
+        """See :class:`actors.site_pool.SitePool`."""
+        if not self._open:
+            time.sleep(timeout_s)
+            return []
+        calls = list(self._open)
+        ready, _ = ray.wait(calls, num_returns=1, timeout=timeout_s, fetch_local=False)
+        if ready:  # whatever else is ready comes along
+            ready, _ = ray.wait(calls, num_returns=len(calls), timeout=0, fetch_local=False)
+        answered = set(ready)  # in the order of the calls: who had done its work is not to blame for what came after
+        return [self._outcome(call) for call in calls if call in answered]
+
+    def _outcome(self, call: Any) -> Outcome:
+        """The result of a finished call, or its failure as a record."""
+        site, method, number = self._open[call]
+        try:
+            return Outcome(site, method, result=ray.get(call, timeout=ANSWER_TIMEOUT_S))
+        except ray.exceptions.RayError as error:
+            failure = classify(error, site=site, stage=method, round_number=number)
+            if isinstance(error, ray.exceptions.RayActorError):
+                failure = replace(failure, culprit=self._culprit(site))
+            return Outcome(site, method, failure=failure)
+        finally:
+            del self._open[call]
+
+    def _culprit(self, site: str) -> str:
+        """Who was working when the process that a site shares ended: the first in its queue; empty for itself."""
+        row = self._seating.row_of(site)
+        mates = {site, *self._seating.mates(site)}
+        if row is None or len(mates) == 1:
+            return ""
+        if row not in self._culprits:
+            calls = [(name, method) for name, method, _ in self._open.values() if name in mates]
+            working = [name for name, method in calls if method not in GROUP_OF]
+            self._culprits[row] = (working or [name for name, _ in calls])[0]
+        culprit = self._culprits[row]
+        return "" if culprit == site else culprit
 
     def statuses(self) -> list[SiteStatus]:
-        """What the sites are doing, as far as it can be told without waiting."""
-        ...
+        """The newest known status of each site; asks again without waiting for the answer."""
+        for key, method in self._status_methods():
+            call = self._status_calls.get(key)
+            if call is not None:
+                ready, _ = ray.wait([call], timeout=0, fetch_local=False)
+                if not ready:
+                    continue
+                try:
+                    known = ray.get(call, timeout=ANSWER_TIMEOUT_S)
+                except ray.exceptions.RayError:
+                    known = []  # the call that matters reports the failure
+                self._statuses[key] = [known] if isinstance(known, SiteStatus) else known
+            self._status_calls[key] = method.options(concurrency_group="control").remote()
+        return [status for known in self._statuses.values() for status in known]
+
+    def _status_methods(self) -> list[tuple[str | int, Any]]:
+        """What tells the statuses: of a site with an actor of its own, or of several at once."""
+        alone = [(site, each.status) for site, each in self._handles.items() if not isinstance(each, HostedSite)]
+        return [*alone, *((row, host.statuses) for row, host in self._hosts.items())]
 
     def restart(self, site: str) -> None:
-        """Ends a site's process and makes a new one; open calls are dropped, also those of its mates."""
-        ...
+        """Kills a site's process; Ray starts a new one, which waits for ``start`` of this site and of its mates."""
+        for name in (site, *self.mates(site)):
+            self._forget(name)
+        handle = self._handles[site]
+        ray.kill(handle.actor if isinstance(handle, HostedSite) else handle, no_restart=False)
 
     def remove(self, site: str) -> None:
-        """Ends a site for good; its mates go on."""
-        ...
+        """See :class:`actors.site_pool.SitePool`."""
+        self._forget(site)
+        handle, row, mates = self._handles.pop(site), self._seating.row_of(site), self.mates(site)
+        self._seating.leave(site)
+        if mates:
+            handle.actor.dismiss.options(concurrency_group="control").remote(site)
+            return
+        if row is not None:
+            self._hosts.pop(row, None)
+        ray.kill(handle.actor if isinstance(handle, HostedSite) else handle)
+
+    def _forget(self, site: str) -> None:
+        """Drops a site's open calls, and what is known of its process."""
+        self._open = {call: about for call, about in self._open.items() if about[0] != site}
+        row = self._seating.row_of(site)
+        for key in (site, row):
+            self._status_calls.pop(key, None)
+            self._statuses.pop(key, None)
+        self._culprits.pop(row, None)
 
     def shutdown(self) -> None:
-        """Ends all sites; safe to call twice."""
-        ...
+        """Ends every actor and gives the placement group back."""
+        alone = [handle for handle in self._handles.values() if not isinstance(handle, HostedSite)]
+        for actor in (*alone, *self._hosts.values()):
+            ray.kill(actor)
+        self._handles.clear()
+        self._hosts.clear()
+        self._open.clear()
+        self._status_calls.clear()
+        if self._group is not None:
+            remove_placement_group(self._group)
+            self._group = None
+
+
+def classify(error: ray.exceptions.RayError, *, site: str, stage: str, round_number: int) -> SiteFailure:
+    """A Ray error as a failure record: the site raised, died, or cannot be reached for now."""
+    cause = getattr(error, "cause", None) or error
+    kind: Literal["raised", "died", "unreachable"] = "raised"
+    if isinstance(error, ray.exceptions.ActorDiedError) or isinstance(cause, NotStartedError):
+        kind = "died"
+    elif isinstance(error, ray.exceptions.RayActorError):
+        kind = "unreachable"
+    words = str(cause) if cause is not error else _in_a_line(str(error))
+    return SiteFailure(site, round_number, stage, kind, words or type(cause).__name__, type(cause).__name__, str(error))
+
+
+def _in_a_line(text: str) -> str:
+    """What a message of Ray says; of an actor that could not be built, the end of the traceback: why."""
+    lines = [line.strip() for line in text.splitlines() if line.strip()] or [""]
+    return f"its process could not be set up: {lines[-1]}" if "creation task" in lines[0] else lines[0]

@@ -17,7 +17,7 @@ from actors.failure_policy import Decision, History, decide, start_error
 from actors.listener import Listener
 from actors.member import LEAST_START_S, Absence, Member, OpenCall
 from actors.pace import CallKind, Pace
-from actors.pool import Outcome, SitePool, taken_along
+from actors.site_pool import Outcome, SitePool, taken_along
 from gcml_ray.config import SERVER, Config
 from gcml_ray.errors import SiteError
 from gcml_ray.records import AdoptReport, EvaluationReport, Peer, SiteFailure, SiteInfo, TrainReport, by_site

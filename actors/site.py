@@ -1,4 +1,4 @@
-"""A site: one hospital's data, model and mailbox. A plain class; ``actors/ray_pool.py`` makes it a Ray actor.
+"""A site: one hospital's data, model and mailbox. A plain class; ``actors/pool.py`` makes it a Ray actor.
 
 Its methods are called from several threads at a time: ``train`` and ``evaluate`` in one, ``push`` in one,
 ``receive`` in two, ``status`` and ``stop`` in one more. What they share is the mailbox (locked), the stop

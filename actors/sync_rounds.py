@@ -15,7 +15,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 from actors.pace import CallKind
-from actors.pool import Outcome
+from actors.site_pool import Outcome
 from gcml_ray.config import SERVER
 from gcml_ray.records import AdoptReport, Edge, PushReceipt, RoundPlan, RoundRecord, TrainOrder, TrainReport
 

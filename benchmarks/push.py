@@ -21,7 +21,7 @@ import ray
 import yaml
 
 from actors.cluster import connected
-from actors.ray_pool import ObjectStoreTransport, SiteActor
+from actors.pool import ObjectStoreTransport, SiteActor
 from gcml_ray.config import Config, ResourcesConfig
 from gcml_ray.config.file import parse_config
 from gcml_ray.push.wire import WIRE_DTYPE, Buffer, Expectation, PushHeader, TensorSpec, checksum

@@ -13,7 +13,7 @@ from actors.failure_policy import Decision
 from actors.federation import sites_of
 from actors.listener import NullListener
 from actors.local_pool import LocalPool
-from actors.pool import SitePool
+from actors.site_pool import SitePool
 from gcml_ray.config import Config
 from gcml_ray.records import EvaluationReport, RoundPlan, RoundRecord, SiteFailure, SiteInfo, TrainReport
 from gcml_ray.run_folder import RunFolder

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from actors.local_pool import LocalPool, LocalTransport
-from actors.pool import Outcome
+from actors.site_pool import Outcome
 from gcml_ray.config import Config
 from gcml_ray.push.wire import Payload, PushHeader
 from gcml_ray.records import PushReceipt

@@ -39,6 +39,9 @@ def noting_trainer(
     config: Config, site: str, folder: Path, *, use_gpu: bool, on_progress: Callable[[str, int, int], None]
 ) -> Any:
     """The trainer of every run, whose last step of a round leaves a line in the benchmark's folder."""
+    from gcml_ray.lean_imports import import_monai  # noqa: PLC0415 - as any site's process does
+
+    import_monai()
     from benchmarks.peers.run_gcml import bench  # noqa: PLC0415 - one a process: __main__ travels by value
     from benchmarks.peers.workload import note_training  # noqa: PLC0415 - the driver imports no torch
     from gcml_ray.trainer import SiteTrainer  # noqa: PLC0415
@@ -58,15 +61,10 @@ def noting_trainer(
 
 def make_trainer(config: Config, site: str, folder: Path, **options: Any) -> Any:
     """A site's trainer, or the server's, which has nothing to note."""
+    from actors.site import trainer_in_own_process  # noqa: PLC0415 - as above
     from gcml_ray.config import SERVER  # noqa: PLC0415
-    from gcml_ray.lean_imports import import_monai  # noqa: PLC0415
 
-    import_monai()  # first, as any site's process does: modules of ours would load all of it
-    if site != SERVER:
-        return noting_trainer(config, site, folder, **options)
-    from gcml_ray.server import ServerTrainer  # noqa: PLC0415
-
-    return ServerTrainer(config, site, folder, **options)
+    return (trainer_in_own_process if site == SERVER else noting_trainer)(config, site, folder, **options)
 
 
 def main(folder: Path) -> None:

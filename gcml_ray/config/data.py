@@ -8,7 +8,7 @@ from pydantic import field_validator, model_validator
 
 from gcml_ray.config.section import Axes, Count, CountOrZero, Fraction, Lengths, Names, NonNegative, Section, Sizes
 
-AXIS_CODES = ("LR", "PA", "IS")  # where an axis may point to, as nibabel and MONAI name it
+AXIS_CODES = (("L", "R"), ("P", "A"), ("I", "S"))  # where an axis may point to, as nibabel and MONAI name it
 
 
 class SplitConfig(Section):
@@ -92,7 +92,7 @@ class DataConfig(Section):
     @field_validator("orientation")
     @classmethod
     def _axes_have_names(cls, codes: str | None) -> str | None:
-        pairs = sorted(next((pair for pair in AXIS_CODES if code in pair), "") for code in codes or "")
+        pairs = sorted(next((pair for pair in AXIS_CODES if code in pair), ()) for code in codes or "")
         if codes is not None and pairs != sorted(AXIS_CODES):
             raise ValueError(
                 f"received {codes!r}; must be one letter each of L or R, P or A, I or S, such as RAS, or null to leave "

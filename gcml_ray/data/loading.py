@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from gcml_ray.config import DataConfig
+from gcml_ray.config.data import AXIS_CODES
 from gcml_ray.data.datalist import Case, listed
 from gcml_ray.data.reading import Header, Volume, affine_problem, is_picture, read_header, read_volume, values_text
 from gcml_ray.errors import DataError
@@ -346,7 +347,7 @@ def _orient(grid: MetaTensor, data: DataConfig) -> MetaTensor:
     """Swapped and flipped axes, in 3D."""
     if data.spatial_dims == 2 or data.orientation is None:
         return grid
-    return _checked(Orientation(axcodes=data.orientation, labels=(("L", "R"), ("P", "A"), ("I", "S")))(grid))
+    return _checked(Orientation(axcodes=data.orientation, labels=AXIS_CODES)(grid))
 
 
 def _resample(oriented: MetaTensor, data: DataConfig, *, is_label: bool) -> MetaTensor:

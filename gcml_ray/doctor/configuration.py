@@ -204,8 +204,7 @@ def training_grid(header: Header, data: DataConfig) -> tuple[int, ...]:
         return shape
     grid: Any = with_affine(torch.zeros(1).expand(1, *shape), header.affine)
     if data.spatial_dims == 3 and data.orientation is not None:
-        labels = tuple((pair[0], pair[1]) for pair in AXIS_CODES)
-        grid = Orientation(axcodes=data.orientation, labels=labels, lazy=True)(grid)
+        grid = Orientation(axcodes=data.orientation, labels=AXIS_CODES, lazy=True)(grid)
     if data.target_spacing_mm is not None:
         grid = Spacing(data.target_spacing_mm, lazy=True)(grid)
     return tuple(int(length) for length in grid.peek_pending_shape())

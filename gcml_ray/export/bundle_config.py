@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import Any
 
 from gcml_ray.config import Config, DataConfig, NetworkConfig
+from gcml_ray.config.data import AXIS_CODES
 from gcml_ray.label_files import label_type, region_values
 from gcml_ray.networks.registry import BUILDERS, resolve_options
 
@@ -152,7 +153,7 @@ def _preparation(data: DataConfig) -> list[Json]:
         }
     ]
     if data.orientation is not None:
-        labels = [["L", "R"], ["P", "A"], ["I", "S"]]
+        labels = [list(pair) for pair in AXIS_CODES]
         steps.append({"_target_": "Orientationd", "keys": "image", "axcodes": data.orientation, "labels": labels})
     if data.target_spacing_mm is not None:
         pixdim = list(data.target_spacing_mm)

@@ -205,5 +205,6 @@ class Judge:
         if self.files.state.best_dice < defence.min_own_dice:
             facts = replace(facts, own_dice=own_dice())
             return facts if own_dice() < defence.min_own_dice else replace(facts, dice=dice())
-        facts = replace(facts, dice=(incoming := dice()))
-        return facts if incoming >= dice_share(defence, suspicion) else replace(facts, own_dice=own_dice())
+        incoming = dice()
+        own = None if incoming >= dice_share(defence, suspicion) else own_dice()
+        return replace(facts, dice=incoming, own_dice=own)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from actors.ray_pool import RayPool
+from actors.pool import RayPool
 from gcml_ray.config import Config
 from tests.fake_runs import RecordingListener, Run, drive
 from tests.fakes import FakeTrainers, Fault

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import ray
 
-from actors.ray_pool import ObjectStoreTransport, RayPool
+from actors.pool import ObjectStoreTransport, RayPool
 from gcml_ray.push.wire import Buffer, PushHeader
 from gcml_ray.records import RoundRecord, TrainOrder
 from tests.cluster.conftest import wait_until

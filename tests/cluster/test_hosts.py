@@ -10,7 +10,7 @@ import pytest
 import ray
 from safetensors.numpy import load_file
 
-from actors.ray_pool import RayPool
+from actors.pool import RayPool
 from gcml_ray.config import Config
 from gcml_ray.errors import ClusterError
 from gcml_ray.records import RoundRecord, TrainOrder

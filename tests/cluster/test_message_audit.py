@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from ray import ObjectRef
 
-from actors.ray_pool import ObjectStoreTransport, RayPool
+from actors.pool import ObjectStoreTransport, RayPool
 from gcml_ray.config import Config
 from gcml_ray.networks.registry import build_network
 from tests.fake_runs import drive

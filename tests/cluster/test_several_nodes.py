@@ -15,7 +15,7 @@ from ray.cluster_utils import Cluster
 from ray.experimental.locations import get_object_locations
 
 from actors import sync_rounds
-from actors.ray_pool import ObjectStoreTransport, SiteActor
+from actors.pool import ObjectStoreTransport, SiteActor
 from gcml_ray.errors import ClusterError
 from gcml_ray.push.wire import PushHeader
 from gcml_ray.records import PushReceipt, RoundRecord, SiteStatus

@@ -11,7 +11,7 @@ import pytest
 
 from actors.driver import Driver
 from actors.local_pool import LocalPool
-from actors.pool import Outcome
+from actors.site_pool import Outcome
 from gcml_ray.errors import CheckpointError, SiteError
 from gcml_ray.push.wire import Buffer
 from gcml_ray.records import SiteFailure, SiteInfo

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from actors.federation import pool_for, run_federation, sites_of
-from actors.pool import SitePool
+from actors.site_pool import SitePool
 from gcml_ray.errors import ConfigError, SiteError
 from gcml_ray.run_folder import RunFolder
 from tests.fake_runs import RecordingListener

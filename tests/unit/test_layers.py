@@ -15,7 +15,7 @@ PACKAGES = ("gcml_ray", "actors", "tune")
 MAY_KNOW = {"gcml_ray": {"gcml_ray"}, "actors": {"gcml_ray", "actors"}, "tune": {"gcml_ray", "actors", "tune"}}
 # What only these files may import, by the start of their path.
 ONLY_IN = {
-    "ray": ("actors/ray_pool.py", "actors/cluster.py", "tune/"),
+    "ray": ("actors/pool.py", "actors/cluster.py", "tune/"),
     "mlflow": ("gcml_ray/tracking/", "gcml_ray/export/pyfunc.py"),  # a pyfunc is a subclass of MLflow's
     "matplotlib": ("gcml_ray/report/",),
     "plotly": ("gcml_ray/report/page/",),
@@ -116,7 +116,7 @@ def test_an_import_against_the_direction_would_be_found(path: str, source: str) 
     [
         ("gcml_ray/cli/main.py", "def run():\n    from actors.federation import run_federation"),
         ("gcml_ray/federation.py", "def run():\n    from actors.federation import run_federation"),
-        ("actors/ray_pool.py", "import ray"),
+        ("actors/pool.py", "import ray"),
         ("tune/search.py", "from ray import tune\nimport actors.federation\nimport gcml_ray.config"),
         ("gcml_ray/config/__init__.py", "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import actors"),
     ],
@@ -143,7 +143,7 @@ def loaded_by(modules: str, watched: str) -> str:
 
 
 def test_the_driver_loads_neither_torch_nor_monai() -> None:
-    modules = "actors.driver, actors.federation, actors.ray_pool, gcml_ray.config.file"
+    modules = "actors.driver, actors.federation, actors.pool, gcml_ray.config.file"
     assert loaded_by(modules, "torch monai") == ""
 
 

@@ -9,7 +9,7 @@ import pytest
 
 from actors import roster
 from actors.local_pool import LocalPool
-from actors.pool import Outcome
+from actors.site_pool import Outcome
 from gcml_ray.errors import SiteError
 from gcml_ray.records import SiteFailure
 from tests.fake_runs import Run, drive

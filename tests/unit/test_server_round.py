@@ -13,7 +13,7 @@ from rich.console import Console
 
 from actors.driver import Driver
 from actors.local_pool import LocalPool
-from actors.pool import Outcome
+from actors.site_pool import Outcome
 from gcml_ray.config import Config
 from gcml_ray.console.run import RunConsole
 from gcml_ray.errors import SiteError

@@ -1,0 +1,81 @@
+"""What the driver knows of the sites: :class:`SitePool`, by name and by call, whatever they run in.
+
+:class:`actors.local_pool.LocalPool` has them in this process, :class:`actors.pool.RayPool` as Ray actors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from gcml_ray.records import Peer, SiteFailure, SiteStatus
+
+
+def taken_along(failure: SiteFailure, *, site: str, stage: str, round_number: int) -> SiteFailure:
+    """What the failure of one site means for a call of another that shares its process."""
+    message = f"its process ends with what {failure.site} was doing"
+    return SiteFailure(site, round_number, stage, "unreachable", message, culprit=failure.site)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How one call to a site ended: ``result`` is a record, or ``failure`` says why there is none."""
+
+    site: str
+    method: str
+    result: Any = None
+    failure: SiteFailure | None = None
+
+
+class SitePool(Protocol):
+    """Sites by name, and calls to them. Calls to one site run in order; sites run independently.
+
+    ``is_parallel``: whether all sites work at the same time; where they do not, their times add up.
+    """
+
+    is_parallel: bool
+
+    def launch(self, sites: Sequence[str]) -> None:
+        """Creates the sites. Raises ClusterError where they do not fit."""
+        ...
+
+    def start(self, site: str, *, resume_round: int | None) -> None:
+        """Submits a site's ``start``, which loads its data and model."""
+        ...
+
+    def submit(self, site: str, method: str, *arguments: Any, round_number: int) -> None:
+        """Submits a call; its outcome comes from :meth:`wait`."""
+        ...
+
+    def introduce(self, sites: Sequence[str], peers: Mapping[str, Peer]) -> None:
+        """Submits every site's ``register``: who takes part, how to reach them, and what to know of each."""
+        ...
+
+    def add(self, site: str) -> None:
+        """Creates one more site; :meth:`start` is for the caller."""
+        ...
+
+    def mates(self, site: str) -> tuple[str, ...]:
+        """The sites that share a site's process, and its end; none where it has one of its own."""
+        ...
+
+    def wait(self, timeout_s: float) -> list[Outcome]:
+        """Outcomes that are ready, at least one unless the timeout passes first."""
+        ...
+
+    def statuses(self) -> list[SiteStatus]:
+        """What the sites are doing, as far as it can be told without waiting."""
+        ...
+
+    def restart(self, site: str) -> None:
+        """Ends a site's process and makes a new one; open calls are dropped, also those of its mates."""
+        ...
+
+    def remove(self, site: str) -> None:
+        """Ends a site for good; its mates go on."""
+        ...
+
+    def shutdown(self) -> None:
+        """Ends all sites; safe to call twice."""
+        ...
