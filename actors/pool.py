@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any, Literal
 
 import ray
+from ray._private.state import actors as actor_table
 from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
@@ -19,7 +20,7 @@ from actors.site_pool import Outcome
 from gcml_ray.config import SERVER, Config
 from gcml_ray.errors import ClusterError
 from gcml_ray.push.wire import Payload, PushHeader
-from gcml_ray.records import Peer, PushReceipt, SiteFailure, SiteStatus
+from gcml_ray.records import Peer, PushReceipt, SiteFailure, SiteInfo, SiteStatus
 
 # A site's threads: training in the default group, so that pushes land while it trains.
 CONCURRENCY_GROUPS = {"push": 1, "inbox": 2, "control": 1}
@@ -138,6 +139,7 @@ class RayPool:
         self._culprits: dict[int | None, str] = {}
         self._handles: dict[str, Any] = {}
         self._names: tuple[str, ...] = ()
+        self._pids: dict[str, int] = {}
         self._open: dict[Any, tuple[str, str, int]] = {}
         self._status_calls: dict[str | int | None, Any] = {}
         self._statuses: dict[str | int | None, list[SiteStatus]] = {}
@@ -280,7 +282,10 @@ class RayPool:
         """The result of a finished call, or its failure as a record."""
         site, method, number = self._open[call]
         try:
-            return Outcome(site, method, result=ray.get(call, timeout=ANSWER_TIMEOUT_S))
+            result = ray.get(call, timeout=ANSWER_TIMEOUT_S)
+            if isinstance(result, SiteInfo):
+                self._pids[site] = result.pid
+            return Outcome(site, method, result=result)
         except ray.exceptions.RayError as error:
             failure = classify(error, site=site, stage=method, round_number=number)
             if isinstance(error, ray.exceptions.RayActorError):
@@ -324,11 +329,17 @@ class RayPool:
         return [*alone, *((row, host.statuses) for row, host in self._hosts.items())]
 
     def restart(self, site: str) -> None:
-        """Kills a site's process; Ray starts a new one, which waits for ``start`` of this site and of its mates."""
+        """Ends a site's process; Ray starts a new one, which waits for ``start`` of this site and of its mates.
+
+        Where it has ended by itself, Ray has often replaced it before the failed call is back: the new one stays.
+        """
+        known_pid = self._pids.get(site)
         for name in (site, *self.mates(site)):
             self._forget(name)
         handle = self._handles[site]
-        ray.kill(handle.actor if isinstance(handle, HostedSite) else handle, no_restart=False)
+        actor = handle.actor if isinstance(handle, HostedSite) else handle
+        if not _is_replaced(actor, known_pid):
+            ray.kill(actor, no_restart=False)
 
     def remove(self, site: str) -> None:
         """See :class:`actors.site_pool.SitePool`."""
@@ -345,6 +356,7 @@ class RayPool:
     def _forget(self, site: str) -> None:
         """Drops a site's open calls, and what is known of its process."""
         self._open = {call: about for call, about in self._open.items() if about[0] != site}
+        self._pids.pop(site, None)
         row = self._seating.row_of(site)
         for key in (site, row):
             self._status_calls.pop(key, None)
@@ -363,6 +375,12 @@ class RayPool:
         if self._group is not None:
             remove_placement_group(self._group)
             self._group = None
+
+
+def _is_replaced(actor: Any, known_pid: int | None) -> bool:
+    """Whether Ray has a new process for an actor, or is making one; its public interface does not tell."""
+    about = actor_table(actor._actor_id.hex())
+    return known_pid is not None and (about.get("State"), about.get("Pid")) != ("ALIVE", known_pid)
 
 
 def classify(error: ray.exceptions.RayError, *, site: str, stage: str, round_number: int) -> SiteFailure:

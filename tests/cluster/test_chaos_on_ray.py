@@ -7,6 +7,7 @@ import signal
 from pathlib import Path
 
 import pytest
+from ray._private.state import actors as all_actors
 
 from gcml_ray.config import Config
 from gcml_ray.records import RoundRecord
@@ -24,6 +25,12 @@ def chaotic(folder: Path, text: str, **federation: float) -> Config:
     return Config.model_validate(config.model_dump(by_alias=True) | {"chaos": text})
 
 
+def num_restarts(site: str) -> int:
+    """How often Ray has replaced the process of a site, in the newest run."""
+    mine = [actor for actor in all_actors().values() if actor["Name"] == f"site/{site}/run"]
+    return int(max(mine, key=lambda actor: int(actor["StartTime"]))["NumRestarts"])
+
+
 def check_came_back(run: Run) -> None:
     """B missed its second round alone, and went on from its checkpoint of the first."""
     assert run.summary.status == "finished"
@@ -31,6 +38,7 @@ def check_came_back(run: Run) -> None:
     assert run.restored("B") == [0, 1]
     first, second = (info.pid for info in run.listener.ready if info.site == "B")
     assert first != second
+    assert num_restarts("B") == 1  # what Ray has replaced by itself is not ended again
 
 
 def test_chaos_kill_ends_the_process_once_and_the_site_is_back_in_the_next_round(tmp_path: Path) -> None:
