@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from gcml_ray.averages import mean
 from gcml_ray.config import Config
 from gcml_ray.data.loading import Sample
 from gcml_ray.data.pooling import origin
@@ -188,7 +189,7 @@ class Evaluator:
         by_case: dict[tuple[str, str], list[float]] = {}
         for score in scores:
             by_case.setdefault((score.site, score.case), []).append(score.dice)
-        dice = {case: sum(values) / len(values) for case, values in by_case.items()}
+        dice = {case: mean(values) for case, values in by_case.items()}
         order = sorted(dice, key=lambda case: (dice[case], case))
         wanted = self.config.output.num_overlays
         chosen = dict.fromkeys(order[: (wanted + 1) // 2], "worst")

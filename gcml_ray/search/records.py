@@ -12,18 +12,10 @@ Objective = Literal["mean_dice", "worst_dice", "dice_per_megabyte", "dice_and_me
 TrialStatus = Literal["waiting", "running", "finished", "cut", "stopped", "failed"]
 
 
-@dataclass(frozen=True)
-class TrialPoint:
-    """A trial after one evaluated round.
+class _SiteDice:
+    """Dice by site, and what a search looks at of it."""
 
-    ``site_dice``: validation Dice of each site's personalised model, the best one so far; 0 before the first.
-    ``megabytes``: what all pushes so far sent over the wire, refused ones included.
-    """
-
-    round_number: int
     site_dice: dict[str, float]
-    megabytes: float
-    seconds: float
 
     @property
     def mean_dice(self) -> float:
@@ -34,6 +26,20 @@ class TrialPoint:
     def worst_dice(self) -> float:
         """Of the site that is served worst."""
         return min(self.site_dice.values())
+
+
+@dataclass(frozen=True)
+class TrialPoint(_SiteDice):
+    """A trial after one evaluated round.
+
+    ``site_dice``: validation Dice of each site's personalised model, the best one so far; 0 before the first.
+    ``megabytes``: what all pushes so far sent over the wire, refused ones included.
+    """
+
+    round_number: int
+    site_dice: dict[str, float]
+    megabytes: float
+    seconds: float
 
     def value(self, objective: Objective) -> float:
         """The number that the search maximises.
@@ -111,21 +117,11 @@ def _beats(one: TrialRecord, other: TrialRecord) -> bool:
 
 
 @dataclass(frozen=True)
-class FinalScore:
+class FinalScore(_SiteDice):
     """Test Dice by site of the personalised models that one seed gave; mean over cases and classes."""
 
     seed: int
     site_dice: dict[str, float]
-
-    @property
-    def mean_dice(self) -> float:
-        """Mean over the sites."""
-        return sum(self.site_dice.values()) / len(self.site_dice)
-
-    @property
-    def worst_dice(self) -> float:
-        """Of the site that is served worst."""
-        return min(self.site_dice.values())
 
 
 @dataclass(frozen=True)

@@ -47,9 +47,9 @@ import json
 import math
 import re
 from collections.abc import Iterable, Sequence
-from statistics import fmean
 from typing import Any
 
+from gcml_ray.averages import mean
 from gcml_ray.records import EvaluationReport, PushReceipt, RoundRecord, TrainReport
 
 Metrics = dict[str, float]
@@ -79,7 +79,7 @@ def federation_metrics(record: RoundRecord) -> Metrics:
         rejected = sum(not each.accepted for each in judged)
         metrics |= {"defence/num_judged": len(judged), "defence/num_rejected": rejected}
     if dice:
-        metrics |= {"val/dice/mean": _mean(dice.values()), "val/dice/worst": _worst(dice.values())}
+        metrics |= {"val/dice/mean": mean(dice.values()), "val/dice/worst": _worst(dice.values())}
     return metrics
 
 
@@ -118,24 +118,24 @@ def score_metrics(report: EvaluationReport, *, distance_unit: str) -> Metrics:
     """A child run's metrics of one evaluation; means leave out undefined values, whose number is said."""
     split, model = _SPLIT_NAMES[report.split], report.model
     metrics = {
-        f"{split}/dice/{model}": _mean(score.dice for score in report.scores),
-        f"{split}/hd95_{distance_unit}/{model}": _mean(score.hd95 for score in report.scores),
+        f"{split}/dice/{model}": mean(score.dice for score in report.scores),
+        f"{split}/hd95_{distance_unit}/{model}": mean(score.hd95 for score in report.scores),
         f"{split}/hd95_num_undefined/{model}": float(sum(math.isnan(score.hd95) for score in report.scores)),
-        f"{split}/surface_dice/{model}": _mean(score.surface_dice for score in report.scores),
+        f"{split}/surface_dice/{model}": mean(score.surface_dice for score in report.scores),
     }
     for name in dict.fromkeys(score.class_name for score in report.scores):
         values = (score.dice for score in report.scores if score.class_name == name)
-        metrics[safe_key(f"{split}/dice_by_class/{model}/{name}")] = _mean(values)
+        metrics[safe_key(f"{split}/dice_by_class/{model}/{name}")] = mean(values)
     return metrics
 
 
 def federation_score_metrics(reports: Sequence[EvaluationReport]) -> Metrics:
     """The parent run's metrics of one evaluation: reports of all sites on one split and model."""
     split, model = _SPLIT_NAMES[reports[0].split], reports[0].model
-    dice = {report.site: _mean(score.dice for score in report.scores) for report in reports}
+    dice = {report.site: mean(score.dice for score in report.scores) for report in reports}
     metrics = {f"{site}/{split}/dice/{model}": value for site, value in dice.items()}
     return metrics | {
-        f"{split}/dice_mean/{model}": _mean(dice.values()),
+        f"{split}/dice_mean/{model}": mean(dice.values()),
         f"{split}/dice_worst/{model}": _worst(dice.values()),
     }
 
@@ -160,12 +160,6 @@ def safe_key(key: str) -> str:
 
 def _num_bytes(pushes: Iterable[PushReceipt]) -> int:
     return sum(push.size_bytes for push in pushes)
-
-
-def _mean(values: Iterable[float]) -> float:
-    """Mean of the finite values, NaN where there is none."""
-    finite = [value for value in values if math.isfinite(value)]
-    return fmean(finite) if finite else math.nan
 
 
 def _worst(values: Iterable[float]) -> float:
