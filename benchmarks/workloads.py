@@ -21,6 +21,7 @@ from gcml_ray.site_learner import build_learner
 
 UNET = {"channels": [8, 16, 32], "strides": [2, 2], "num_res_units": 1}
 LGG = {"channels": [16, 32, 64, 128], "strides": [2, 2, 2], "num_res_units": 1, "norm": "instance"}
+HIPPOCAMPUS = {"channels": [16, 32, 64], "strides": [2, 2], "num_res_units": 1, "norm": "instance"}
 REGIONS = {"WT": ["necrosis", "oedema", "enhancing"], "TC": ["necrosis", "enhancing"], "ET": ["enhancing"]}
 BRATS_DATA = {
     "channels": ["t1", "t1ce", "t2", "flair"],
@@ -53,6 +54,14 @@ WORKLOADS = {
     "tiny": Workload({"name": "unet", "options": {"channels": [4, 8], "strides": [2]}}, (16, 16, 16)),
     "unet": Workload({"name": "unet", "options": UNET}, (36, 32, 20)),  # configs/phantom.yaml
     "lgg": Workload({"name": "unet", "options": LGG}, (64, 64, 16), data={"channels": ["t1", "flair", "t1ce"]}),
+    "hippocampus": Workload(
+        {"name": "unet", "options": HIPPOCAMPUS},
+        (32, 48, 32),
+        data={"channels": ["mri"], "labels": {"background": 0, "anterior": 1, "posterior": 2}},
+    ),
+    "retina": Workload(
+        {"name": "unet", "options": LGG}, (96, 96), 4, {"channels": ["red", "green", "blue"], "spatial_dims": 2}
+    ),
     "sanet_small": Workload(  # configs/brats_small.yaml
         {"name": "sanet_v1", "options": {"nf": 8}}, (64, 64, 64), 1, BRATS_DATA, BRATS_LOSS, ADAM
     ),
@@ -62,7 +71,7 @@ WORKLOADS = {
 }
 
 
-def make_config(workload: Workload, *, amp: str = "none", **method: Any) -> Config:
+def make_config(workload: Workload, *, amp: str = "none", is_compiled: bool = False, **method: Any) -> Config:
     """A configuration with this workload; its data are never read. ``method``: keys of a GCML section."""
     data = {
         "datalist": "unused",
@@ -81,7 +90,7 @@ def make_config(workload: Workload, *, amp: str = "none", **method: Any) -> Conf
             "optimiser": workload.optimiser,
             "method": {"name": "gcml", "topology": {"name": "ring"}, **method},
             "federation": {"rounds": 1, "local_steps": 1},
-            "resources": {"amp": amp, "gpus_per_site": 0 if amp == "none" else 1},
+            "resources": {"amp": amp, "gpus_per_site": 0 if amp == "none" else 1, "compile": is_compiled},
             "output": {"folder": "unused"},
         },
         source="benchmarks/workloads.py",

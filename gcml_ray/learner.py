@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from gcml_ray.compilation import compiled_forward
 from gcml_ray.config import DcmlConfig, FederationConfig, OptimiserConfig
 from gcml_ray.data.site_data import Batch
 from gcml_ray.flat_optimiser import FlatOptimiser
@@ -54,6 +55,7 @@ class Learner:
         send_buffers, keep_norms: see :class:`gcml_ray.weights.FlatModel`.
         optimiser: name and constants; the learning rate is set before each step.
         precision: AMP or not.
+        is_compiled: forward and backward passes by ``torch.compile``.
     """
 
     def __init__(
@@ -64,7 +66,9 @@ class Learner:
         optimiser: OptimiserConfig,
         precision: Precision,
         keep_norms: bool = False,
+        is_compiled: bool = False,
     ) -> None:
+        self._heads = compiled_forward() if is_compiled else forward_heads
         self.model = FlatModel(module, send_buffers=send_buffers, keep_norms=keep_norms)
         self.optimiser = FlatOptimiser(self.model.parameter, optimiser)
         self.clip_norm = optimiser.clip_norm
@@ -75,7 +79,7 @@ class Learner:
     def forward(self, image: Tensor) -> list[Tensor]:
         """Logits of every head, main head first, for images (B, C, *spatial)."""
         with self.precision.autocast():
-            return forward_heads(self.model.module, image)
+            return self._heads(self.model.module, image)
 
     def apply_gradients(self, loss: Tensor) -> None:
         """Backward, then :meth:`take_step`, which :mod:`gcml_ray.privacy` keeps for itself while ``is_collecting``."""

@@ -63,6 +63,7 @@ def build_learner(
         optimiser=config.optimiser,
         precision=Precision(device.type, config.resources.amp),
         keep_norms=keep_norms,
+        is_compiled=config.resources.compile,
     )
     if keep_norms and learner.model.num_sent == learner.model.flat.numel():
         other = "fedavg" if config.method.name == "fedbn" else "the same as with share_norms: true"

@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 
 from gcml_ray.checkpoint import SiteState
+from gcml_ray.compilation import compile_ahead
 from gcml_ray.config import Config, NetworkConfig, ProxyFlMethod, has_server, has_two_models
 from gcml_ray.cpu import prepare_thread
 from gcml_ray.data.datalist import check_files
@@ -166,6 +167,11 @@ class SiteTrainer:
     def _build(self, role: str, network: NetworkConfig, *, is_private: bool = False) -> Learner:
         """A model of its own, at the bench."""
         learner = build_learner(self.config, self.site, network, self.device, is_private=is_private)
+        if self.config.resources.compile:
+            self.on_progress("compile", 0, 1)
+            data = self.config.data
+            patches = torch.zeros(data.batch_size, len(data.channels), *data.patch_size, device=self.device)
+            compile_ahead(learner.model.module, patches, autocast=learner.precision.autocast())
         return self.bench.place(learner, f"{role} {fingerprint(network, self.config.data)}")
 
     @property

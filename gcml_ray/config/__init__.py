@@ -248,7 +248,7 @@ class Config(Section):
             exclude_defaults=True,
             exclude={
                 "name": True,
-                "resources": set(ResourcesConfig.model_fields) - {"amp"},
+                "resources": set(ResourcesConfig.model_fields) - {"amp", "compile"},
                 "tracking": True,
                 "output": True,
                 "wire": {"sign"},
@@ -302,7 +302,7 @@ class Config(Section):
                 f"federation.mode async cannot run method {self.method.name}, whose rounds need all sites at once; "
                 f"without a barrier run {', '.join(BARRIER_FREE)}, or set mode: sync"
             )
-        problem = privacy_problem(self.privacy, self.method, self.data, amp=self.resources.amp)
+        problem = privacy_problem(self.privacy, self.method, self.data, self.resources)
         if problem := problem or self.resources.workers_problem(self.data.num_workers):
             raise ValueError(problem)
         if self.evaluation.cross_site and self.privacy.mode == "update_noise":

@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from gcml_ray.config.data import DataConfig
 from gcml_ray.config.methods import LocalMethod, Method, PooledMethod
+from gcml_ray.config.resources import ResourcesConfig
 from gcml_ray.config.section import NonNegative, Positive, Section
 
 
@@ -43,12 +44,14 @@ class PrivacyConfig(Section):
         return self
 
 
-def privacy_problem(privacy: PrivacyConfig, method: Method, data: DataConfig, *, amp: str) -> str:
+def privacy_problem(privacy: PrivacyConfig, method: Method, data: DataConfig, resources: ResourcesConfig) -> str:
     """What another section says against the privacy that is asked for; empty where nothing does."""
     if privacy.mode == "update_noise" and isinstance(method, LocalMethod | PooledMethod):
         return f"privacy.mode update_noise would be ignored: method {method.name} pushes nothing"
-    if privacy.mode == "dp_sgd" and amp == "fp16":
+    if privacy.mode == "dp_sgd" and resources.amp == "fp16":
         return "privacy.mode dp_sgd clips gradients itself and cannot use the scaling of fp16: set resources.amp bf16"
+    if privacy.mode == "dp_sgd" and resources.compile:
+        return "privacy.mode dp_sgd takes the gradient of each case: set resources.compile false"
     if privacy.mode == "dp_sgd" and data.num_workers:
         return f"data.num_workers {data.num_workers} would be ignored: privacy.mode dp_sgd draws its cases by itself"
     return ""

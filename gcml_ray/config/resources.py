@@ -18,6 +18,7 @@ class ResourcesConfig(Section):
     name (the data never leaves it), ``pg`` one placement group with a bundle an actor.
     ``sites_per_actor``: so many sites share a process at most, for simulations; they take turns, so it asks for no more
     CPUs and GPUs than one site. ``park``: where a site of several is kept while it waits for its turn.
+    ``amp`` and ``compile``: how training's forward and backward passes run.
     """
 
     pool: Literal["ray", "local"] = "ray"
@@ -29,6 +30,7 @@ class ResourcesConfig(Section):
     placement: Literal["none", "label", "pg"] = "none"
     label_key: str = "site"
     amp: Literal["none", "bf16", "fp16"] = "none"
+    compile: bool = False
 
     @model_validator(mode="after")
     def _sites_keep_their_promises(self) -> ResourcesConfig:

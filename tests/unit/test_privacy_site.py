@@ -210,6 +210,7 @@ def test_running_statistics_of_instance_norm_are_refused_and_plain_norms_are_not
         ({"mode": "none"}, {}, "would be ignored by mode none"),
         ({"noise_multiplier": 0.0, "epsilon_limit": 3.0}, {}, "epsilon is infinite without noise"),
         ({}, {"resources": {"amp": "fp16"}}, "resources.amp bf16"),
+        ({}, {"resources": {"compile": True}}, "set resources.compile false"),
         ({}, {"data": {"num_workers": 2}}, "data.num_workers 2 would be ignored"),
         (
             {"mode": "update_noise", "max_grad_norm": None, "max_update_norm": 1.0},
