@@ -34,6 +34,11 @@ class ResourcesConfig(Section):
 
     @model_validator(mode="after")
     def _sites_keep_their_promises(self) -> ResourcesConfig:
+        if self.pool == "local" and self.placement != "none":
+            raise ValueError(
+                f"placement: {self.placement} cannot be kept: with pool: local all sites work in one process on this "
+                "machine; set pool: ray, or for a simulation placement: none"
+            )
         if self.sites_per_actor > 1 and self.placement == "label":
             raise ValueError(
                 f"sites_per_actor {self.sites_per_actor} would put the data of several sites into one process, but "

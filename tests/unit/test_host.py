@@ -219,9 +219,14 @@ def test_handle_of_a_hosted_site_can_be_sent_to_another_process() -> None:
 # --- configuration ---------------------------------------------------------------------------------
 
 
+def test_one_process_cannot_promise_nodes(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="placement: label cannot be kept: with pool: local"):
+        fake_config(tmp_path, resources={"pool": "local", "placement": "label"})
+
+
 def test_label_placement_keeps_each_site_on_its_own_node(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="sites_per_actor 2 would put the data of several sites into one process"):
-        fake_config(tmp_path, resources={"sites_per_actor": 2, "placement": "label"})
+        fake_config(tmp_path, resources={"pool": "ray", "sites_per_actor": 2, "placement": "label"})
 
 
 def test_parking_is_refused_where_no_site_waits(tmp_path: Path) -> None:

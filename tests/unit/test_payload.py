@@ -343,7 +343,7 @@ def test_signing_does_not_change_what_a_run_is_but_an_encoding_does(tmp_path: Pa
 def test_pushes_are_signed_by_default_where_sites_have_their_own_nodes(
     tmp_path: Path, placement: str, sign: bool | None, signs: bool
 ) -> None:
-    config = fake_config(tmp_path, resources={"placement": placement}, wire={"sign": sign})
+    config = fake_config(tmp_path, resources={"pool": "ray", "placement": placement}, wire={"sign": sign})
     assert config.signs_pushes is signs
 
 

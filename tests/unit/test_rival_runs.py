@@ -188,7 +188,7 @@ def test_methods_that_mix_weights_refuse_different_networks(tmp_path: Path, name
 
 def test_pooled_cases_cannot_stay_on_their_nodes(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="promises that none leaves its node"):
-        config_of(tmp_path, "pooled", resources={"placement": "label"})
+        config_of(tmp_path, "pooled", resources={"pool": "ray", "placement": "label"})
 
 
 def test_servers_checkpoint_of_another_configuration_is_refused(tmp_path: Path) -> None:
