@@ -95,10 +95,11 @@ def judged_counts(rounds: Sequence[RoundRecord]) -> tuple[int, int]:
 
 
 def share_of_fedavg(rounds: Sequence[RoundRecord]) -> float | None:
-    """Bytes of accepted pushes over what FedAvg would upload in as many rounds, in the same encoding.
+    """Bytes of accepted pushes over what FedAvg would upload with as many exchange rounds, in the same encoding.
 
-    FedAvg sends twice that: a site's model up, and the mean down. A site counts with its largest push, one that never
-    pushed with their mean. None for methods with a server, and where nothing was pushed.
+    FedAvg sends twice that: a site's model up, and the mean down; in warm-up and cool-down it sends nothing either. A
+    site counts with its largest push, one that never pushed with their mean. None for methods with a server, and where
+    nothing was pushed.
     """
     taken = [receipt for record in rounds for receipt in record.pushes if receipt.accepted]
     if not taken or any(SERVER in (receipt.sender, receipt.receiver) for receipt in taken):
@@ -107,8 +108,10 @@ def share_of_fedavg(rounds: Sequence[RoundRecord]) -> float | None:
     for receipt in taken:
         sizes[receipt.sender] = max(receipt.size_bytes, sizes.get(receipt.sender, 0))
     usual = mean(sizes.values())
-    uploads = sum(sizes.get(site, usual) for record in rounds for site in record.plan.sites)
-    return sum(receipt.size_bytes for receipt in taken) / uploads
+    uploads = sum(
+        sizes.get(site, usual) for record in rounds if record.plan.phase == "exchange" for site in record.plan.sites
+    )
+    return sum(receipt.size_bytes for receipt in taken) / uploads if uploads else None
 
 
 def run_facts(rounds: Sequence[RoundRecord], *, start_seconds: float, chaos: str = "") -> str:
@@ -141,7 +144,11 @@ def run_facts(rounds: Sequence[RoundRecord], *, start_seconds: float, chaos: str
         f"time         {start_seconds:.0f} s to start, {seconds:.0f} s for {len(rounds)} rounds",
         f"             of the sites' time {shares}",
         f"traffic      {len(taken)} pushes, {megabytes:.1f} MB; {refused} refused; {skipped} site rounds skipped",
-        *((f"             {share:.0%} of FedAvg's uploads, {share / 2:.0%} of both its ways",) if share else ()),
+        *(
+            (f"             {share:.0%} of FedAvg's uploads in the same rounds, {share / 2:.0%} of both its ways",)
+            if share
+            else ()
+        ),
         *(judged if num_judged else ()),
         f"peak memory  driver {driver_peak / 1e6:.0f} MB, largest site {site_peak / 1e6:.0f} MB",
     )

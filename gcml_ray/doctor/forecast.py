@@ -64,8 +64,8 @@ class Forecast:
 
     ``alone_round_s`` and ``exchange_round_s``: mean over the rounds without and with exchange, 0 where there are none.
     ``one_gpu_bytes``: what the sites that share a GPU take of it. ``pushed_bytes`` is the whole
-    run's traffic, each push counted once; ``fedavg_upload_bytes`` what FedAvg would upload over as many rounds
-    (it downloads as much again).
+    run's traffic, each push counted once; ``fedavg_upload_bytes`` what FedAvg would upload in as many exchange
+    rounds (it downloads as much again).
     """
 
     sites: tuple[SiteForecast, ...]
@@ -136,8 +136,8 @@ class Forecast:
         share = self.pushed_bytes / self.fedavg_upload_bytes
         detail = (
             f"{self.num_pushes} pushes in {self.num_exchange_rounds} exchange rounds, {gigabytes(each)} a round, "
-            f"{gigabytes(self.pushed_bytes)} in all: {share:.0%} of FedAvg's uploads over the same "
-            f"{self.num_rounds} rounds, {share / 2:.0%} of its uploads and downloads"
+            f"{gigabytes(self.pushed_bytes)} in all: {share:.0%} of FedAvg's uploads in the same "
+            f"rounds, {share / 2:.0%} of its uploads and downloads"
         )
         return Check("traffic", "PASS", detail)
 
@@ -185,7 +185,7 @@ def forecast(config: Config, cases: Sequence[SiteCases], costs: Sequence[SiteCos
         num_exchange_rounds=len(exchange),
         num_pushes=len(pushed),
         pushed_bytes=sum(pushed),
-        fedavg_upload_bytes=sum(site.push_bytes for site in sites) * len(plans),
+        fedavg_upload_bytes=sum(site.push_bytes for site in sites) * len(exchange),
         machine_memory_bytes=machine_memory_bytes(sites, costs, place)
         + server_bytes(config.method, sites, place)
         + worker_bytes(config.data, len(sites), place),

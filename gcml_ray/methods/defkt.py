@@ -29,5 +29,5 @@ def train_round(
     for message, num_steps in zip(incoming, share_steps(context.num_steps, len(incoming)), strict=True):
         peer = context.open_incoming(message)
         run_mutual_steps(local, peer, context, result, num_steps=num_steps, dcml=MUTUAL, weight=method.weight)
-        local.model.load(peer.model.flat[: peer.model.num_sent])
+        local.model.load(peer.model.flat)  # with the statistics that it gathered here
     return result

@@ -66,7 +66,7 @@ def merge_after(
         local.model.mix(incoming_weights, own_share=share)
         result.candidate_dice = scores
     elif mode == "replace":
-        local.model.load(incoming_weights)
+        local.model.load(incoming.model.flat)  # with the statistics and norms that it trained here
     elif mode == "select_best":
         assert before is not None
         _select_best(local, incoming, message, context, result, before=before)

@@ -92,12 +92,12 @@ def test_bernoulli_pushes_come_to_the_expected_senders() -> None:
 
 
 def test_traffic_is_pushes_times_sent_bytes_and_is_compared_with_fedavg() -> None:
-    """7 exchange rounds x 2 pushes x 4 bytes x 1100 values; FedAvg uploads 2 models in each of 10 rounds."""
+    """7 exchange rounds x 2 pushes x 4 bytes x 1100 values; FedAvg would upload as much, and send it back."""
     needs = forecast(config(), [cases("A"), cases("B")], [costs("A"), costs("B")], ONE_PROCESS)
     assert (needs.num_exchange_rounds, needs.num_pushes) == (7, 14)
     assert needs.pushed_bytes == 14 * 4400
-    assert needs.fedavg_upload_bytes == 20 * 4400
-    assert "70% of FedAvg's uploads over the same 10 rounds, 35% of its uploads and downloads" in line(needs, "traffic")
+    assert needs.fedavg_upload_bytes == 14 * 4400
+    assert "100% of FedAvg's uploads in the same rounds, 50% of its uploads and downloads" in line(needs, "traffic")
 
 
 def test_unsent_buffers_do_not_count_as_traffic() -> None:

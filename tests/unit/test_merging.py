@@ -213,12 +213,13 @@ def test_select_best_never_changes_the_incoming_model(best: str) -> None:
     assert equals(incoming.model.flat, INCOMING)
 
 
-@pytest.mark.parametrize("mode", ["replace", "size_weighted"])
-def test_buffers_that_are_not_sent_stay_the_receivers_own(mode: str) -> None:
+@pytest.mark.parametrize(("mode", "statistics"), [("replace", INCOMING), ("size_weighted", LOCAL)])
+def test_statistics_that_are_not_sent_stay_with_the_weights_that_gathered_them(mode: str, statistics: float) -> None:
+    """Those of the incoming model are of the receiver's cases, too: it was trained there."""
     local, incoming = (make_batchnorm_learner(value, send_buffers=False) for value in (LOCAL, INCOMING))
     merge_after(local, incoming, message(), context(), RoundResult(), mode=mode, before=None)
     assert equals(local.model.flat[:2], INCOMING if mode == "replace" else 2.0)
-    assert equals(local.model.flat[2:], LOCAL)
+    assert equals(local.model.flat[2:], statistics)
 
 
 def test_a_stale_model_weighs_less_in_the_mix_of_select_best() -> None:

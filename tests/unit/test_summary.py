@@ -51,11 +51,16 @@ def pushed(sender: str, receiver: str, size_bytes: int, *, accepted: bool = True
 
 
 def test_traffic_is_set_beside_what_fedavg_would_send() -> None:
-    """Two of three sites push 40 bytes in one of two rounds: 80 of 2 x 3 x 40; the refused push did not count."""
+    """Two of three sites push 40 bytes in one of two exchange rounds: 80 of 2 x 3 x 40.
+
+    The refused push does not count, nor the warm-up, in which FedAvg would send nothing either.
+    """
     taken = (pushed("A", "B", 40), pushed("B", "A", 40), pushed("C", "A", 40, accepted=False))
     records = [replace(record_of(1, "A", "B", "C"), pushes=taken), record_of(2, "A", "B", "C")]
+    alone = RoundPlan(3, "warmup", ("A", "B", "C"), ())
+    records.append(replace(record_of(3, "A", "B", "C"), plan=alone))
     assert share_of_fedavg(records) == pytest.approx(80 / 240)
-    assert "33% of FedAvg's uploads, 17% of both its ways" in run_facts(records, start_seconds=0.0)
+    assert "33% of FedAvg's uploads in the same rounds, 17% of both its ways" in run_facts(records, start_seconds=0.0)
 
 
 @pytest.mark.parametrize("pushes", [(), (pushed("A", "server", 40), pushed("server", "A", 40))])
