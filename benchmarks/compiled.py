@@ -19,7 +19,6 @@ import torch
 
 from benchmarks.dcml import WEIGHT, seconds_of
 from benchmarks.workloads import WORKLOADS, interleaved, make_batch, make_config, make_learner, make_loss, median_ratio
-from gcml_ray.compilation import compile_ahead
 from gcml_ray.config import DcmlConfig
 from gcml_ray.cpu import keep_freed_memory
 from gcml_ray.learner import local_step, mutual_step
@@ -34,7 +33,7 @@ def steps_of(
     local, incoming = (make_learner(config, device, site=site) for site in "AB")
     began = time.perf_counter()
     if is_compiled:
-        compile_ahead(local.model.module, batch.image, autocast=local.precision.autocast())
+        local.compile_ahead(tuple(batch.image.shape))
     seconds = time.perf_counter() - began
 
     def mutual() -> None:

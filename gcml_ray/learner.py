@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from gcml_ray.compilation import compiled_forward
+from gcml_ray.compilation import compile_ahead, compiled_forward
 from gcml_ray.config import DcmlConfig, FederationConfig, OptimiserConfig
 from gcml_ray.data.site_data import Batch
 from gcml_ray.flat_optimiser import FlatOptimiser
@@ -80,6 +80,11 @@ class Learner:
         """Logits of every head, main head first, for images (B, C, *spatial)."""
         with self.precision.autocast():
             return self._heads(self.model.module, image)
+
+    def compile_ahead(self, shape: tuple[int, ...]) -> None:
+        """Compiles for patches (B, C, *spatial) of a shape; see :func:`gcml_ray.compilation.compile_ahead`."""
+        image = torch.zeros(shape, device=self.model.flat.device)
+        compile_ahead(self.model.module, image, autocast=self.precision.autocast())
 
     def apply_gradients(self, loss: Tensor) -> None:
         """Backward, then :meth:`take_step`, which :mod:`gcml_ray.privacy` keeps for itself while ``is_collecting``."""

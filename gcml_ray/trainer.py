@@ -16,12 +16,11 @@ from pathlib import Path
 import torch
 
 from gcml_ray.checkpoint import SiteState
-from gcml_ray.compilation import compile_ahead
 from gcml_ray.config import Config, NetworkConfig, ProxyFlMethod, has_server, has_two_models
 from gcml_ray.cpu import prepare_thread
 from gcml_ray.data.datalist import check_files
 from gcml_ray.data.pooling import cases_to_train_on
-from gcml_ray.data.site_data import Batch, SiteData
+from gcml_ray.data.site_data import SiteData
 from gcml_ray.errors import SiteError
 from gcml_ray.evaluation import Evaluator, Scored
 from gcml_ray.learner import Learner, learning_rate
@@ -166,13 +165,12 @@ class SiteTrainer:
 
     def _build(self, role: str, network: NetworkConfig, *, is_private: bool = False) -> Learner:
         """A model of its own, at the bench."""
+        data = self.config.data
         learner = build_learner(self.config, self.site, network, self.device, is_private=is_private)
         if self.config.resources.compile:
             self.on_progress("compile", 0, 1)
-            data = self.config.data
-            patches = torch.zeros(data.batch_size, len(data.channels), *data.patch_size, device=self.device)
-            compile_ahead(learner.model.module, patches, autocast=learner.precision.autocast())
-        return self.bench.place(learner, f"{role} {fingerprint(network, self.config.data)}")
+            learner.compile_ahead((data.batch_size, len(data.channels), *data.patch_size))
+        return self.bench.place(learner, f"{role} {fingerprint(network, data)}")
 
     @property
     def own(self) -> Learner:
@@ -352,7 +350,7 @@ class SiteTrainer:
             exchange_index=max(0, number - self.config.federation.num_warmup - 1),
             num_steps=steps,
             num_train=self.data.num_cases("train"),
-            batches=(self._on_device(batch) for batch in (self.private or self.data).batches(number, steps)),
+            batches=(batch.to(self.device) for batch in (self.private or self.data).batches(number, steps)),
             loss=self.loss,
             sigmoid=self.config.data.is_sigmoid,
             learning_rate=lambda step: self._rate(number, step),
@@ -363,12 +361,6 @@ class SiteTrainer:
             take=self.private.take if self.private else take_plainly,
         )
         return METHODS[self.config.method.name](self.local, incoming, context, self.config.method)
-
-    def _on_device(self, batch: Batch) -> Batch:
-        if self.device.type == "cpu":
-            return batch
-        image, label = (part.pin_memory().to(self.device, non_blocking=True) for part in (batch.image, batch.label))
-        return Batch(image=image, label=label)
 
     def _rate(self, round_number: int, step: int) -> float:
         return learning_rate(self.config.optimiser, self.config.federation, round_number=round_number, step=step)

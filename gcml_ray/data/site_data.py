@@ -32,6 +32,13 @@ class Batch:
     image: Tensor
     label: Tensor
 
+    def to(self, device: torch.device) -> Batch:
+        """The same batch on a device; the copy to a GPU goes on while the caller does."""
+        if device.type == "cpu":
+            return self
+        image, label = (part.pin_memory().to(device, non_blocking=True) for part in (self.image, self.label))
+        return Batch(image=image, label=label)
+
 
 class SiteData:
     """The cases of one site; read once by :meth:`load`, then served from memory.

@@ -170,8 +170,7 @@ def _measure_steps(
     statistics: Statistics = {}
     while len(seconds) <= STEPS and (sum(seconds) < BUDGET_S or not seconds):
         began = time.perf_counter()
-        batch = next(batches)
-        statistics = step(Batch(image=batch.image.to(device), label=batch.label.to(device)))
+        statistics = step(next(batches).to(device))
         _finish(device)
         seconds.append(time.perf_counter() - began)
     counted = seconds[1:] or seconds

@@ -84,7 +84,7 @@ def test_compiling_ahead_changes_nothing_and_leaves_nothing_to_the_first_step() 
     torch._dynamo.reset()
     mine = learner(3, is_compiled=True)
     weights, generator = mine.model.flat.clone(), torch.get_rng_state()
-    compile_ahead(mine.model.module, torch.zeros(SHAPE), autocast=nullcontext())
+    mine.compile_ahead(SHAPE)
     assert torch.equal(mine.model.flat, weights)
     assert torch.equal(torch.get_rng_state(), generator)
     assert int(mine.model.module.layers[1].num_batches_tracked) == 0  # type: ignore[index, union-attr]
