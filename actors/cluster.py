@@ -23,6 +23,7 @@ from gcml_ray.errors import ClusterError
 REACH_TIMEOUT_S = 5.0
 FREE_PERIOD = "RAY_free_objects_period_milliseconds"  # read by a raylet as it starts
 FREE_PERIOD_MS = "20"  # Ray's own 1000 lets models that nobody needs pile up, and the next ones go to cold memory
+OWN = "gcml_run_of_its_own"  # a resource that marks a cluster which ends with the run that started it
 _QUIETLY: dict[str, Any] = {"namespace": "gcml", "log_to_driver": False, "logging_level": logging.ERROR}
 
 
@@ -88,7 +89,7 @@ def _connect(address: str) -> str:
             return f"the running cluster at {ray.get_runtime_context().gcs_address}"
         os.environ.pop("RAY_ADDRESS", None)
         os.environ.setdefault(FREE_PERIOD, FREE_PERIOD_MS)
-        _init("local", include_dashboard=False)
+        _init("local", include_dashboard=False, resources={OWN: 1})
         return f"a local cluster with {sum(node.cpus for node in nodes()):g} CPUs, started for this run"
     _check_reachable(wanted)
     try:
@@ -109,13 +110,16 @@ def _init(address: str, **options: Any) -> None:
 
 
 def _join(address: str) -> bool:
-    """Joins a cluster that runs on this machine, if there is one."""
+    """Joins a cluster that runs on this machine, if there is one that does not belong to another run."""
     try:
         _init(address)
     except ConnectionError:
         return False
     except Exception as error:
         raise ClusterError(_cannot_join(address, str(error))) from error
+    if OWN in ray.cluster_resources():  # type: ignore[no-untyped-call]
+        ray.shutdown()
+        return False
     return True
 
 

@@ -53,7 +53,10 @@ REMEMBERED_ROUNDS = 50  # what peer choice looks back on; keeps the driver's mem
 
 @dataclass(frozen=True)
 class RunSummary:
-    """How a run ended. ``status``: finished, stopped (asked to) or failed (no site left)."""
+    """How a run ended. ``status``: finished, stopped (asked to) or failed (no site left).
+
+    ``untested``: sites that took part to the end and whose personalised model has no test scores.
+    """
 
     status: str
     last_round: int
@@ -62,6 +65,7 @@ class RunSummary:
     dropped: dict[str, str]
     start_seconds: float
     seconds: float
+    untested: tuple[str, ...] = ()
 
 
 class Rounds(Protocol):
@@ -113,6 +117,7 @@ class Driver:
         self.recent: deque[RoundRecord] = deque(maxlen=REMEMBERED_ROUNDS)
         self.last_record = 0
         self._resumable = 0
+        self._untested: set[str] = set()
         self._written: RunState | None = None
 
     # --- the run -----------------------------------------------------------------------------
@@ -150,7 +155,8 @@ class Driver:
         self.write_state(status)
         infos = tuple(member.info for member in self.roster.members.values())
         seconds = time.perf_counter() - began
-        return RunSummary(status, done, infos, evaluations, self.roster.dropped, start_seconds, seconds)
+        untested = tuple(sorted(self._untested))
+        return RunSummary(status, done, infos, evaluations, self.roster.dropped, start_seconds, seconds, untested)
 
     def _make_rounds(self) -> Rounds:
         """Rounds with a barrier or without."""
@@ -221,6 +227,7 @@ class Driver:
 
     def record(self, record: RoundRecord) -> None:
         """A round is over: to disk, to the tracker, to whoever watches."""
+        self.folder.check_present()
         self.folder.append_round(record)
         self.recent.append(record)
         self.last_record = record.plan.round_number
@@ -255,6 +262,7 @@ class Driver:
             log.warning("site %s is not evaluated: it has not come back", name)
             failure = SiteFailure(name, federation.rounds, "evaluate", "unreachable", "it has not come back")
             self.listener.on_failure(failure, Decision.SKIP)
+        self._untested = set(self.roster.members)
         models = [PERSONALISED]
         if 0 < federation.num_warmup < federation.rounds:
             models.append(BEFORE_GOSSIP)
@@ -276,6 +284,7 @@ class Driver:
                     log.warning("site %s was not evaluated: %s", outcome.site, outcome.failure.message)
                     self.listener.on_failure(outcome.failure, Decision.SKIP)
                 else:
+                    self._untested -= {outcome.site} if model == PERSONALISED else set()
                     reports.extend(by_site(outcome.result))
                     self.folder.write_cases(outcome.result.scores)
         self.tracker.log_scores(reports)

@@ -19,7 +19,7 @@ from actors.site_pool import SitePool
 from gcml_ray.chaos import check_sites
 from gcml_ray.config import POOLED, RESERVED_SITES, SERVER, Config, PooledMethod, has_server
 from gcml_ray.data.datalist import read_datalist, site_names
-from gcml_ray.errors import ConfigError
+from gcml_ray.errors import CheckpointError, ConfigError
 from gcml_ray.folder_lock import held
 from gcml_ray.run_folder import MODEL_FILE, RunFolder, RunState, check_site_name
 from gcml_ray.tracking.background import BackgroundTracker
@@ -173,8 +173,19 @@ def _logged_to(path: Path) -> Iterator[None]:
 
 
 def _state_to_resume(folder: RunFolder) -> RunState | None:
-    """How far the run in a folder is; None where it stopped before its first round."""
-    return folder.read_state() if folder.state_file.exists() else None
+    """How far the run in a folder is; None where it stopped before its first round.
+
+    Raises:
+        CheckpointError: it had rounds, and nothing says any more which checkpoints belong to them.
+    """
+    if folder.state_file.exists():
+        return folder.read_state()
+    if rounds := folder.rounds():
+        raise CheckpointError(
+            f"{folder.state_file} is missing, but {folder.rounds_file.name} beside it holds {len(rounds)} rounds. "
+            "Bring the file back to go on, or start anew in another output.folder"
+        )
+    return None
 
 
 @contextmanager

@@ -87,6 +87,8 @@ class SyncRounds:
         driver = self.driver
         began = time.perf_counter()
         plan = driver.plan(number, self.roster.present)
+        missing = sorted(self.roster.members.keys() - set(plan.sites))
+        left_out = {name: "restarting" if name in self.roster.absent else "busy" for name in missing}
         driver.listener.on_round_begin(plan)
         has_server = any(SERVER in (edge.sender, edge.receiver) for edge in plan.edges)
         plan = (self._server_round if has_server else self._peer_round)(plan, driver.order(number), work)
@@ -103,6 +105,7 @@ class SyncRounds:
                 finished_at=datetime.now(UTC).isoformat(timespec="seconds"),
                 stage_seconds=work.seconds,
                 late=tuple(sorted(work.late)),
+                left_out=left_out,
             )
         )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -20,6 +21,8 @@ from gcml_ray.inference import predict_labels, predict_logits
 from gcml_ray.learner import Learner
 from gcml_ray.metrics import dice_per_class, score_case
 from gcml_ray.records import CaseScore, EvaluationReport, Split
+
+log = logging.getLogger(__name__)
 
 Scored = Learner | Ensemble
 Box = tuple[slice, ...]  # one slice an axis
@@ -177,7 +180,7 @@ class Evaluator:
         )
 
     def draw(self, learner: Learner, scores: Sequence[CaseScore], folder: Path) -> None:
-        """Overlays of the worst and the best test cases, on this site's own disk.
+        """Overlays of the worst and the best test cases, on this site's own disk, as far as it takes them.
 
         Args:
             learner: holds the model that was scored.
@@ -196,7 +199,9 @@ class Evaluator:
         chosen |= {case: "best" for case in order[::-1][: wanted // 2] if case not in chosen}
         for sample in self.data.split("test"):
             site, name = known = origin(self.site, sample.case)
-            if known in chosen:
+            if known not in chosen:
+                continue
+            try:
                 draw_overlay(
                     sample.image.numpy(),
                     sample.label.numpy(),
@@ -205,3 +210,5 @@ class Evaluator:
                     title=f"{site}  {name}  Dice {dice[known]:.3f}",
                     path=folder / f"{chosen[known]}_{sample.case.replace(':', '_')}.png",
                 )
+            except OSError as error:  # scores are worth more than pictures
+                log.warning("site %s: the overlay of case %s is not written (%s)", site, name, error.strerror or error)

@@ -237,6 +237,7 @@ class RoundRecord:
     """One line of ``rounds.jsonl``: everything the driver knows about a finished round.
 
     ``late``: sites that were not waited for. What they report later is among ``trained`` of the round in which it came.
+    ``left_out``: sites that were not in the plan, and why: ``restarting``, or ``busy`` with a round they were late in.
     """
 
     plan: RoundPlan
@@ -247,6 +248,7 @@ class RoundRecord:
     finished_at: str = ""
     stage_seconds: dict[str, float] = field(default_factory=dict)
     late: tuple[str, ...] = ()
+    left_out: dict[str, str] = field(default_factory=dict)
 
 
 def to_plain(record: Any) -> dict[str, Any]:

@@ -47,6 +47,7 @@ CASE_COLUMNS = ("site", "case", "split", "model", "class_name", "dice", "hd95", 
 TRACKING_FILE = "tracking.json"
 MODEL_FILE = "personalised.safetensors"  # of a site, once it has been tested
 _MARKERS = ("rounds.jsonl", "state.json")  # a run that failed to start has neither, and may be tried again
+LONGEST_SITE_NAME = 100
 _SITE_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*")
 
 
@@ -72,8 +73,14 @@ def check_site_name(name: str) -> str:
     """The name, if it can be a folder and a metric name.
 
     Raises:
-        ConfigError: it holds other characters than letters, digits, ``_``, ``-`` and ``.``, or starts with a dot.
+        ConfigError: it holds other characters than letters, digits, ``_``, ``-`` and ``.``, starts with a dot, or is
+            longer than files' names may be with what is added to it.
     """
+    if len(name) > LONGEST_SITE_NAME:
+        raise ConfigError(
+            f"site name {name[:20]}... has {len(name)} characters and cannot name files: {LONGEST_SITE_NAME} at most; "
+            "rename the site in the datalist"
+        )
     if not _SITE_NAME.fullmatch(name):
         raise ConfigError(
             f"site name {name!r} cannot name a folder: use letters A-Z a-z, digits, '_', '-' and '.', "
@@ -139,6 +146,18 @@ class RunFolder:
             problem = "holds no config.yaml" if folder.path.is_dir() else "is not a folder"
             raise CheckpointError(f"{folder.path} is not the folder of a run: it {problem}. Give a run's output.folder")
         return folder
+
+    def check_present(self) -> None:
+        """Refuses to go on in a folder that somebody has removed or moved during the run.
+
+        Raises:
+            CheckpointError: its ``config.yaml`` is gone.
+        """
+        if not self.config_file.exists():
+            raise CheckpointError(
+                f"{self.config_file} was there when the run began and is not any more: the run folder was removed or "
+                "moved. What is left cannot be resumed; start anew in another output.folder"
+            )
 
     def checkpoints(self, site: str) -> Path:
         """The folder of a site's checkpoints; it need not exist yet."""

@@ -155,6 +155,8 @@ def _train_and_test(run: _Run, *, watch: Watch, make_trainer: TrainerFactory | N
         summary = run_federation(run.config, listener=listener, stop=stop, resume=has_begun, make_trainer=make_trainer)
     if summary.status == "failed":
         raise ClusterError(f"every site was lost; see {folder.log_file}, and run the final again")
+    if summary.untested:
+        raise ClusterError(f"not tested: {', '.join(summary.untested)}; see {folder.log_file}, and run the final again")
     return summary.status == "finished"
 
 

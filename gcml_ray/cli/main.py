@@ -13,7 +13,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, NoReturn
 
 import typer
 from rich.console import Console
@@ -35,6 +35,9 @@ from gcml_ray.console.summary import comparison_table, comparison_verdict, run_f
 from gcml_ray.errors import ConfigError, GcmlError
 from gcml_ray.run_folder import RunFolder
 from gcml_ray.tracking.run import import_lean_client
+
+if TYPE_CHECKING:
+    from actors.driver import RunSummary
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -71,6 +74,10 @@ def main() -> None:
     except GcmlError as error:
         Console(stderr=True, soft_wrap=True).print(f"error: {error}", style="red", highlight=False, markup=False)
         sys.exit(1)
+    except OSError as error:  # a disk that is full or read-only, a file where a folder should be
+        words = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+        Console(stderr=True, soft_wrap=True).print(f"error: {words}", style="red", highlight=False, markup=False)
+        sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(STOPPED)
 
@@ -104,15 +111,15 @@ def run(
         summary = _run_once(loaded, console, title=loaded.name, resume=resume is not None)
     except KeyboardInterrupt:
         if RunFolder(Path(loaded.output.folder)).config_file.exists():
-            _exit_for("stopped", loaded)
+            _stopped(loaded)
         raise
-    if summary.status == "finished":
+    if summary.evaluations:
         console.print(run_table(summary.evaluations, unit=loaded.data.distance_unit))
     folder = RunFolder(Path(loaded.output.folder))
     facts = run_facts(folder.rounds(), start_seconds=summary.start_seconds, chaos="; then ".join(folder.faults()))
     console.print(facts, highlight=False, markup=False)
     console.print(where_things_are(loaded), highlight=False, markup=False)
-    _exit_for(summary.status, loaded)
+    _exit_for(summary, loaded)
 
 
 def demo(
@@ -132,11 +139,9 @@ def demo(
     local = _into(alone_too, target / "local")
     with ray_session(gcml):
         together = _run_once(gcml, console, title="together (GCML)")
-        if together.status != "finished":
-            _exit_for(together.status, gcml)
+        _exit_for(together, gcml)
         alone = _run_once(local, console, title="alone (local)")
-        if alone.status != "finished":
-            _exit_for(alone.status, local)
+        _exit_for(alone, local)
     console.print(comparison_table(alone.evaluations, together.evaluations, unit=gcml.data.distance_unit))
     console.print(comparison_verdict(alone.evaluations, together.evaluations), highlight=False)
     console.print(where_things_are(gcml), highlight=False, markup=False)
@@ -195,15 +200,27 @@ def _stop_on_signal(listener: RunConsole | CellsConsole) -> Iterator[threading.E
             signal.signal(number, handler)
 
 
-def _exit_for(status: str, config: Config) -> None:
-    """The exit code, and what to do next where a run did not finish."""
+def _exit_for(summary: RunSummary, config: Config) -> None:
+    """Ends with an exit code, and what to do next, where a run did not finish or its test did not; else nothing."""
     console = Console(stderr=True, soft_wrap=True)
-    if status == "stopped":
-        console.print(f"stopped; continue with: gcml run --resume {config.output.folder}", highlight=False)
-        raise typer.Exit(STOPPED)
-    if status == "failed":
-        console.print(f"every site was lost; see {config.output.folder}/log.txt", style="red", highlight=False)
+    folder = config.output.folder
+    if summary.status == "stopped":
+        _stopped(config)
+    if summary.status == "failed":
+        console.print(f"every site was lost; see {folder}/log.txt", style="red", highlight=False)
         raise typer.Exit(1)
+    if summary.untested:
+        names = ", ".join(summary.untested)
+        words = f"not tested: {names}; see {folder}/log.txt. Test again: gcml run --resume {folder}"
+        console.print(words, style="red", highlight=False, markup=False)
+        raise typer.Exit(1)
+
+
+def _stopped(config: Config) -> NoReturn:
+    """Ends with the exit code of a run that was asked to stop."""
+    words = f"stopped; continue with: gcml run --resume {config.output.folder}"
+    Console(stderr=True, soft_wrap=True).print(words, highlight=False)
+    raise typer.Exit(STOPPED)
 
 
 def _into(config: Config, folder: Path) -> Config:

@@ -227,8 +227,8 @@ def round_line(config: Config, record: RoundRecord, *, left: str) -> str:
     """One round in one line: phase, time, who trained, mean Dice, traffic, who was skipped and why."""
     plan = record.plan
     names = [report.site for report in record.trained]
-    skipped = sorted(set(plan.sites) - set(names))
-    reasons = dict.fromkeys(record.late, "late")
+    skipped = sorted({*plan.sites, *record.left_out} - set(names))
+    reasons = record.left_out | dict.fromkeys(record.late, "late")
     reasons |= {failure.site: f"{failure.stage} {failure.kind}" for failure in record.failures}
     phase = "alone" if config.method.name in ("local", "pooled") else plan.phase
     who = f"trained {', '.join(names) or 'nobody'}"

@@ -7,6 +7,7 @@ Legend: B batch, C channels, R regions, *patch = ``data.patch_size``.
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
@@ -54,7 +55,7 @@ class PatchStream(Dataset[Patch]):
     def __reduce__(self) -> tuple[Any, ...]:
         """As plain tensors: a worker loads MONAI before it makes samples of them."""
         parts = [(one.case, one.image, one.label, one.spacing, one.foreground, one.background) for one in self._train]
-        return _stream_in_worker, (parts, self._data, self._seed, self._site)
+        return _stream_in_worker, (parts, self._data, self._seed, self._site, os.getpid())
 
 
 def stacked(patches: Sequence[Patch]) -> Patch:
@@ -62,7 +63,11 @@ def stacked(patches: Sequence[Patch]) -> Patch:
     return torch.stack([image for image, _ in patches]), torch.stack([label for _, label in patches])
 
 
-def _stream_in_worker(parts: Sequence[tuple[Any, ...]], data: DataConfig, seed: int, site: str) -> PatchStream:
+def _stream_in_worker(
+    parts: Sequence[tuple[Any, ...]], data: DataConfig, seed: int, site: str, parent: int
+) -> PatchStream:
+    if os.getppid() != parent:  # killed meanwhile: torch watches whoever is the parent from now on, which never ends
+        os._exit(1)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a Ctrl-C in the terminal is for the run, which ends after its round
     import_monai()
     from gcml_ray.data.loading import Sample  # noqa: PLC0415 - after MONAI

@@ -280,25 +280,38 @@ def _canonical(value: Any) -> Any:
 def check_patch(network: NetworkConfig, data: DataConfig) -> None:
     """Whether a training batch of ``data.patch_size`` goes through the network and comes out at its own size.
 
-    Runs a forward pass on torch's meta device: shapes only, milliseconds, no memory. Where it fails, the divisor
-    that the network needs is found by the same means, so a new network needs no rule here.
-
     Raises:
         ConfigError: names ``data.patch_size``, the divisor of each axis, and the nearest size that fits.
     """
+    check_size(network, data, data.patch_size, key="data.patch_size")
+
+
+def check_size(network: NetworkConfig, data: DataConfig, size: tuple[int, ...], *, key: str) -> None:
+    """Whether images of a size go through the network in training and come out at their own size.
+
+    Runs a forward pass on torch's meta device: shapes only, milliseconds, no memory. Where it fails, the divisor
+    that the network needs is found by the same means, so a new network needs no rule here.
+
+    Args:
+        network: its name and options.
+        data: its channels and batch size.
+        size: one number an axis.
+        key: where the size stands in the configuration.
+
+    Raises:
+        ConfigError: names the key, the divisor of each axis, and the nearest size that fits.
+    """
     with torch.device("meta"):
         module = build_network(network, data).train()
-    problem = _misfit(module, data, data.patch_size)
+    problem = _misfit(module, data, size)
     if problem is None:
         return
     divisor = _find_divisor(module, data)
     advice = "no divisor up to 64 was found that the network accepts"
     if divisor is not None:
-        fitting = next((size for size in _multiples(data.patch_size, divisor) if not _misfit(module, data, size)), None)
+        fitting = next((each for each in _multiples(size, divisor) if not _misfit(module, data, each)), None)
         advice = f"every side must be a multiple of {divisor}" + (f"; {fitting} fits" if fitting else "")
-    raise ConfigError(
-        f"data.patch_size {tuple(data.patch_size)} does not fit network {network.name}: {advice} (it said: {problem})"
-    )
+    raise ConfigError(f"{key} {tuple(size)} does not fit network {network.name}: {advice} (it said: {problem})")
 
 
 def _misfit(module: nn.Module, data: DataConfig, size: tuple[int, ...]) -> str | None:

@@ -107,3 +107,29 @@ def test_a_cluster_of_its_own_frees_models_at_once() -> None:
     )
     assert ended.returncode == 0, ended.stderr
     assert float(ended.stdout) < 0.3
+
+
+GUEST = """
+from actors.cluster import connected
+from gcml_ray.config import ResourcesConfig
+
+with connected(ResourcesConfig(address="auto")) as where:
+    print(where)
+"""
+HOST = f"""
+import os, subprocess, sys
+from actors.cluster import connected
+from gcml_ray.config import ResourcesConfig
+
+with connected(ResourcesConfig(address="local")):
+    environment = {{key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}}
+    print(subprocess.run([sys.executable, "-c", {GUEST!r}], env=environment, text=True, capture_output=True).stdout)
+"""
+
+
+def test_nobody_joins_a_cluster_that_ends_with_another_run() -> None:
+    ended = subprocess.run(  # noqa: S603 - our own script
+        [sys.executable, "-c", HOST], capture_output=True, text=True, timeout=120, check=False
+    )
+    assert ended.returncode == 0, ended.stderr
+    assert "started for this run" in ended.stdout

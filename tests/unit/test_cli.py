@@ -46,6 +46,14 @@ def test_users_error_is_one_message_and_exit_code_1(
     assert "Traceback" not in captured.err
 
 
+def test_place_that_cannot_be_written_is_named_without_a_traceback(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    (tmp_path / "file").write_text("")
+    assert gcml(monkeypatch, "prepare", "phantom", "--out", str(tmp_path / "file" / "datalist.json")) == 1
+    assert capsys.readouterr().err.startswith(f"error: {tmp_path / 'file'}")
+
+
 def test_version_is_told(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
     assert gcml(monkeypatch, "--version") == 0
     assert capsys.readouterr().out == f"gcml-ray {importlib.metadata.version('gcml-ray')}\n"

@@ -37,6 +37,12 @@ def test_a_rounds_line_says_who_was_late(tmp_path) -> None:
     assert "skipped C (late)" in round_line(fake_config(tmp_path, sites=("A", "B", "C")), late, left="")
 
 
+def test_a_rounds_line_says_who_was_left_out(tmp_path) -> None:
+    without = replace(record(), left_out={"D": "restarting", "E": "busy"})
+    line = round_line(fake_config(tmp_path, sites=("A", "B", "C", "D", "E")), without, left="")
+    assert "skipped C (train died), D (restarting), E (busy)" in line
+
+
 def test_time_left_is_the_mean_of_past_rounds_of_the_phase(tmp_path) -> None:
     config = fake_config(
         tmp_path, sites=("A", "B", "C"), federation={"rounds": 10, "warmup_rounds": 0, "cooldown_rounds": 0}

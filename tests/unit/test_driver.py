@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import csv
+import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +15,7 @@ from actors.local_pool import LocalPool
 from actors.site_pool import Outcome
 from gcml_ray.errors import CheckpointError, SiteError
 from gcml_ray.push.wire import Buffer
-from gcml_ray.records import SiteFailure, SiteInfo
+from gcml_ray.records import RoundRecord, SiteFailure, SiteInfo
 from gcml_ray.run_folder import RunFolder, RunState
 from gcml_ray.seeding import numpy_generator
 from tests.fake_runs import RecordingListener, RecordingTracker, Run, drive, run_locally
@@ -172,6 +173,25 @@ def test_site_that_cannot_be_tested_leaves_the_others_scores(tmp_path: Path) -> 
     assert run.summary.status == "finished"
     assert [report.site for report in run.summary.evaluations] == ["A", "C"]
     assert run.failures() == [("B", 4, "raised", "skip")]
+    assert run.summary.untested == ("B",)
+
+
+def test_run_that_was_tested_everywhere_has_no_untested_site(tmp_path: Path) -> None:
+    assert run_locally(fake_config(tmp_path)).summary.untested == ()
+
+
+def test_site_that_was_dropped_is_not_among_the_untested(tmp_path: Path) -> None:
+    run = run_locally(fake_config(tmp_path), *raises_in(range(1, 4), site="B"))
+    assert (list(run.summary.dropped), run.summary.untested) == (["B"], ())
+
+
+def test_run_folder_that_is_removed_during_the_run_ends_it_with_what_has_happened(tmp_path: Path) -> None:
+    def remove(record: RoundRecord) -> None:
+        if record.plan.round_number == 2:
+            shutil.rmtree(tmp_path / "run")
+
+    with pytest.raises(CheckpointError, match=r"run/config.yaml was there when the run began and is not any more"):
+        run_locally(fake_config(tmp_path), listener=RecordingListener(on_end=remove))
 
 
 # --- malformed pushes --------------------------------------------------------------------------

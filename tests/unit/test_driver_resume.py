@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +10,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
+from actors.federation import run_federation
 from actors.local_pool import LocalPool
 from gcml_ray.config import Config
+from gcml_ray.errors import CheckpointError
 from gcml_ray.run_folder import RunFolder, RunState
 from tests.fake_runs import RecordingListener, drive, run_locally
 from tests.fakes import Fault, fake_config, final_weights
@@ -27,6 +30,15 @@ def test_stop_ends_after_the_round_in_flight(tmp_path: Path) -> None:
     assert (run.summary.status, run.summary.last_round) == ("stopped", 2)
     assert run.folder.read_state() == RunState(2, "stopped", ("A", "B", "C"), {"A": 2, "B": 2, "C": 2}, {})
     assert run.summary.evaluations == ()
+
+
+def test_resume_without_the_state_is_refused_and_changes_nothing(tmp_path: Path) -> None:
+    config = fake_config(tmp_path)
+    rounds = run_locally(config, listener=stopped_after(2)).folder.rounds()
+    (tmp_path / "run" / "state.json").unlink()
+    with pytest.raises(CheckpointError, match=r"state.json is missing, but rounds.jsonl beside it holds 2 rounds"):
+        run_federation(config, listener=RecordingListener(), stop=threading.Event(), resume=True)
+    assert RunFolder(tmp_path / "run").rounds() == rounds
 
 
 def test_resume_after_stop_gives_the_weights_of_an_unbroken_run(tmp_path: Path) -> None:

@@ -39,6 +39,17 @@ def test_where_the_patch_is_the_whole_image_its_dice_is_that_of_validation(tmp_p
     assert 0 < dice < 1
 
 
+def test_pictures_that_cannot_be_written_cost_no_scores(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    trainer = make_trainer(make_config(tmp_path, output={"num_overlays": 2}))
+    trainer.overlays.parent.mkdir(parents=True, exist_ok=True)
+    trainer.overlays.write_text("a file where a folder should be")
+    trainer.files.advance(1, trainer.own, dice=0.5, is_best=True)
+    trainer.files.save(trainer.local, trainer.personal)
+    report = trainer.evaluate(split="test", model="personalised")
+    assert report.scores
+    assert "is not written (" in caplog.text
+
+
 def test_only_the_first_cases_are_looked_at(tmp_path: Path) -> None:
     trainer = make_trainer(make_config(tmp_path))
     samples = trainer.data.split("validation")

@@ -108,6 +108,12 @@ def test_create_accepts_an_existing_empty_folder(tmp_path: Path) -> None:
     assert RunFolder.create(tmp_path / "run", make_config(tmp_path)).config_file.is_file()
 
 
+def test_site_name_that_is_too_long_for_files_is_refused() -> None:
+    assert check_site_name("s" * 100) == "s" * 100
+    with pytest.raises(ConfigError, match=r"ssss\.\.\. has 101 characters and cannot name files: 100 at most"):
+        check_site_name("s" * 101)
+
+
 @pytest.mark.parametrize("name", ["a_file/run", "n" * 300], ids=["below a file", "name too long for the disk"])
 def test_folder_that_cannot_be_made_names_the_key_and_the_path(tmp_path: Path, name: str) -> None:
     (tmp_path / "a_file").write_text("")

@@ -1,4 +1,6 @@
 import multiprocessing
+import subprocess
+import sys
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -177,3 +179,9 @@ def test_cases_need_a_split(tmp_path: Path) -> None:
     case = make_cases(tmp_path)[0]
     with pytest.raises(DataError, match="cases without a split: c0"):
         SiteData("A", (Case("A", "c0", case.images, case.label, None),), config(), seed=0).load()
+
+
+def test_worker_whose_parent_is_gone_before_it_has_started_ends_by_itself() -> None:
+    """Torch's own watch takes whoever is the parent by then, which is init and never ends."""
+    code = "import os; from gcml_ray.data.patch_stream import _stream_in_worker as make; make([], None, 0, 'A', -1)"
+    assert subprocess.run([sys.executable, "-c", code], timeout=120, check=False).returncode == 1  # noqa: S603 - ours

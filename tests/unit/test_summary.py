@@ -31,6 +31,14 @@ def test_share_of_training_is_of_the_time_that_each_site_had(records: list[Round
     assert f"of the sites' time {share} % train" in run_facts(records, start_seconds=0.0)
 
 
+def test_rounds_that_a_site_missed_are_counted() -> None:
+    """B is late in the first round and still busy in the second; what it was late with comes in the third."""
+    late = replace(record_of(1, "A", "B"), trained=(make_report("A", 1),), late=("B",))
+    busy = replace(record_of(2, "A"), left_out={"B": "busy"})
+    back = replace(record_of(3, "A", "B"), trained=(*record_of(3, "A", "B").trained, make_report("B", 1)))
+    assert "1 site rounds skipped" in run_facts([late, busy, back], start_seconds=0.0)
+
+
 def test_faults_on_purpose_come_first_in_the_last_words() -> None:
     facts = run_facts([record_of(1, "A")], start_seconds=0.0, chaos="kill:A@r1")
     assert facts.splitlines()[0].endswith("injected on purpose, what this run gives is no result: kill:A@r1")

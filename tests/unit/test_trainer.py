@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from gcml_ray.data.datalist import read_datalist
-from gcml_ray.errors import DataError
+from gcml_ray.errors import ConfigError, DataError
 from gcml_ray.methods.rounds import IncomingModel
 from gcml_ray.networks.registry import fingerprint
 from tests.makers import make_config
@@ -287,3 +287,20 @@ def test_the_maker_writes_what_it_promises(tmp_path: Path) -> None:
     config = make_config(tmp_path, num_sites=3, spatial_dims=2)
     counts = [sum(case.site == site for case in read_datalist(config.data.datalist)) for site in "ABC"]
     assert counts == [5, 6, 7]
+
+
+@pytest.mark.parametrize(
+    ("section", "words"),
+    [
+        ({"data": {"patch_size": (12, 12, 7)}}, r"data.patch_size \(12, 12, 7\) does not fit network unet"),
+        (
+            {"evaluation": {"window_size": (12, 12, 7)}},
+            r"evaluation.window_size \(12, 12, 7\) does not fit",
+        ),
+    ],
+)
+def test_sizes_that_the_network_does_not_take_are_refused_before_the_first_round(
+    tmp_path: Path, section: dict[str, Any], words: str
+) -> None:
+    with pytest.raises(ConfigError, match=words):
+        make_trainer(make_config(tmp_path, spatial_dims=3, **section))

@@ -227,6 +227,10 @@ def failures_section(run: RunRecords) -> Section:
         blocks.append(
             Words(tuple(f"{site} was late in {count(n, 'round')}: nobody waited for it." for site, n in late))
         )
+    left_out = sorted(Counter(site for record in run.rounds for site in record.left_out).items())
+    if left_out:
+        words = "{} was left out of {} while it was being restarted or still busy with an earlier one."
+        blocks.append(Words(tuple(words.format(site, count(n, "round")) for site, n in left_out)))
     if refused:
         refusals = tuple((str(p.round_number), p.sender, p.receiver, p.reason) for p in refused)
         caption = f"{count(len(refused), 'push', 'pushes')} refused by the receiver"
