@@ -39,9 +39,16 @@ def request(folder: Path, wish: Wish, site: str) -> Path:
 
     Raises:
         CheckpointError: the folder holds no run.
-        ConfigError: the site's name cannot be one.
+        ConfigError: the run is over, the site that is to leave has never taken part, or its name cannot be one.
     """
     run = RunFolder.open(folder)
+    if run.state_file.exists():
+        state = run.read_state()
+        if state.status in ("finished", "failed"):
+            raise ConfigError(f"the run in {folder} has {state.status}: nobody joins or leaves any more")
+        known = {*state.alive, *state.site_rounds, *state.dropped}
+        if wish == "remove" and site not in known:
+            raise ConfigError(f"site {site} takes no part in the run in {folder}; its sites are {sorted(known)}")
     path = _requests(run) / f"{time.time_ns()}.json"
     replace_file(path, json.dumps({"wish": wish, "site": check_site_name(site)}))
     return path

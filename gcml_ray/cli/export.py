@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 import typer
 from rich.console import Console
 
-from gcml_ray.errors import ConfigError
+from gcml_ray.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
     from gcml_ray.export.model import Exporter, Source
@@ -41,15 +41,22 @@ def export(
     sites = sites_to_export(run, site)
     several = len(sites) > 1 or "all" in site
     write = _exporter(format_)
+    missing: list[str] = []
     for name in sites:
-        source, folder = open_source(run, name), out / name if several else out
+        try:
+            source, folder = open_source(run, name), out / name if several else out
+        except CheckpointError as error:
+            if "all" not in site:
+                raise
+            missing.append(f"{name}: {error}")
+            continue
         registry = _registry(source, tracking_uri) if register else ""
         with fresh_folder(folder, force=force) as draft:
             line = write(source, draft)
         console.print(f"{source.card.provenance.site} -> {folder}: {line}", highlight=False, markup=False)
         if register:
             console.print(_registered(source, folder, registry), highlight=False, markup=False)
-    missing = missing_models(run, sites) if "all" in site else []
+    missing += missing_models(run, sites) if "all" in site else []
     for each in missing:
         console.print(f"not exported: {each}", style="red", highlight=False, markup=False)
     if missing:

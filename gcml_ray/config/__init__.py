@@ -59,6 +59,7 @@ from gcml_ray.config.section import (
     Count,
     CountOrZero,
     Fraction,
+    Name,
     NonNegative,
     Positive,
     Section,
@@ -190,7 +191,7 @@ class OutputConfig(Section):
 class Config(Section):
     """One federation, whole."""
 
-    name: str
+    name: Name
     data: DataConfig
     network: NetworkConfig
     site_networks: dict[str, NetworkConfig] = Field(default={})

@@ -70,12 +70,6 @@ class FederationConfig(Section):
         return math.floor(self.rounds * 0.25) if self.cooldown_rounds is None else self.cooldown_rounds
 
     @model_validator(mode="after")
-    def _sites_differ(self) -> FederationConfig:
-        if twice := sorted({site for site in self.sites or () if (self.sites or ()).count(site) > 1}):
-            raise ValueError(f"sites names {', '.join(twice)} twice")
-        return self
-
-    @model_validator(mode="after")
     def _nothing_is_ignored(self) -> FederationConfig:
         for key in ("max_staleness", "staleness_exponent"):
             if self.mode == "sync" and getattr(self, key) != type(self).model_fields[key].default:

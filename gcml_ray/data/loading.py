@@ -29,6 +29,8 @@ from gcml_ray.errors import DataError
 
 log = logging.getLogger(__name__)
 
+MAX_INTENSITY = 1e18  # float32 cannot hold the square of more, of which a standard deviation is made
+
 
 @dataclass(frozen=True, eq=False)
 class Sample:
@@ -253,6 +255,8 @@ def _intensity_problems(case: Case, images: Sequence[Volume], data: DataConfig) 
         num_bad = int((~torch.isfinite(volume.array)).sum())
         if num_bad:
             problems.append(f"image {path} has {num_bad} NaN or infinite value(s); replace them, e.g. by 0")
+        elif (largest := float(volume.array.abs().max())) > MAX_INTENSITY:
+            problems.append(f"image {path} holds {largest:.3g}: no intensity, and its square overflows; replace it")
     channels = [channel for volume in images for channel in volume.array]
     for name, channel in zip(data.channels, channels, strict=False):
         if channel.min() == channel.max():

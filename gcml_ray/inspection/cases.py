@@ -25,7 +25,8 @@ from gcml_ray.records import Split
 
 PERCENTILES = (1, 25, 50, 75, 99)
 SAMPLE = 400_000  # voxels of a channel, at least, that its percentiles are taken from, evenly spaced
-MAX_VALUE = 255  # of a label file; larger ones are grey images
+MAX_VALUE = 65535  # of a label file; atlases number their structures into the thousands
+MAX_CLASSES = 256  # with more it is a grey image
 ALL_AXES = 3
 COLOURS = ("red", "green", "blue", "opacity")
 
@@ -277,7 +278,10 @@ def _read_label(case: Case, dims: int, problems: list[str]) -> list[tuple[int, i
     if not np.isfinite(label).all() or label.min() < 0 or label.max() > MAX_VALUE or (label % 1).any():
         problems.append(f"its label holds other values than whole numbers from 0 to {MAX_VALUE}")
         return []
-    counts = np.bincount(label.astype(np.uint8).ravel())
+    counts = np.bincount(label.astype(np.int64).ravel())
+    if (num_values := np.count_nonzero(counts)) > MAX_CLASSES:
+        problems.append(f"its label holds {num_values} different values: an image, not a mask")
+        return []
     return [(int(v), int(counts[v]), _num_pieces(label == v)) for v in np.flatnonzero(counts) if v]
 
 

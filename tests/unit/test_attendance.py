@@ -80,6 +80,18 @@ def test_request_to_a_folder_without_a_run_is_refused(tmp_path: Path) -> None:
         request(tmp_path / "nothing", "add", "A")
 
 
+def test_departure_of_a_site_that_takes_no_part_is_refused(tmp_path: Path) -> None:
+    run_locally(fake_config(tmp_path), listener=RecordingListener(stop_after=2))
+    with pytest.raises(ConfigError, match=r"site Q takes no part in the run in .*; its sites are \['A', 'B', 'C'\]"):
+        request(tmp_path / "run", "remove", "Q")
+
+
+def test_request_to_a_run_that_is_over_is_refused(tmp_path: Path) -> None:
+    run_locally(fake_config(tmp_path))
+    with pytest.raises(ConfigError, match="has finished: nobody joins or leaves any more"):
+        request(tmp_path / "run", "add", "A")
+
+
 # --- a run that goes on ------------------------------------------------------------------------
 
 

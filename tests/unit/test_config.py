@@ -123,7 +123,7 @@ def test_saved_config_reads_back_equal(tmp_path: Path) -> None:
 
 @settings(max_examples=50, deadline=None)
 @given(
-    name=st.one_of(st.text(), st.sampled_from(["1e-3", "on", "null", "~", "2024-01-01", "a: b", "1_0", "é"])),
+    name=st.one_of(st.text(min_size=1), st.sampled_from(["1e-3", "on", "null", "~", "2024-01-01", "a: b", "1_0", "é"])),
     rate=st.floats(min_value=0, exclude_min=True, allow_nan=False, allow_infinity=False),
 )
 def test_any_text_and_number_survive_saving(tmp_path_factory: pytest.TempPathFactory, name: str, rate: float) -> None:
@@ -253,6 +253,18 @@ def test_only_local_tracking_uris_become_absolute(
     assert found == expected.replace("/here", str(tmp_path))
 
 
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("name=''", "name"),
+        ("data.channels=[t1, t1]", "t1 stands in it more than once"),
+    ],
+)
+def test_empty_and_repeated_names_are_refused(tmp_path: Path, override: str, words: str) -> None:
+    with pytest.raises(ConfigError, match=words):
+        load_config(write(tmp_path), [override])
+
+
 # --- problems --------------------------------------------------------------------------------
 
 
@@ -323,7 +335,7 @@ def test_contradiction_between_keys_is_told_at_their_section(tmp_path: Path) -> 
         ("data.orientation=RA", "data.orientation: received 'RA'; must be one letter each of L or R, P or A, I or S"),
         ("data.orientation=RRS", "data.orientation: received 'RRS'; must be one letter each of L or R, P or A, I or S"),
         ("data.augment.flip_axes=[0, 0]", "data.augment: flip_axes (0, 0) names an axis twice"),
-        ("federation.sites=[north, south, north]", "federation: sites names north twice"),
+        ("federation.sites=[north, south, north]", "federation.sites: north stands in it more than once"),
         (
             "federation={rounds: 4, local_steps: 1, mode: async, round_deadline_s: 9.0}",
             "federation: round_deadline_s would be ignored: with mode async",

@@ -243,6 +243,14 @@ def test_command_names_the_site_without_a_model_and_exports_the_others(
     assert (result.exit_code, [path.name for path in out.iterdir()]) == (1, ["A"])
 
 
+def test_command_exports_the_others_where_the_first_sites_model_is_damaged(tmp_path: Path, source: Source) -> None:
+    (source.run.checkpoints("A") / MODEL_FILE).write_bytes(b"damaged")
+    out = tmp_path / "out"
+    result = _export("--run", str(source.run.path), "--site", "all", "--format", "safetensors", "--out", str(out))
+    assert "not exported: A: " in result.output
+    assert (result.exit_code, [path.name for path in out.iterdir()]) == (1, ["B"])
+
+
 def test_command_names_the_sites_there_are(tmp_path: Path, source: Source) -> None:
     result = _export("--run", str(source.run.path), "--site", "C", "--format", "torch", "--out", str(tmp_path / "out"))
     assert "sites with a personalised model in this run: A, B" in str(result.exception)

@@ -290,6 +290,13 @@ def test_alpha_channel_is_suspected(tmp_path: Path) -> None:
 # --- what is refused
 
 
+def test_value_whose_square_overflows_is_refused(tmp_path: Path) -> None:
+    image = random_image(6, 5, 4)
+    image[0, 0, 0] = 1e25
+    with pytest.raises(DataError, match=r"img.nii.gz holds 1e\+25: no intensity"):
+        load_sample(case_3d(tmp_path, image, block_label(6, 5, 4)), config())
+
+
 def test_several_problems_of_a_case_are_in_one_error(tmp_path: Path) -> None:
     image, label = random_image(6, 5, 4), block_label(6, 5, 4)
     image[0, 0, 0], label[0, 0, 0] = np.nan, 7
