@@ -115,15 +115,15 @@ def test_every_page_is_in_the_site() -> None:
     assert sorted(nav) == sorted(pages | {"index.md", "pages.md", "changelog.md", "notebook.md"})
 
 
-@pytest.mark.parametrize("task", ["hippocampus", "retina", "lgg"])
-def test_tables_of_the_comparison_hold_what_the_committed_cells_say(task: str) -> None:
+@pytest.mark.parametrize("name", ["compare_hippocampus", "compare_retina", "compare_lgg", "ablate_hippocampus"])
+def test_tables_of_the_comparison_hold_what_the_committed_cells_say(name: str) -> None:
     """All columns up to the interval, and what was sent; p-values and seconds are not compared."""
-    comparison = load_comparison(ROOT / "configs" / f"compare_{task}.yaml")
+    comparison = load_comparison(ROOT / "configs" / f"{name}.yaml")
     comparison = comparison.model_copy(update={"results": str(ROOT / comparison.results)})
     rows = summarise(finished_cells(comparison), bounds=comparison.bounds)
     sent = headings(rows, unit="").index("MB sent")
     made = [cells(row, is_best=row is rows[0]) for row in rows]
     page = (ROOT / "docs" / "comparison.md").read_text()
-    section = page.partition(f"`gcml compare configs/compare_{task}.yaml`")[2].partition("\n### ")[0]
+    section = page.partition(f"`gcml compare configs/{name}.yaml`")[2].partition("\n### ")[0]
     shown = [[cell.strip() for cell in line.strip("|").split("|")] for line in section.splitlines() if line[:2] == "| "]
     assert [[*row[:6], row[-2]] for row in shown[2:]] == [[*row[:6], row[sent]] for row in made]
