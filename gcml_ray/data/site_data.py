@@ -5,6 +5,7 @@ Legend: B batch, C channels, R regions, *patch = ``data.patch_size``.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -18,6 +19,8 @@ from gcml_ray.data.loading import Sample
 from gcml_ray.data.patch_stream import Patch, PatchStream, PatchWorkers, stacked
 from gcml_ray.errors import DataError, SiteError
 from gcml_ray.records import Split
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,6 +83,10 @@ class SiteData:
         if problems:
             raise DataError(f"site {self.site}: {len(problems)} of {len(self._cases)} cases are bad:{listed(problems)}")
         self._samples = {split: tuple(part) for split, part in samples.items()}
+        if not any(len(sample.foreground) for sample in samples["train"]):
+            log.warning(
+                "site %s: none of its training cases has a labelled voxel; it can learn nothing alone", self.site
+            )
 
     @property
     def cases(self) -> Sequence[Case]:

@@ -54,6 +54,16 @@ def same(left: list[Batch], right: list[Batch]) -> bool:
     )
 
 
+def test_site_without_a_labelled_voxel_is_told_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    cases = make_cases(tmp_path)
+    loaded(cases)
+    assert caplog.text == ""
+    for case in cases:
+        nibabel.save(nibabel.Nifti1Image(np.zeros((6, 6, 6), np.uint8), np.eye(4)), case.label)
+    loaded(cases)
+    assert "site A: none of its training cases has a labelled voxel" in caplog.text
+
+
 def test_batches_have_the_promised_shapes(tmp_path: Path) -> None:
     (batch,) = loaded(make_cases(tmp_path)).batches(1, 1)
     assert (batch.image.shape, batch.image.dtype) == ((2, 1, 4, 4, 4), torch.float32)
