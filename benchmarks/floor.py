@@ -13,7 +13,8 @@ the same wall time. "Of processor time" compares the processor time of the bare 
 together: other load does not change it much, but it does not see waiting. "Share of the cores" is what the bare
 processes were given of theirs: far below 1, others were at work, and only the processor time says anything. Ray's
 workers run with the niceness of the benchmark itself, not with Ray's own 15, so that whatever else runs here hinders
-all of them alike. All are run in turn.
+all of them alike. All are run in turn. The bare loops judge no incoming models; ``--unjudged`` turns that off in the
+federations as well, so that what is left is orchestration.
 
     python -m benchmarks.floor --sites 4 --rounds 10 --steps 10 --repeats 5
 """
@@ -139,12 +140,13 @@ def make_config(folder: Path, size: Size, *, run: str, mode: str = "sync", **sec
     )
 
 
-def config_of(mode: str, folder: Path, size: Size, *, run: str) -> Config:
+def config_of(mode: str, folder: Path, size: Size, *, run: str, judges: bool = True) -> Config:
     """The federation of one of :data:`MODES`."""
+    defence = {"defence": {"weights": judges, "validation": judges}}
     if mode != SHARED:
-        return make_config(folder, size, run=run, mode=mode)
+        return make_config(folder, size, run=run, mode=mode, **defence)
     resources = {"cpus_per_site": 1.0, "sites_per_actor": math.ceil(size.sites / size.cores), "address": "local"}
-    return make_config(folder, size, run=run, resources=resources)
+    return make_config(folder, size, run=run, resources=resources, **defence)
 
 
 def bare_loop(config: Config, sites: Sequence[str], folder: Path) -> tuple[float, float, float]:
@@ -232,7 +234,7 @@ def federation(config: Config) -> Span:
     return clock.span
 
 
-def measure(size: Size, *, repeats: int, modes: Sequence[str] = ("sync",)) -> list[Times]:
+def measure(size: Size, *, repeats: int, modes: Sequence[str] = ("sync",), judges: bool = True) -> list[Times]:
     """Everything in turn, as often as asked for."""
     os.environ.setdefault("RAY_worker_niceness", "0")
     found = []
@@ -244,7 +246,8 @@ def measure(size: Size, *, repeats: int, modes: Sequence[str] = ("sync",)) -> li
             for repeat in range(repeats):
                 began, ended, _ = bare_loop(bare, size.names, folder)
                 together = processes.run(bare, folder)
-                spans = {mode: federation(config_of(mode, folder, size, run=f"{mode}{repeat}")) for mode in modes}
+                configs = {mode: config_of(mode, folder, size, run=f"{mode}{repeat}", judges=judges) for mode in modes}
+                spans = {mode: federation(config) for mode, config in configs.items()}
                 floor_s = (ended - began) / len(processes.shares)
                 found.append(Times(floor_s, together, len(processes.shares), spans))
                 print(line_of(f"run {repeat + 1}", found[-1:]), flush=True)
@@ -278,10 +281,11 @@ def main() -> None:
     for name, default in (("sites", 4), ("rounds", 10), ("steps", 10), ("repeats", 5), ("cores", os.cpu_count() or 1)):
         parser.add_argument(f"--{name}", type=int, default=default)
     parser.add_argument("--modes", nargs="+", default=list(MODES), choices=MODES)
+    parser.add_argument("--unjudged", action="store_true", help="no site judges what comes in")
     options = parser.parse_args()
     torch.set_num_threads(1)
     size = Size(options.sites, options.rounds, options.steps, options.cores)
-    found = measure(size, repeats=options.repeats, modes=options.modes)
+    found = measure(size, repeats=options.repeats, modes=options.modes, judges=not options.unjudged)
     print(line_of(f"median of {options.repeats}, {size}", found))
 
 
