@@ -39,8 +39,10 @@ Progress = Callable[[str, int, int], None]
 def fake_config(folder: Path, *, sites: Sequence[str] = ("A", "B", "C"), **sections: dict[str, Any]) -> Config:
     """A federation for fake trainers: a datalist that names files which do not exist, 4 rounds, a ring.
 
-    ``sections`` are merged into the sections of the configuration; ``method`` is replaced whole.
+    ``sections`` are merged into the sections of the configuration; ``method`` is replaced whole. The sites work in this
+    process, unless they are placed somewhere.
     """
+    is_placed = sections.get("resources", {}).get("placement", "none") != "none"
     folder.mkdir(parents=True, exist_ok=True)
     cases = [{"site": site, "image": f"{site}.nii", "label": f"{site}_seg.nii"} for site in sites]
     datalist = folder / "datalist.json"
@@ -58,7 +60,7 @@ def fake_config(folder: Path, *, sites: Sequence[str] = ("A", "B", "C"), **secti
         "optimiser": {"learning_rate": 1e-3},
         "method": {"name": "gcml", "topology": {"name": "ring"}},
         "federation": {"rounds": 4, "local_steps": 2, "warmup_rounds": 0, "cooldown_rounds": 0, "seed": 7},
-        "resources": {"pool": "local"},
+        "resources": {"pool": "ray" if is_placed else "local"},
         "tracking": {"enabled": False},
         "output": {"folder": str(folder / "run"), "num_overlays": 0},
     }

@@ -8,6 +8,8 @@ import sys
 import time
 from pathlib import Path
 
+import ray
+
 from tests.fakes import fake_config
 
 SCRIPT = """
@@ -117,19 +119,23 @@ with connected(ResourcesConfig(address="auto")) as where:
     print(where)
 """
 HOST = f"""
-import os, subprocess, sys
+import os, ray, subprocess, sys
 from actors.cluster import connected
 from gcml_ray.config import ResourcesConfig
 
 with connected(ResourcesConfig(address="local")):
+    print(ray.get_runtime_context().gcs_address)
     environment = {{key: value for key, value in os.environ.items() if key != "RAY_ADDRESS"}}
     print(subprocess.run([sys.executable, "-c", {GUEST!r}], env=environment, text=True, capture_output=True).stdout)
 """
 
 
 def test_nobody_joins_a_cluster_that_ends_with_another_run() -> None:
+    ray.shutdown()  # the other tests' cluster could be joined as well
     ended = subprocess.run(  # noqa: S603 - our own script
         [sys.executable, "-c", HOST], capture_output=True, text=True, timeout=120, check=False
     )
     assert ended.returncode == 0, ended.stderr
-    assert "started for this run" in ended.stdout
+    host, guest = ended.stdout.split("\n", 1)
+    assert "started for this run" in guest
+    assert host not in guest
