@@ -117,7 +117,6 @@ class Driver:
         self.recent: deque[RoundRecord] = deque(maxlen=REMEMBERED_ROUNDS)
         self.last_record = 0
         self._resumable = 0
-        self._untested: set[str] = set()
         self._written: RunState | None = None
 
     # --- the run -----------------------------------------------------------------------------
@@ -148,14 +147,13 @@ class Driver:
         try:
             done = rounds.run(done)
             status = "failed" if not self.roster.members else "finished" if rounds.is_over else "stopped"
-            evaluations = self._test() if test and status == "finished" else ()
+            evaluations, untested = self._test() if test and status == "finished" else ((), ())
         except KeyboardInterrupt:
             self.write_state("stopped")
             raise
         self.write_state(status)
         infos = tuple(member.info for member in self.roster.members.values())
         seconds = time.perf_counter() - began
-        untested = tuple(sorted(self._untested))
         return RunSummary(status, done, infos, evaluations, self.roster.dropped, start_seconds, seconds, untested)
 
     def _make_rounds(self) -> Rounds:
@@ -254,15 +252,19 @@ class Driver:
 
     # --- the end -----------------------------------------------------------------------------
 
-    def _test(self) -> tuple[EvaluationReport, ...]:
-        """Every site scores its personalised model, and its own model before gossip, on its test cases."""
+    def _test(self) -> tuple[tuple[EvaluationReport, ...], tuple[str, ...]]:
+        """Every site scores its personalised model, and its own model before gossip, on its test cases.
+
+        Returns:
+            The scores, and the sites whose personalised model has none.
+        """
         federation = self.config.federation
         self.roster.wait_for_absent(federation.start_timeout_s, is_enough=self.stop.is_set)
         for name in sorted(self.roster.absent):
             log.warning("site %s is not evaluated: it has not come back", name)
             failure = SiteFailure(name, federation.rounds, "evaluate", "unreachable", "it has not come back")
             self.listener.on_failure(failure, Decision.SKIP)
-        self._untested = set(self.roster.members)
+        untested = set(self.roster.members)
         models = [PERSONALISED]
         if 0 < federation.num_warmup < federation.rounds:
             models.append(BEFORE_GOSSIP)
@@ -284,10 +286,10 @@ class Driver:
                     log.warning("site %s was not evaluated: %s", outcome.site, outcome.failure.message)
                     self.listener.on_failure(outcome.failure, Decision.SKIP)
                 else:
-                    self._untested -= {outcome.site} if model == PERSONALISED else set()
+                    untested -= {outcome.site} if model == PERSONALISED else set()
                     reports.extend(by_site(outcome.result))
                     self.folder.write_cases(outcome.result.scores)
         self.tracker.log_scores(reports)
         if self.config.evaluation.cross_site:
             score_across_sites(self, tuple(report for report in reports if report.model == PERSONALISED))
-        return tuple(reports)
+        return tuple(reports), tuple(sorted(untested))

@@ -21,7 +21,8 @@ from gcml_ray.config import POOLED, RESERVED_SITES, SERVER, Config, PooledMethod
 from gcml_ray.data.datalist import read_datalist, site_names
 from gcml_ray.errors import CheckpointError, ConfigError
 from gcml_ray.folder_lock import held
-from gcml_ray.run_folder import MODEL_FILE, RunFolder, RunState, check_site_name
+from gcml_ray.run_folder import MODEL_FILE, RunFolder, RunState
+from gcml_ray.site_names import check_site_name
 from gcml_ray.tracking.background import BackgroundTracker
 from gcml_ray.tracking.run import Tracker, build_tracker
 

@@ -148,8 +148,9 @@ class LocalPool:
         """What each site last noted."""
         return [site.status() for site in self._sites.values()]
 
-    def restart(self, site: str) -> None:
+    def restart(self, site: str, *, pid: int | None = None) -> None:
         """See :class:`actors.site_pool.SitePool`."""
+        del pid  # all sites are in this process
         names = {site, *self.mates(site)}
         self._queue = deque(call for call in self._queue if call[0] not in names)
         self._create_anew(site)

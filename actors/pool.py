@@ -20,7 +20,7 @@ from actors.site_pool import Outcome
 from gcml_ray.config import SERVER, Config
 from gcml_ray.errors import ClusterError
 from gcml_ray.push.wire import Payload, PushHeader
-from gcml_ray.records import Peer, PushReceipt, SiteFailure, SiteInfo, SiteStatus
+from gcml_ray.records import Peer, PushReceipt, SiteFailure, SiteStatus
 
 # A site's threads: training in the default group, so that pushes land while it trains.
 CONCURRENCY_GROUPS = {"push": 1, "inbox": 2, "control": 1}
@@ -139,7 +139,6 @@ class RayPool:
         self._culprits: dict[int | None, str] = {}
         self._handles: dict[str, Any] = {}
         self._names: tuple[str, ...] = ()
-        self._pids: dict[str, int] = {}
         self._open: dict[Any, tuple[str, str, int]] = {}
         self._status_calls: dict[str | int | None, Any] = {}
         self._statuses: dict[str | int | None, list[SiteStatus]] = {}
@@ -282,10 +281,7 @@ class RayPool:
         """The result of a finished call, or its failure as a record."""
         site, method, number = self._open[call]
         try:
-            result = ray.get(call, timeout=ANSWER_TIMEOUT_S)
-            if isinstance(result, SiteInfo):
-                self._pids[site] = result.pid
-            return Outcome(site, method, result=result)
+            return Outcome(site, method, result=ray.get(call, timeout=ANSWER_TIMEOUT_S))
         except ray.exceptions.RayError as error:
             failure = classify(error, site=site, stage=method, round_number=number)
             if isinstance(error, ray.exceptions.RayActorError):
@@ -328,17 +324,15 @@ class RayPool:
         alone = [(site, each.status) for site, each in self._handles.items() if not isinstance(each, HostedSite)]
         return [*alone, *((row, host.statuses) for row, host in self._hosts.items())]
 
-    def restart(self, site: str) -> None:
+    def restart(self, site: str, *, pid: int | None = None) -> None:
         """Ends a site's process; Ray starts a new one, which waits for ``start`` of this site and of its mates.
 
         Where it has ended by itself, Ray has often replaced it before the failed call is back: the new one stays.
         """
-        known_pid = self._pids.get(site)
         for name in (site, *self.mates(site)):
             self._forget(name)
-        handle = self._handles[site]
-        actor = handle.actor if isinstance(handle, HostedSite) else handle
-        if not _is_replaced(actor, known_pid):
+        actor = _actor_of(self._handles[site])
+        if not _is_replaced(actor, pid):
             ray.kill(actor, no_restart=False)
 
     def remove(self, site: str) -> None:
@@ -351,12 +345,11 @@ class RayPool:
             return
         if row is not None:
             self._hosts.pop(row, None)
-        ray.kill(handle.actor if isinstance(handle, HostedSite) else handle)
+        ray.kill(_actor_of(handle))
 
     def _forget(self, site: str) -> None:
         """Drops a site's open calls, and what is known of its process."""
         self._open = {call: about for call, about in self._open.items() if about[0] != site}
-        self._pids.pop(site, None)
         row = self._seating.row_of(site)
         for key in (site, row):
             self._status_calls.pop(key, None)
@@ -375,6 +368,11 @@ class RayPool:
         if self._group is not None:
             remove_placement_group(self._group)
             self._group = None
+
+
+def _actor_of(handle: Any) -> Any:
+    """The actor behind a site's handle: its own, or that of all who share it."""
+    return handle.actor if isinstance(handle, HostedSite) else handle
 
 
 def _is_replaced(actor: Any, known_pid: int | None) -> bool:

@@ -321,7 +321,7 @@ class Roster:
         if name in self._absent:
             return  # with one that shares its process
         names = (name, *self.pool.mates(name))
-        self.pool.restart(name)
+        self.pool.restart(name, pid=self.member(name).info.pid)
         self._calls = {key: call for key, call in self._calls.items() if key[0] not in names}
         self._strays = [each for each in self._strays if each.failure is None or each.site not in names]
         for each in names:

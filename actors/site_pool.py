@@ -68,8 +68,11 @@ class SitePool(Protocol):
         """What the sites are doing, as far as it can be told without waiting."""
         ...
 
-    def restart(self, site: str) -> None:
-        """Ends a site's process and makes a new one; open calls are dropped, also those of its mates."""
+    def restart(self, site: str, *, pid: int | None = None) -> None:
+        """Ends a site's process and makes a new one; open calls are dropped, also those of its mates.
+
+        ``pid``: of the process that is to end, where it is known. One that has taken its place already stays.
+        """
         ...
 
     def remove(self, site: str) -> None:

@@ -77,5 +77,7 @@ def predict_labels(logits: Tensor, *, sigmoid: bool) -> Tensor:
 
     Softmax: the class with the highest logit, (1, *spatial), int64; of equal ones the first. Sigmoid:
     a region where its probability exceeds 0.5, (R, *spatial), int64 of 0 and 1.
-    """  # by max, as argmax over this axis is ten times slower on a CPU
-    return (logits > 0).long() if sigmoid else logits.max(dim=0, keepdim=True).indices
+    """
+    if sigmoid:
+        return (logits > 0).long()
+    return logits.max(dim=0, keepdim=True).indices  # argmax over this axis is ten times slower on a CPU

@@ -27,7 +27,6 @@ import io
 import itertools
 import math
 import os
-import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -39,6 +38,7 @@ from gcml_ray.errors import CheckpointError, ConfigError
 from gcml_ray.folder_lock import not_writable
 from gcml_ray.record_json import from_json, to_json
 from gcml_ray.records import CaseScore, PushReceipt, RoundRecord, Split
+from gcml_ray.site_names import check_site_name
 from gcml_ray.whole_files import replace_file
 
 KEPT_ROUNDS = 3  # of a site's checkpoints: without a barrier it may be two rounds ahead of what the driver has written
@@ -47,8 +47,6 @@ CASE_COLUMNS = ("site", "case", "split", "model", "class_name", "dice", "hd95", 
 TRACKING_FILE = "tracking.json"
 MODEL_FILE = "personalised.safetensors"  # of a site, once it has been tested
 _MARKERS = ("rounds.jsonl", "state.json")  # a run that failed to start has neither, and may be tried again
-LONGEST_SITE_NAME = 100
-_SITE_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*")
 
 
 @dataclass(frozen=True)
@@ -67,26 +65,6 @@ class RunState:
     site_rounds: dict[str, int] = field(default_factory=dict)
     dropped: dict[str, str] = field(default_factory=dict)
     followed: int | None = None
-
-
-def check_site_name(name: str) -> str:
-    """The name, if it can be a folder and a metric name.
-
-    Raises:
-        ConfigError: it holds other characters than letters, digits, ``_``, ``-`` and ``.``, starts with a dot, or is
-            longer than files' names may be with what is added to it.
-    """
-    if len(name) > LONGEST_SITE_NAME:
-        raise ConfigError(
-            f"site name {name[:20]}... has {len(name)} characters and cannot name files: {LONGEST_SITE_NAME} at most; "
-            "rename the site in the datalist"
-        )
-    if not _SITE_NAME.fullmatch(name):
-        raise ConfigError(
-            f"site name {name!r} cannot name a folder: use letters A-Z a-z, digits, '_', '-' and '.', "
-            "no dot at the start; rename the site in the datalist"
-        )
-    return name
 
 
 class RunFolder:

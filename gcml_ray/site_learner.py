@@ -14,7 +14,7 @@ from gcml_ray.config.wire import WireConfig
 from gcml_ray.data.contract import data_contract
 from gcml_ray.errors import ConfigError
 from gcml_ray.learner import Learner, Precision
-from gcml_ray.networks.registry import build_network, check_patch, check_size, fingerprint
+from gcml_ray.networks.registry import build_network, check_sizes, fingerprint
 from gcml_ray.privacy.training import check_network
 from gcml_ray.push.payload import push_bytes
 from gcml_ray.push.wire import WIRE_DTYPE, Buffer, Expectation, PushHeader, TensorSpec, checksum
@@ -27,6 +27,17 @@ from gcml_ray.weights import FlatModel
 def exchanged_network(config: Config, site: str) -> NetworkConfig:
     """The network of what a site pushes: its own; with ProxyFL, whose proxies are alike everywhere, the common one."""
     return config.network if isinstance(config.method, ProxyFlMethod) else config.network_of(site)
+
+
+def check_networks(config: Config, site: str) -> None:
+    """Whether the networks that a site trains take patches and windows of the sizes asked for.
+
+    Raises:
+        ConfigError: one does not; names the key and a size that fits.
+    """
+    own, sent = config.network_of(site), exchanged_network(config, site)
+    for network in (own,) if own == sent else (own, sent):
+        check_sizes(network, config.data, window=config.evaluation.window_size)
 
 
 def build_learner(
@@ -44,12 +55,8 @@ def build_learner(
         is_private: draw other weights than those of the exchanged models.
 
     Raises:
-        ConfigError: the network cannot be built, does not take patches or windows of the sizes asked for, or has
-            nothing that the method could keep local.
+        ConfigError: the network cannot be built, or has nothing that the method could keep local.
     """
-    check_patch(network, config.data)
-    if config.evaluation.window_size is not None:
-        check_size(network, config.data, config.evaluation.window_size, key="evaluation.window_size")
     keys = (("init", "private") if is_private else ("init",)) + (() if config.federation.common_init else (site,))
     with torch.random.fork_rng(devices=[]):  # a learner built between two steps must not change dropout
         torch.default_generator.manual_seed(derive_seed(config.federation.seed, *keys))  # a GPU's is not forked

@@ -48,7 +48,7 @@ from gcml_ray.records import (
 )
 from gcml_ray.seeding import derive_seed
 from gcml_ray.site_files import SiteFiles
-from gcml_ray.site_learner import build_learner, exchanged_network, start_averages
+from gcml_ray.site_learner import build_learner, check_networks, exchanged_network, start_averages
 from gcml_ray.stopwatch import peak_memory_bytes, timed
 from gcml_ray.visits import Visits
 from gcml_ray.workbench import Workbench, in_turn
@@ -114,6 +114,8 @@ class SiteTrainer:
         torch.set_num_threads(max(1, int(self.config.resources.cpus_per_site)))
         if self.device.type == "cpu":
             prepare_thread()
+        data = self.config.data
+        check_networks(self.config, self.site)
         with collected_warnings() as self.loading_notes:
             self.data = self._load_data()
         self.loss = build_segmentation_loss(self.config.loss, self.config.data)
@@ -121,6 +123,10 @@ class SiteTrainer:
         self.judge = Judge(self.config, self.site, self.files, self.evaluator)
         self.private = private_training(self.config, self.data, folder=self.files.folder, device=self.device)
         self._build_models()
+        if self.config.resources.compile:
+            self.on_progress("compile", 0, 1)
+            for learner in self.learners:
+                learner.compile_ahead((data.batch_size, len(data.channels), *data.patch_size))
         with collected_warnings() as notes:
             self.files.restore(self.local, self.personal, resume_round=resume_round, cases=self.data.cases)
         self.loading_notes += notes
@@ -165,12 +171,8 @@ class SiteTrainer:
 
     def _build(self, role: str, network: NetworkConfig, *, is_private: bool = False) -> Learner:
         """A model of its own, at the bench."""
-        data = self.config.data
         learner = build_learner(self.config, self.site, network, self.device, is_private=is_private)
-        if self.config.resources.compile:
-            self.on_progress("compile", 0, 1)
-            learner.compile_ahead((data.batch_size, len(data.channels), *data.patch_size))
-        return self.bench.place(learner, f"{role} {fingerprint(network, data)}")
+        return self.bench.place(learner, f"{role} {fingerprint(network, self.config.data)}")
 
     @property
     def own(self) -> Learner:

@@ -71,11 +71,10 @@ def main() -> None:
     """Runs the command line; the errors that a user can mend are shown without a traceback."""
     try:
         app()
-    except GcmlError as error:
-        Console(stderr=True, soft_wrap=True).print(f"error: {error}", style="red", highlight=False, markup=False)
-        sys.exit(1)
-    except OSError as error:  # a disk that is full or read-only, a file where a folder should be
-        words = f"{error.filename}: {error.strerror}" if error.filename else str(error)
+    except (GcmlError, OSError) as error:  # a disk that is full or read-only, a file where a folder should be
+        words = str(error)
+        if isinstance(error, OSError) and error.filename:
+            words = f"{error.filename}: {error.strerror}"
         Console(stderr=True, soft_wrap=True).print(f"error: {words}", style="red", highlight=False, markup=False)
         sys.exit(1)
     except KeyboardInterrupt:

@@ -245,22 +245,21 @@ def _affine_problems(case: Case, affine: NDArray[np.float64] | None, data: DataC
     path = case.images[0]
     if affine is None and data.spacing_is_real:
         return [f"{path} is a picture and stores no voxel size; set data.spacing_is_real: false"]
-    problem = affine_problem(path, affine, spatial_dims=data.spatial_dims)
-    return [] if problem is None else [problem]
+    return [problem] if (problem := affine_problem(path, affine, spatial_dims=data.spatial_dims)) is not None else []
 
 
 def _intensity_problems(case: Case, images: Sequence[Volume], data: DataConfig) -> list[str]:
     problems = []
-    for path, volume in zip(case.images, images, strict=True):
-        num_bad = int((~torch.isfinite(volume.array)).sum())
-        if num_bad:
+    extremes = [volume.array.flatten(1).aminmax(dim=1) for volume in images]
+    for path, volume, (low, high) in zip(case.images, images, extremes, strict=True):
+        if num_bad := int((~torch.isfinite(volume.array)).sum()):
             problems.append(f"image {path} has {num_bad} NaN or infinite value(s); replace them, e.g. by 0")
-        elif (largest := float(volume.array.abs().max())) > MAX_INTENSITY:
+        elif (largest := float(torch.maximum(high, -low).max())) > MAX_INTENSITY:
             problems.append(f"image {path} holds {largest:.3g}: no intensity, and its square overflows; replace it")
-    channels = [channel for volume in images for channel in volume.array]
-    for name, channel in zip(data.channels, channels, strict=False):
-        if channel.min() == channel.max():
-            log.warning("site %s, case %s: channel %s is %g everywhere", case.site, case.name, name, channel.min())
+    lows, highs = (torch.cat(part).tolist() for part in zip(*extremes, strict=True))
+    for name, low, high in zip(data.channels, lows, highs, strict=False):
+        if low == high:
+            log.warning("site %s, case %s: channel %s is %g everywhere", case.site, case.name, name, low)
     return problems
 
 

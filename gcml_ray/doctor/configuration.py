@@ -33,7 +33,7 @@ from gcml_ray.doctor.forecast_costs import SiteCases
 from gcml_ray.doctor.machine import Check, nearest_existing
 from gcml_ray.doctor.probe import Probe
 from gcml_ray.errors import ConfigError, DataError
-from gcml_ray.networks.registry import check_patch
+from gcml_ray.networks.registry import check_sizes
 from gcml_ray.records import Split
 from gcml_ray.run_folder import RunFolder
 from gcml_ray.tracking.run import tracking_uri
@@ -283,7 +283,7 @@ def check_patches(config: Config, headers: Sequence[CaseHeader]) -> Iterator[Che
     patch = tuple(config.data.patch_size)
     for network in _networks(config):
         try:
-            check_patch(network, config.data)
+            check_sizes(network, config.data, window=config.evaluation.window_size)
         except ConfigError as error:
             yield Check(f"network {network.name}", "FAIL", str(error), "change network.options or data.patch_size")
         else:

@@ -277,16 +277,27 @@ def _canonical(value: Any) -> Any:
 # --- does the patch fit -------------------------------------------------------------------------
 
 
+def check_sizes(network: NetworkConfig, data: DataConfig, *, window: tuple[int, ...] | None) -> None:
+    """:func:`check_patch`, and the same for ``evaluation.window_size`` where there is one.
+
+    Raises:
+        ConfigError: names the key, the divisor of each axis, and the nearest size that fits.
+    """
+    check_patch(network, data)
+    if window is not None:
+        _check_size(network, data, window, key="evaluation.window_size")
+
+
 def check_patch(network: NetworkConfig, data: DataConfig) -> None:
     """Whether a training batch of ``data.patch_size`` goes through the network and comes out at its own size.
 
     Raises:
         ConfigError: names ``data.patch_size``, the divisor of each axis, and the nearest size that fits.
     """
-    check_size(network, data, data.patch_size, key="data.patch_size")
+    _check_size(network, data, data.patch_size, key="data.patch_size")
 
 
-def check_size(network: NetworkConfig, data: DataConfig, size: tuple[int, ...], *, key: str) -> None:
+def _check_size(network: NetworkConfig, data: DataConfig, size: tuple[int, ...], *, key: str) -> None:
     """Whether images of a size go through the network in training and come out at their own size.
 
     Runs a forward pass on torch's meta device: shapes only, milliseconds, no memory. Where it fails, the divisor

@@ -13,7 +13,8 @@ from gcml_ray.config import Config
 from gcml_ray.errors import CheckpointError, ConfigError
 from gcml_ray.record_json import from_json, to_json
 from gcml_ray.records import CaseScore, Edge, PushReceipt, RoundPlan, RoundRecord, SiteFailure, TrainReport
-from gcml_ray.run_folder import RunFolder, RunState, check_site_name
+from gcml_ray.run_folder import RunFolder, RunState
+from gcml_ray.site_names import check_site_name
 
 
 def make_config(folder: Path) -> Config:
