@@ -11,7 +11,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
-from gcml_ray.config.section import Count, NonNegative, Positive, Section
+from gcml_ray.config.section import Count, Name, NonNegative, Positive, Section
 from gcml_ray.search.records import Objective
 
 FIXED = {
@@ -164,10 +164,10 @@ class SearchConfig(Section):
     ``gcml run --set``. ``driver_cpus`` is the share of each trial's own driver, which computes next to nothing.
     """
 
-    name: str
-    base: str
+    name: Name
+    base: Name
     base_overrides: Annotated[tuple[str, ...], Field(strict=False)] = ()
-    folder: str
+    folder: Name
     space: Annotated[dict[str, Domain], Field(min_length=1)]
     objective: Objective = "mean_dice"
     searcher: Annotated[TpeSearcher | RandomSearcher | GridSearcher, Field(discriminator="name")]

@@ -12,7 +12,7 @@ from pydantic import Field, ValidationError, model_validator
 from gcml_ray.config import POOLED, Config
 from gcml_ray.config.file import load_config, read_sections
 from gcml_ray.config.problems import describe_problems
-from gcml_ray.config.section import Section
+from gcml_ray.config.section import Name, Section
 from gcml_ray.errors import ConfigError
 
 
@@ -25,13 +25,13 @@ class ComparisonConfig(Section):
     a site.
     """
 
-    name: str
-    base: str
+    name: Name
+    base: Name
     seeds: Annotated[tuple[int, ...], Field(strict=False, min_length=1)]
     common: dict[str, Any] = Field(default={})
     methods: dict[str, dict[str, Any]]
-    output: str
-    results: str
+    output: Name
+    results: Name
     alone: str = "local"
     focus: str = "gcml"
 

@@ -183,7 +183,7 @@ class TrackingConfig(Section):
 class OutputConfig(Section):
     """The run folder, and how often sites write a checkpoint to resume from."""
 
-    folder: str
+    folder: Name
     checkpoint_every: Count = 1
     num_overlays: CountOrZero = 2
 

@@ -76,6 +76,10 @@ def _requirement(detail: ErrorDetails) -> str:
             return "a section of 'key: value' lines"
         case "tuple_type":
             return "a list, [a, b]"
+        case "string_too_short":
+            return "text that is not empty"
+        case "too_short":
+            return f"{detail['ctx']['min_length']} or more of them, not {detail['ctx']['actual_length']}"
         case "string_type" if not isinstance(received, dict | list) and received is not None:
             return f"text, not {type(received).__name__}: put it in quotes"
     return detail["msg"].removeprefix("Input should be ")
