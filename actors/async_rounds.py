@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING
 
 from actors.pace import CallKind
 from actors.site_pool import Outcome
-from gcml_ray.gossip import phase_of
+from gcml_ray.phases import order_of, phase_of
 from gcml_ray.records import Edge, PushReceipt, RoundPlan, RoundRecord, TrainReport
 
 if TYPE_CHECKING:
@@ -114,7 +114,7 @@ class AsyncRounds:
         return number <= federation.rounds and phase_of(federation, number) == "exchange"
 
     def _train(self, name: str, number: int) -> None:
-        order = self.driver.order(number)
+        order = order_of(self.config, number)
         kind = CallKind("train", order.evaluate, order.phase == "exchange")
         limit_s = self.config.federation.round_timeout_s
         self.roster.submit(name, "train", order, number=number, kind=kind, limit_s=limit_s)
@@ -139,7 +139,7 @@ class AsyncRounds:
             self._close_window()
         self._window.trained[report.site] = report
         self._done[report.site] = report.round_number
-        has_checkpoint = self.driver.order(report.round_number).checkpoint
+        has_checkpoint = order_of(self.config, report.round_number).checkpoint
         self.roster.succeeded(report.site, report, has_checkpoint=has_checkpoint)
         if len(self._window.trained) == len(self.roster.members):
             self._close_window()

@@ -24,12 +24,11 @@ from actors.pace import CallKind
 from actors.roster import Roster
 from actors.site_pool import SitePool
 from actors.sync_rounds import SyncRounds
-from gcml_ray.config import SERVER, Config, UsefulnessTopology, has_server, has_two_models
+from gcml_ray.config import SERVER, Config, UsefulnessTopology, has_server
 from gcml_ray.errors import CheckpointError
-from gcml_ray.gossip import phase_of, plan_round
+from gcml_ray.gossip import plan_round
+from gcml_ray.phases import models_to_test
 from gcml_ray.records import (
-    BEFORE_GOSSIP,
-    ENSEMBLE,
     PERSONALISED,
     Edge,
     EvaluationReport,
@@ -38,7 +37,6 @@ from gcml_ray.records import (
     RoundRecord,
     SiteFailure,
     SiteInfo,
-    TrainOrder,
     by_site,
 )
 from gcml_ray.run_folder import RunFolder, RunState
@@ -199,18 +197,6 @@ class Driver:
         distrust = distrust_weights(self.recent)
         return {edge: weights.get(edge, 1.0) * distrust.get(edge, 1.0) for edge in {*weights, *distrust}}
 
-    def order(self, number: int) -> TrainOrder:
-        """Evaluation and checkpoints by their rhythm, and always where a phase or the run ends."""
-        federation = self.config.federation
-        last = number == federation.rounds
-        ends_warmup = number == federation.num_warmup
-        return TrainOrder(
-            round_number=number,
-            phase=phase_of(federation, number),
-            evaluate=number % federation.evaluate_every == 0 or ends_warmup or last,
-            checkpoint=number % self.config.output.checkpoint_every == 0 or last,
-        )
-
     def note_refusals(self, receipts: Sequence[PushReceipt]) -> None:
         """Refused pushes are for the log."""
         for receipt in receipts:
@@ -265,15 +251,8 @@ class Driver:
             failure = SiteFailure(name, federation.rounds, "evaluate", "unreachable", "it has not come back")
             self.listener.on_failure(failure, Decision.SKIP)
         untested = set(self.roster.members)
-        models = [PERSONALISED]
-        if 0 < federation.num_warmup < federation.rounds:
-            models.append(BEFORE_GOSSIP)
-        if has_two_models(self.config.method):
-            models.append("shared")
-        if self.config.evaluation.ensemble_peers:
-            models.append(ENSEMBLE)
         reports: list[EvaluationReport] = []
-        for model in models:
+        for model in models_to_test(self.config):
             names = self.roster.present
             for name in names:
                 kind = CallKind(f"test {model}")

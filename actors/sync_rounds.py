@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 from actors.pace import CallKind
 from actors.site_pool import Outcome
 from gcml_ray.config import SERVER
+from gcml_ray.phases import order_of
 from gcml_ray.records import AdoptReport, Edge, PushReceipt, RoundPlan, RoundRecord, TrainOrder, TrainReport
 
 if TYPE_CHECKING:
@@ -91,7 +92,7 @@ class SyncRounds:
         left_out = {name: "restarting" if name in self.roster.absent else "busy" for name in missing}
         driver.listener.on_round_begin(plan)
         has_server = any(SERVER in (edge.sender, edge.receiver) for edge in plan.edges)
-        plan = (self._server_round if has_server else self._peer_round)(plan, driver.order(number), work)
+        plan = (self._server_round if has_server else self._peer_round)(plan, order_of(self.config, number), work)
         if number == self.config.federation.rounds:
             self._wait_for_late(work)
         self._round_seconds = time.perf_counter() - began

@@ -30,7 +30,8 @@ from gcml_ray.config import (
     Topology,
     UsefulnessTopology,
 )
-from gcml_ray.records import Edge, Phase, RoundPlan
+from gcml_ray.phases import phase_of
+from gcml_ray.records import Edge, RoundPlan
 from gcml_ray.seeding import numpy_generator
 
 Indices = NDArray[np.int64]
@@ -61,7 +62,7 @@ def plan_round(
     phase = phase_of(federation, round_number)
     if phase != "exchange" or isinstance(method, LocalMethod | PooledMethod):
         edges: tuple[Edge, ...] = ()
-    elif isinstance(method, ServerMethod | FedBnMethod):
+    elif isinstance(method, ServerMethod | FedBnMethod):  # has_server, in the type checker's words
         edges = server_edges(num_train)
     elif isinstance(method, DpsgdMethod) and isinstance(method.topology, RingTopology):
         edges = both_neighbours(num_train)
@@ -75,14 +76,6 @@ def plan_round(
             edge_weights=None if isinstance(method, DpsgdMethod) else edge_weights,
         )
     return RoundPlan(round_number=round_number, phase=phase, sites=tuple(sorted(num_train)), edges=edges)
-
-
-def phase_of(federation: FederationConfig, round_number: int) -> Phase:
-    """The phase of a round: the first ``num_warmup`` and the last ``num_cooldown`` have no exchange."""
-    assert 1 <= round_number <= federation.rounds, f"round {round_number} is outside 1..{federation.rounds}"
-    if round_number <= federation.num_warmup:
-        return "warmup"
-    return "cooldown" if round_number > federation.rounds - federation.num_cooldown else "exchange"
 
 
 def server_edges(sites: Iterable[str]) -> tuple[Edge, ...]:

@@ -14,6 +14,7 @@ Split = Literal["train", "validation", "test"]
 
 PERSONALISED = "personalised"  # a site's best model on its own validation cases
 BEFORE_GOSSIP = "before_gossip"  # its model at the end of the warm-up
+SHARED = "shared"  # what it exchanges where it trains a personal model beside it
 ENSEMBLE = "ensemble"  # the personalised model together with models of its peers
 
 

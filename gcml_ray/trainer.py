@@ -38,6 +38,7 @@ from gcml_ray.push.wire import Buffer, Expectation, PushHeader
 from gcml_ray.records import (
     ENSEMBLE,
     PERSONALISED,
+    SHARED,
     AdoptReport,
     EvaluationReport,
     Judgement,
@@ -55,8 +56,6 @@ from gcml_ray.workbench import Workbench, in_turn
 
 # Pushed weights are read-only on purpose; torch warns about that once a process.
 warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
-
-SHARED = "shared"
 
 
 class SiteTrainer:

@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from gcml_ray.averages import mean
 from gcml_ray.errors import DataError
-from gcml_ray.records import ENSEMBLE, PERSONALISED
+from gcml_ray.records import ENSEMBLE, PERSONALISED, SHARED
 from gcml_ray.seeding import numpy_generator
 from gcml_ray.whole_files import replace_file
 
@@ -203,7 +203,7 @@ def summarise(cells: Sequence[Cell], *, bounds: Collection[str] = ()) -> tuple[M
     """
     groups: dict[tuple[str, str], list[Cell]] = {}
     for cell in cells:
-        for model in sorted({score.model for score in cell.scores} & {PERSONALISED, ENSEMBLE, "shared"}):
+        for model in sorted({score.model for score in cell.scores} & {PERSONALISED, ENSEMBLE, SHARED}):
             groups.setdefault((cell.method, model), []).append(cell)
     sites = sorted({score.site for cell in cells for score in cell.scores})
     rows = [_row(*key, group, sites) for key, group in groups.items()]

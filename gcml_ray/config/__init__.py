@@ -1,6 +1,7 @@
 """The configuration of one federation: frozen, strict, one file a run.
 
-Every section is a pydantic model that refuses unknown keys and coerces nothing but int to float.
+Every section is a pydantic model that refuses unknown keys and takes nothing for what it
+is not, but an int for a float and a YAML list for a tuple.
 Reading a file and applying ``--set`` overrides is in :mod:`gcml_ray.config.file`.
 """
 
@@ -51,6 +52,8 @@ from gcml_ray.config.methods import (
     keeps_norms,
     needs_one_network,
     sends_buffers,
+    takes_coupled_steps,
+    takes_mutual_steps,
 )
 from gcml_ray.config.optimiser import OptimiserConfig
 from gcml_ray.config.privacy import PrivacyConfig, privacy_problem
@@ -76,11 +79,14 @@ __all__ = [  # the long sections have their own modules, but are parts of this o
     "AttendanceConfig",
     "AugmentConfig",
     "BernoulliTopology",
+    "Config",
     "DataConfig",
     "DcmlConfig",
     "DefKtMethod",
+    "DefenceConfig",
     "DittoMethod",
     "DpsgdMethod",
+    "EvaluationConfig",
     "ExponentialTopology",
     "FedAvgMethod",
     "FedBnMethod",
@@ -91,10 +97,14 @@ __all__ = [  # the long sections have their own modules, but are parts of this o
     "GossipAvgMethod",
     "GossipMethod",
     "LocalMethod",
+    "LossConfig",
     "MatchingTopology",
     "Method",
+    "NetworkConfig",
     "OptimiserConfig",
+    "OutputConfig",
     "PooledMethod",
+    "PrivacyConfig",
     "ProxyFlMethod",
     "PushKTopology",
     "ResourcesConfig",
@@ -103,13 +113,17 @@ __all__ = [  # the long sections have their own modules, but are parts of this o
     "ServerMethod",
     "SplitConfig",
     "Topology",
+    "TrackingConfig",
     "UsefulnessTopology",
+    "WireConfig",
     "dcml_keys",
     "has_peers",
     "has_server",
     "has_two_models",
     "keeps_norms",
     "sends_buffers",
+    "takes_coupled_steps",
+    "takes_mutual_steps",
 ]
 
 

@@ -6,7 +6,18 @@ from typing import Literal
 
 from pydantic import field_validator, model_validator
 
-from gcml_ray.config.section import Axes, Count, CountOrZero, Fraction, Lengths, Name, Names, NonNegative, Section, Sizes
+from gcml_ray.config.section import (
+    Axes,
+    Count,
+    CountOrZero,
+    Fraction,
+    Lengths,
+    Name,
+    Names,
+    NonNegative,
+    Section,
+    Sizes,
+)
 
 AXIS_CODES = (("L", "R"), ("P", "A"), ("I", "S"))  # where an axis may point to, as nibabel and MONAI name it
 

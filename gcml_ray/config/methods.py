@@ -291,6 +291,16 @@ def has_two_models(method: Method) -> bool:
     return isinstance(method, DittoMethod | ProxyFlMethod)
 
 
+def takes_mutual_steps(method: Method) -> bool:
+    """Whether a receiver trains the incoming model together with its own."""
+    return isinstance(method, GcmlMethod | GmlMethod | DefKtMethod)
+
+
+def takes_coupled_steps(method: Method) -> bool:
+    """Whether some steps train two models that learn from each other, incoming or both a site's own."""
+    return takes_mutual_steps(method) or isinstance(method, ProxyFlMethod)
+
+
 def sends_buffers(method: Method) -> bool:
     """Whether floating-point buffers (BatchNorm statistics) are part of a push."""
     return isinstance(method, LocalMethod | PooledMethod) or method.buffers == "send"

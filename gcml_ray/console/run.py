@@ -18,7 +18,7 @@ from rich.table import Table
 
 from gcml_ray.config import Config
 from gcml_ray.console.live import LiveTable
-from gcml_ray.gossip import phase_of
+from gcml_ray.phases import phase_of
 from gcml_ray.records import EvaluationReport, RoundPlan, RoundRecord, SiteFailure, SiteInfo, SiteStatus, TrainReport
 
 log = logging.getLogger(__name__)

@@ -22,9 +22,10 @@ from gcml_ray.config import (
     has_peers,
     has_server,
     has_two_models,
+    takes_mutual_steps,
 )
 from gcml_ray.doctor.forecast_costs import Place, SiteCases, SiteCosts
-from gcml_ray.doctor.forecast_time import is_mutual, planned_rounds, round_seconds, start_and_test_seconds
+from gcml_ray.doctor.forecast_time import planned_rounds, round_seconds, start_and_test_seconds
 from gcml_ray.doctor.machine import Check, Machine, default_object_store_bytes, gigabytes
 from gcml_ray.push.payload import push_bytes
 from gcml_ray.records import Edge, RoundPlan
@@ -269,7 +270,7 @@ def learner_bytes(config: Config, costs: SiteCosts) -> int:
     networks = {network.model_dump_json() for network in (config.network, *config.site_networks.values())}
     plain = costs.num_values + costs.num_parameters
     moments = moments_per_parameter(config.optimiser) * costs.num_parameters
-    steps = is_mutual(config.method)  # an incoming model that only waits for the test has no moments
+    steps = takes_mutual_steps(config.method)  # an incoming model that only waits for the test has no moments
     num_own = 2 if has_two_models(config.method) else 1
     averages = costs.num_values * num_averages(config)
     return VALUE_BYTES * (averages + num_own * (plain + moments) + len(networks) * (plain + (moments if steps else 0)))

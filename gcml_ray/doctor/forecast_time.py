@@ -6,18 +6,10 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 
-from gcml_ray.config import (
-    Config,
-    DefKtMethod,
-    DittoMethod,
-    GcmlMethod,
-    GmlMethod,
-    Method,
-    ProxyFlMethod,
-    has_two_models,
-)
+from gcml_ray.config import Config, DittoMethod, GcmlMethod, Method, ProxyFlMethod, takes_mutual_steps
 from gcml_ray.doctor.forecast_costs import SiteCases, SiteCosts
-from gcml_ray.gossip import phase_of, plan_round
+from gcml_ray.gossip import plan_round
+from gcml_ray.phases import models_to_test, order_of, phase_of
 from gcml_ray.records import RoundPlan, Split
 
 
@@ -27,16 +19,6 @@ def planned_rounds(config: Config, num_train: dict[str, int]) -> tuple[RoundPlan
         plan_round(config.method, config.federation, round_number=number, num_train=num_train)
         for number in range(1, config.federation.rounds + 1)
     )
-
-
-def is_mutual(method: Method) -> bool:
-    """Whether a receiver trains the incoming model too."""
-    return isinstance(method, GcmlMethod | GmlMethod | DefKtMethod)
-
-
-def takes_coupled_steps(method: Method) -> bool:
-    """Whether some steps of the method train two models that learn from each other."""
-    return is_mutual(method) or isinstance(method, ProxyFlMethod)
 
 
 def scoring_passes(method: Method, *, num_incoming: int, evaluates: bool) -> int:
@@ -62,14 +44,11 @@ def site_round_seconds(
     config: Config, cases: SiteCases, costs: SiteCosts, *, num_incoming: int, round_number: int
 ) -> float:
     """One site's round: steps, scoring and checkpoint."""
-    federation = config.federation
-    is_last = round_number == federation.rounds
-    evaluates = is_last or round_number == federation.num_warmup or round_number % federation.evaluate_every == 0
+    order = order_of(config, round_number)
     step_s = step_seconds(config, costs, num_incoming=num_incoming, round_number=round_number)
-    passes = scoring_passes(config.method, num_incoming=num_incoming, evaluates=evaluates)
-    writes = is_last or round_number % config.output.checkpoint_every == 0
+    passes = scoring_passes(config.method, num_incoming=num_incoming, evaluates=order.evaluate)
     pass_s = costs.window_s * _windows(config, cases, "validation")
-    return federation.local_steps * step_s + passes * pass_s + writes * costs.checkpoint_s
+    return config.federation.local_steps * step_s + passes * pass_s + order.checkpoint * costs.checkpoint_s
 
 
 def step_seconds(config: Config, costs: SiteCosts, *, num_incoming: int, round_number: int) -> float:
@@ -79,7 +58,7 @@ def step_seconds(config: Config, costs: SiteCosts, *, num_incoming: int, round_n
     if isinstance(method, DittoMethod | ProxyFlMethod) and phase != "cooldown":
         is_coupled = isinstance(method, ProxyFlMethod) and phase == "exchange"
         return costs.mutual_step_s if is_coupled else 2 * costs.local_step_s
-    return costs.mutual_step_s if num_incoming and is_mutual(method) else costs.local_step_s
+    return costs.mutual_step_s if num_incoming and takes_mutual_steps(method) else costs.local_step_s
 
 
 def _windows(config: Config, cases: SiteCases, split: Split) -> int:
@@ -109,10 +88,18 @@ def _shared(seconds: Sequence[float], slots: float) -> float:
 def start_and_test_seconds(
     config: Config, cases: Sequence[SiteCases], costs: Sequence[SiteCosts], slots: float
 ) -> float:
-    """Reading all cases, and the test of the personalised model and, after a warm-up, the one before gossip."""
+    """Reading all cases, and the test: every model at home, an ensemble's choice, and the visits to other sites."""
     pairs = list(zip(cases, costs, strict=True))
     load = [cost.load_s * one.voxels("train", "validation", "test") for one, cost in pairs]
-    test = [cost.window_s * _windows(config, one, "test") + cost.score_s * one.voxels("test") for one, cost in pairs]
-    num_models = 2 if 0 < config.federation.num_warmup < config.federation.rounds else 1
-    num_models += has_two_models(config.method)
-    return _shared(load, slots) + num_models * _shared(test, slots)
+    predict = [cost.window_s * _windows(config, one, "test") for one, cost in pairs]
+    score = [cost.score_s * one.voxels("test") for one, cost in pairs]
+    validate = [cost.window_s * _windows(config, one, "validation") for one, cost in pairs]
+    num_peers = min(config.evaluation.ensemble_peers, len(pairs) - 1)
+    num_visits = len(pairs) - 1 if config.evaluation.cross_site else 0
+    num_tests = len(models_to_test(config)) + num_visits  # in an ensemble every member predicts
+    chosen_after = 1 + num_peers + sum(range(2, num_peers + 2))  # own, each peer, own and more and more of them
+    test = [
+        num_tests * (predicting + scoring) + bool(num_peers) * (num_peers * predicting + chosen_after * validating)
+        for predicting, scoring, validating in zip(predict, score, validate, strict=True)
+    ]
+    return _shared(load, slots) + _shared(test, slots)

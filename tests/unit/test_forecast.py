@@ -167,6 +167,23 @@ def test_total_time_is_loading_rounds_and_the_test_of_two_models() -> None:
     assert needs.total_s == pytest.approx(12 + 3 * 1.22 + 7 * 3.82 + 2 * 2 * 2.05)
 
 
+def test_visits_to_other_sites_are_tests_too() -> None:
+    """Two models at home and one visitor: 3 x 2.05 s for each of two sites."""
+    needs = forecast(
+        config(evaluation={"cross_site": True}), [cases("A"), cases("B")], [costs("A"), costs("B")], ONE_PROCESS
+    )
+    assert needs.total_s == pytest.approx(12 + 3 * 1.22 + 7 * 3.82 + 2 * 3 * 2.05)
+
+
+def test_an_ensemble_is_chosen_on_validation_cases_and_tested() -> None:
+    """Three tests, of which one with two members; before it own, peer and both (4 predictions) on validation."""
+    needs = forecast(
+        config(evaluation={"ensemble_peers": 2}), [cases("A"), cases("B")], [costs("A"), costs("B")], ONE_PROCESS
+    )
+    without = forecast(config(), [cases("A"), cases("B")], [costs("A"), costs("B")], ONE_PROCESS)
+    assert needs.total_s - without.total_s == pytest.approx(2 * (2.05 + 0.05 + 4 * 0.1))
+
+
 def test_sites_in_parallel_wait_for_the_slowest_one() -> None:
     place = Place(slots=2, sites_per_machine=2, interpreter_bytes=0, one_process=False)
     needs = forecast(config(), [cases("A"), cases("B")], [costs("A"), costs("B", local_step_s=0.2)], place)

@@ -15,8 +15,8 @@ from gcml_ray.checkpoint import load_model
 from gcml_ray.config import Config, OptimiserConfig
 from gcml_ray.errors import CheckpointError
 from gcml_ray.learner import Learner, Precision, local_step
-from gcml_ray.records import BEFORE_GOSSIP, PERSONALISED
-from gcml_ray.trainer import SHARED, SiteTrainer
+from gcml_ray.records import BEFORE_GOSSIP, PERSONALISED, SHARED
+from gcml_ray.trainer import SiteTrainer
 from gcml_ray.weight_average import WeightAverage, decay_at
 from gcml_ray.weights import FlatModel
 from tests.fake_runs import drive

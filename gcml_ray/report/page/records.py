@@ -10,13 +10,13 @@ from pathlib import Path
 from gcml_ray.averages import mean
 from gcml_ray.config import Config
 from gcml_ray.config.file import load_config
-from gcml_ray.records import BEFORE_GOSSIP, ENSEMBLE, PERSONALISED, CaseScore, RoundRecord
+from gcml_ray.records import BEFORE_GOSSIP, ENSEMBLE, PERSONALISED, SHARED, CaseScore, RoundRecord
 from gcml_ray.run_folder import RunFolder, RunState
 
 MODELS = {  # as a table or legend names them
     PERSONALISED: "personalised",
     BEFORE_GOSSIP: "before gossip",
-    "shared": "shared model",
+    SHARED: "shared model",
     ENSEMBLE: "with its peers",
 }
 
@@ -45,7 +45,7 @@ class RunRecords:
     def models(self) -> tuple[str, ...]:
         """The models that were tested, in the order of :data:`MODELS`."""
         found = {score.model for score in self.scores}
-        return tuple(model for model in (BEFORE_GOSSIP, "shared", ENSEMBLE, PERSONALISED) if model in found)
+        return tuple(model for model in (BEFORE_GOSSIP, SHARED, ENSEMBLE, PERSONALISED) if model in found)
 
 
 def faults_notice(run: RunRecords) -> tuple[str, ...]:

@@ -11,7 +11,7 @@ import plotly.graph_objects as go
 
 from gcml_ray.averages import case_dice, mean
 from gcml_ray.console.summary import number
-from gcml_ray.records import BEFORE_GOSSIP, ENSEMBLE, PERSONALISED, CaseScore, RoundRecord
+from gcml_ray.records import BEFORE_GOSSIP, ENSEMBLE, PERSONALISED, SHARED, CaseScore, RoundRecord
 from gcml_ray.report.page.parts import Chart, chart_text, count_rounds, hatched, look, looks, new_figure
 from gcml_ray.report.page.records import MODELS, RunRecords, natural_order, validation_series
 
@@ -99,7 +99,7 @@ def case_distribution(run: RunRecords) -> Chart | None:
     rows = {
         MODELS[model]: {site: case_dice(run.scores, site, model) for site in run.scored_sites} for model in run.models
     }
-    first = {BEFORE_GOSSIP: 6, "shared": 4, ENSEMBLE: 2, PERSONALISED: 0}
+    first = {BEFORE_GOSSIP: 6, SHARED: 4, ENSEMBLE: 2, PERSONALISED: 0}
     return distribution_chart(rows, styles=[first[model] for model in run.models], title="Test Dice of every case")
 
 
