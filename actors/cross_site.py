@@ -7,12 +7,13 @@ cases at the same time. Through the driver go names and scores alone. A site tha
 from __future__ import annotations
 
 import logging
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from actors.failure_policy import Decision
 from actors.pace import CallKind
 from actors.site_pool import Outcome
-from gcml_ray.records import CaseScore, EvaluationReport
+from gcml_ray.records import EvaluationReport
 
 if TYPE_CHECKING:
     from actors.driver import Driver
@@ -21,25 +22,18 @@ log = logging.getLogger(__name__)
 
 
 def score_across_sites(driver: Driver, own: tuple[EvaluationReport, ...]) -> None:
-    """Fills ``cross_site.csv`` of the run folder.
+    """Fills ``cross_site.csv`` of the run folder: scores under the name of the site whose model it is.
 
     Args:
         driver: has just tested.
         own: what each site's personalised model scored at home.
     """
-    rows = [_row(score, owner=report.site) for report in own for score in report.scores]
+    rows = [replace(score, model=report.site) for report in own for score in report.scores]
     driver.folder.write_cross_site(rows)
     for owner in driver.roster.present:
         for report in _visit(driver, owner):
-            rows += [_row(score, owner=owner) for score in report.scores]
+            rows += [replace(score, model=owner) for score in report.scores]
         driver.folder.write_cross_site(rows)
-
-
-def _row(score: CaseScore, *, owner: str) -> CaseScore:
-    """A score under the name of the site whose model it is."""
-    return CaseScore(
-        score.site, score.case, score.split, owner, score.class_name, score.dice, score.hd95, score.surface_dice
-    )
 
 
 def _visit(driver: Driver, owner: str) -> list[EvaluationReport]:

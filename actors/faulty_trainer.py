@@ -18,10 +18,12 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from actors.site_pool import SiteDiedError, SiteHungError
 from gcml_ray.chaos import LIES, Fault, faults_of
 from gcml_ray.config import Config
 from gcml_ray.push.wire import Buffer, Expectation, PushHeader, checksum
 from gcml_ray.records import AdoptReport, EvaluationReport, SiteInfo, Split, TrainOrder, TrainReport
+from gcml_ray.run_folder import RunFolder
 from gcml_ray.seeding import numpy_generator
 
 if TYPE_CHECKING:
@@ -36,14 +38,6 @@ EXIT_CODE = 66  # of a process that was told to die
 
 class ChaosError(Exception):
     """A site's code that fails on purpose."""
-
-
-class SiteDiedError(Exception):
-    """Stands for the end of a site's process where it has none of its own."""
-
-
-class SiteHungError(Exception):
-    """Stands for a site that never answers, where waiting for it would stop all others."""
 
 
 def with_chaos(config: Config, site: str, make_trainer: TrainerFactory) -> TrainerFactory:
@@ -88,7 +82,7 @@ class FaultyTrainer:
     ) -> None:
         self.config = config
         self.site = site
-        self.markers = folder / "checkpoints" / site
+        self.markers = RunFolder(folder).checkpoints(site)
         self.faults = faults
         self.on_progress = on_progress
         self.round_number = 0

@@ -122,6 +122,8 @@ def _own_folder(config: Config, *, resume: bool, is_trial: bool) -> Iterator[Run
 
     A trial of a search takes no lock: one that was stopped at once may be on its way out when the search goes on.
     """
+    if not config.output.folder:
+        raise ConfigError("output.folder is empty: name the folder that the run is to be written to")
     path = Path(config.output.folder)
     known = RunFolder.open(path) if resume else None
     with nullcontext() if is_trial else held(path):

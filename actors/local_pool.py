@@ -7,10 +7,9 @@ from collections import deque
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
-from actors.faulty_trainer import SiteDiedError, SiteHungError
 from actors.host import Seating, SiteHost
 from actors.site import Site, TrainerFactory
-from actors.site_pool import Outcome, taken_along
+from actors.site_pool import Outcome, SiteDiedError, SiteHungError, taken_along
 from gcml_ray.config import Config
 from gcml_ray.push.wire import Payload, PushHeader
 from gcml_ray.records import Peer, PushReceipt, SiteFailure, SiteStatus

@@ -96,15 +96,7 @@ class ObjectStoreTransport:
                 failure = classify(error, site=receiver, stage="receive", round_number=header.round_number)
                 reason = f"unreachable: {failure.message}"
             else:
-                return PushReceipt(
-                    receipt.round_number,
-                    receipt.sender,
-                    receipt.receiver,
-                    receipt.accepted,
-                    receipt.reason,
-                    receipt.size_bytes,
-                    time.perf_counter() - began,
-                )
+                return replace(receipt, seconds=time.perf_counter() - began)
         return PushReceipt(header.round_number, header.sender, receiver, False, reason, size_bytes)
 
 

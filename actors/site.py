@@ -1,15 +1,16 @@
 """A site: one hospital's data, model and mailbox. A plain class; ``actors/pool.py`` makes it a Ray actor.
 
-Its methods are called from several threads at a time: ``train`` and ``evaluate`` in one, ``push`` in one,
-``receive`` in two, ``status`` and ``stop`` in one more. What they share is the mailbox (locked), the stop
-flag (an event) and the status (replaced whole).
+Its methods are called from several threads at a time: ``train``, ``adopt``, ``evaluate``, ``visit`` and
+``score_visitor`` in one, ``push`` in one, ``receive`` in two, ``register`` and ``status`` in one more. What they share
+is the mailbox (locked), the stop flag (an event) and the status (replaced whole).
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Protocol
@@ -278,44 +279,39 @@ class Site:
 
     def train(self, order: TrainOrder) -> TrainReport:
         """One round on this site's data with what lies in the mailbox."""
-        trainer, _ = self._started()
-        with self.training:
+        with self._working(order.round_number) as trainer:
             self.current = SiteStatus(self.name, order.round_number, "train", 0, self.config.federation.local_steps)
-            try:
-                return trainer.train_round(order, self.mailbox.take())
-            finally:
-                self.current = SiteStatus(self.name, order.round_number, "ready", 0, 0)
+            return trainer.train_round(order, self.mailbox.take())
 
     def adopt(self, order: TrainOrder) -> AdoptReport:
         """Ends a round with a server: takes over what it has sent, validates, writes the checkpoint."""
-        trainer, _ = self._started()
-        with self.training:
-            try:
-                return trainer.adopt(order, self.mailbox.take())
-            finally:
-                self.current = SiteStatus(self.name, order.round_number, "ready", 0, 0)
+        with self._working(order.round_number) as trainer:
+            return trainer.adopt(order, self.mailbox.take())
 
     def evaluate(self, split: Split, model: str) -> EvaluationReport:
         """Scores one of this site's models on its own cases."""
-        trainer, _ = self._started()
-        with self.training:
-            try:
-                return trainer.evaluate(split=split, model=model)
-            finally:
-                self.current = SiteStatus(self.name, self.current.round_number, "ready", 0, 0)
+        with self._working() as trainer:
+            return trainer.evaluate(split=split, model=model)
 
     def score_visitor(self, owner: str) -> EvaluationReport:
         """Scores the model that another site has sent, on this site's test cases, and forgets it."""
+        with self._working() as trainer:
+            guests = {header.sender: (header, buffer) for header, buffer in self.guests.take()}
+            if owner not in guests:
+                raise SiteError(self.name, 0, "visit", f"the model of {owner} is not here")
+            assert trainer.visits is not None
+            return trainer.visits.score(*guests[owner])
+
+    @contextmanager
+    def _working(self, round_number: int | None = None) -> Iterator[Trainer]:
+        """The trainer, for one piece of work at a time; afterwards the site is ready, in this round or the last one."""
         trainer, _ = self._started()
         with self.training:
             try:
-                guests = {header.sender: (header, buffer) for header, buffer in self.guests.take()}
-                if owner not in guests:
-                    raise SiteError(self.name, 0, "visit", f"the model of {owner} is not here")
-                assert trainer.visits is not None
-                return trainer.visits.score(*guests[owner])
+                yield trainer
             finally:
-                self.current = SiteStatus(self.name, self.current.round_number, "ready", 0, 0)
+                number = self.current.round_number if round_number is None else round_number
+                self.current = SiteStatus(self.name, number, "ready", 0, 0)
 
     def status(self) -> SiteStatus:
         """What this site is doing."""

@@ -12,6 +12,14 @@ from typing import Any, Protocol
 from gcml_ray.records import Peer, SiteFailure, SiteStatus
 
 
+class SiteDiedError(Exception):
+    """Stands for the end of a site's process where it has none of its own."""
+
+
+class SiteHungError(Exception):
+    """Stands for a site that never answers, where waiting for it would stop all others."""
+
+
 def taken_along(failure: SiteFailure, *, site: str, stage: str, round_number: int) -> SiteFailure:
     """What the failure of one site means for a call of another that shares its process."""
     message = f"its process ends with what {failure.site} was doing"

@@ -98,7 +98,8 @@ class FederationResult:
         """A site's scores as means over its test cases and foreground classes, one record a site.
 
         Args:
-            model: ``personalised``, or ``before_gossip``: the site's own at the end of the warm-up, if there was one.
+            model: ``personalised``; ``before_gossip``, the site's own at the end of the warm-up; ``shared``, of methods
+                with two models; ``ensemble``, together with its peers' models. Empty scores where a run has none.
         """
         chosen = [score for score in self.scores if score.model == model]
         return tuple(_site_score(site, model, [each for each in chosen if each.site == site]) for site in self.sites)
@@ -163,9 +164,7 @@ class Federation:
         Raises:
             CheckpointError: the folder is not a run's.
         """
-        config = load_config(RunFolder.open(folder).config_file)
-        output = config.output.model_copy(update={"folder": str(Path(folder).resolve())})
-        return cls(config.model_copy(update={"output": output}))
+        return cls(load_config(RunFolder.open(folder).config_file).in_folder(Path(folder)))
 
     @property
     def folder(self) -> Path:
@@ -189,7 +188,7 @@ class Federation:
         Args:
             callbacks: see :mod:`gcml_ray.callbacks`; None shows one line of progress, an empty list nothing.
             resume: go on with the run in :attr:`folder`; what does not decide the result may have changed since:
-                ``tracking``, ``output``, timeouts, and ``resources`` but for ``amp``.
+                ``tracking``, ``output``, timeouts, and ``resources`` but for ``amp`` and ``compile``.
 
         Returns:
             The result; its ``status`` says whether the run finished.

@@ -271,11 +271,11 @@ def load_model(
     if config.method.name == POOLED:
         site = POOLED
     if site is None:
-        found = ", ".join(_sites_with_model(folder)) or "none"
+        found = ", ".join(folder.sites_with_model()) or "none"
         raise ConfigError(f"site: {folder.path} is the folder of a run; say whose model. Sites with one: {found}")
     sites = [site]
     if ensemble:
-        sites += [other for other in _sites_with_model(folder) if other != site]
+        sites += [other for other in folder.sites_with_model() if other != site]
         if len(sites) == 1:
             raise ConfigError(f"ensemble: no site but {site} has a {MODEL_FILE} in {folder.path}; leave it out")
     loaded = [_load_one(folder, config, each, target) for each in sites]
@@ -300,7 +300,7 @@ def _load_one(folder: RunFolder, config: Config, site: str, device: torch.device
     """One site's model from the folder of a run."""
     path = folder.checkpoints(site) / MODEL_FILE
     if not path.is_file():
-        found = ", ".join(_sites_with_model(folder)) or "none"
+        found = ", ".join(folder.sites_with_model()) or "none"
         raise CheckpointError(
             f"{path} does not exist; sites with a personalised model in this run: {found}. It is written when a run "
             f"has tested its models: finish it with `gcml run --resume {folder.path}`"
@@ -363,10 +363,6 @@ def _facts(path: Path) -> ModelFacts:
         raise CheckpointError(f"{path} cannot be read ({error}); copy it again from the run") from error
     except (KeyError, ValueError) as error:
         raise CheckpointError(f"{path} is not a personalised model of gcml-ray: its header lacks {error}") from error
-
-
-def _sites_with_model(folder: RunFolder) -> list[str]:
-    return sorted(path.parent.name for path in (folder.path / "checkpoints").glob(f"*/{MODEL_FILE}"))
 
 
 def _device(name: str) -> torch.device:

@@ -141,6 +141,10 @@ class RunFolder:
         """The folder of a site's checkpoints; it need not exist yet."""
         return self.path / "checkpoints" / check_site_name(site)
 
+    def sites_with_model(self) -> list[str]:
+        """The sites whose personalised model lies here, by name."""
+        return sorted(path.parent.name for path in (self.path / "checkpoints").glob(f"*/{MODEL_FILE}"))
+
     def overlays(self, site: str) -> Path:
         """The folder of a site's overlays; it need not exist yet."""
         return self.path / "overlays" / check_site_name(site)

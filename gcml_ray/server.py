@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import os
-import resource
 import socket
 import time
 from collections.abc import Callable, Sequence
@@ -25,11 +24,11 @@ from gcml_ray.cpu import keep_freed_memory
 from gcml_ray.errors import CheckpointError, SiteError
 from gcml_ray.push.wire import Buffer, Expectation, PushHeader
 from gcml_ray.records import AdoptReport, EvaluationReport, SiteInfo, Split, TrainOrder, TrainReport
+from gcml_ray.run_folder import RunFolder
 from gcml_ray.site_learner import WireFormat, build_learner
+from gcml_ray.stopwatch import peak_memory_bytes
 
-KEPT_ROUNDS = 2
-
-
+KEPT_MEANS = 2  # of past rounds
 BLOCK = 1 << 16  # values
 
 
@@ -70,7 +69,7 @@ class ServerTrainer:
         self.visits = None  # a server has no cases to score models on
         self.config = config
         self.site = site
-        self.checkpoints = folder / "checkpoints" / site
+        self.checkpoints = RunFolder(folder).checkpoints(site)
         self.on_progress = on_progress
         self.weights: Buffer | None = None
         self.num_train = 0
@@ -147,7 +146,7 @@ class ServerTrainer:
             is_best=False,
             seconds={"merge": time.perf_counter() - began},
             learning_rate=0.0,
-            peak_memory_bytes=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
+            peak_memory_bytes=peak_memory_bytes(),
         )
 
     def adopt(self, order: TrainOrder, pushes: Sequence[tuple[PushHeader, Buffer]]) -> AdoptReport:
@@ -169,7 +168,7 @@ class ServerTrainer:
             round_file(self.checkpoints, self.round_number), {"weights": self.weights}, {"state": json.dumps(state)}
         )
         rounds = saved_rounds(self.checkpoints)
-        kept = [number for number in rounds if number <= self.round_number][-KEPT_ROUNDS:]
+        kept = [number for number in rounds if number <= self.round_number][-KEPT_MEANS:]
         for number in set(rounds) - set(kept):
             round_file(self.checkpoints, number).unlink(missing_ok=True)
 

@@ -47,6 +47,7 @@ from gcml_ray.records import (
     TrainOrder,
     TrainReport,
 )
+from gcml_ray.run_folder import RunFolder
 from gcml_ray.seeding import derive_seed
 from gcml_ray.site_files import SiteFiles
 from gcml_ray.site_learner import build_learner, check_networks, exchanged_network, start_averages
@@ -85,8 +86,8 @@ class SiteTrainer:
     ) -> None:
         self.config = config
         self.site = site
-        self.files = SiteFiles(config, site, folder / "checkpoints" / site)
-        self.overlays = folder / "overlays" / site
+        self.files = SiteFiles(config, site, RunFolder(folder).checkpoints(site))
+        self.overlays = RunFolder(folder).overlays(site)
         self.on_progress = on_progress
         self.device = torch.device("cuda" if use_gpu and torch.cuda.is_available() else "cpu")
         self.wants_gpu = use_gpu

@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-import sys
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
+from gcml_ray.cli.running import STOPPED, stop_on_signal, watched, wide_console
 from gcml_ray.comparison.config import ComparisonConfig, load_comparison
 from gcml_ray.comparison.table import method_table, site_table
 from gcml_ray.console.comparison import CellsConsole
-from gcml_ray.console.run import RunConsole
 
 if TYPE_CHECKING:
     from actors.compare import Ending, Views
     from actors.listener import Listener
-
-WIDTH = 120  # columns of tables in a file or a pipe
 
 
 def compare(
@@ -36,9 +34,8 @@ def compare(
 ) -> None:
     """Run several methods over several seeds and tabulate them; finished cells are never run again."""
     from actors.compare import Views, run_comparison  # noqa: PLC0415 - the command line knows all packages
-    from gcml_ray.cli.main import STOPPED, _stop_on_signal  # noqa: PLC0415 - cli imports this module
 
-    console = Console(soft_wrap=True, width=None if sys.stdout.isatty() else WIDTH)
+    console = wide_console()
     comparison = load_comparison(config)
 
     def say(line: str) -> None:
@@ -47,9 +44,9 @@ def compare(
     @contextmanager
     def open_views(at_once: int) -> Iterator[Views]:
         if at_once == 1:
-            yield Views(cell=alone, abort=lambda: None)
+            yield Views(cell=partial(watched, console), abort=lambda: None)
             return
-        with CellsConsole(console, title=comparison.name) as cells, _stop_on_signal(cells) as stop:
+        with CellsConsole(console, title=comparison.name) as cells, stop_on_signal(cells) as stop:
 
             @contextmanager
             def beside(title: str) -> Iterator[tuple[Listener, threading.Event]]:
@@ -57,11 +54,6 @@ def compare(
                     yield row, stop
 
             yield Views(cell=beside, abort=cells.abort)
-
-    @contextmanager
-    def alone(title: str) -> Iterator[tuple[Listener, threading.Event]]:
-        with RunConsole(console, title=title) as listener, _stop_on_signal(listener) as stop:
-            yield listener, stop
 
     ending = run_comparison(
         comparison, overrides, open_views=open_views, say=say, at_once=at_once, tables_only=tables_only

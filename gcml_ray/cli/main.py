@@ -7,13 +7,10 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-import signal
 import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, NoReturn
+from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 from rich.console import Console
@@ -25,12 +22,11 @@ from gcml_ray.cli.inspect import inspect
 from gcml_ray.cli.predict import evaluate, predict
 from gcml_ray.cli.prepare import prepare_app
 from gcml_ray.cli.report import report
+from gcml_ray.cli.running import STOPPED, watched
 from gcml_ray.cli.site import site_app
 from gcml_ray.cli.tune import tune
 from gcml_ray.config import Config, LocalMethod
 from gcml_ray.config.file import load_config
-from gcml_ray.console.comparison import CellsConsole
-from gcml_ray.console.run import RunConsole
 from gcml_ray.console.summary import comparison_table, comparison_verdict, run_facts, run_table, where_things_are
 from gcml_ray.errors import ConfigError, GcmlError
 from gcml_ray.run_folder import RunFolder
@@ -44,7 +40,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     add_completion=False,
 )
-STOPPED = 130  # what a shell reports for a program ended by Ctrl-C
 
 Overrides = Annotated[
     list[str], typer.Option("--set", help="Override a key: method.dcml.beta=0.2, or 'method={name: local}'.")
@@ -95,10 +90,7 @@ def run(
     if resume is not None and overrides:
         raise ConfigError("--resume continues with the configuration in the run folder: --set cannot change it")
     if resume is not None:
-        resumed = load_config(RunFolder.open(resume).config_file)
-        loaded = resumed.model_copy(
-            update={"output": resumed.output.model_copy(update={"folder": str(resume.resolve())})}
-        )
+        loaded = load_config(RunFolder.open(resume).config_file).in_folder(resume)
         if chaos is not None:
             parse_chaos(chaos)
             loaded = loaded.model_copy(update={"chaos": chaos})
@@ -135,7 +127,7 @@ def demo(
     datalist = prepare_demo(target / "data")
     gcml = demo_config(datalist, target / "gcml", overrides)
     alone_too = gcml.model_copy(update={"name": "local", "method": LocalMethod(name="local")})
-    local = _into(alone_too, target / "local")
+    local = alone_too.in_folder(target / "local")
     with ray_session(gcml):
         together = _run_once(gcml, console, title="together (GCML)")
         _exit_for(together, gcml)
@@ -169,34 +161,14 @@ def doctor(
         raise typer.Exit(1)
 
 
-def _run_once(config: Config, console: Console, *, title: str, resume: bool = False) -> Any:
+def _run_once(config: Config, console: Console, *, title: str, resume: bool = False) -> RunSummary:
     """One federation with its console and its signal handling."""
     from actors.federation import run_federation  # noqa: PLC0415 - the one place that knows all packages
 
     if config.tracking.enabled:  # beside Ray's start; the tracker's own thread waits for it
         threading.Thread(target=import_lean_client, daemon=True).start()
-    with RunConsole(console, title=title) as listener, _stop_on_signal(listener) as stop:
+    with watched(console, title) as (listener, stop):
         return run_federation(config, listener=listener, stop=stop, resume=resume)
-
-
-@contextmanager
-def _stop_on_signal(listener: RunConsole | CellsConsole) -> Iterator[threading.Event]:
-    """Ctrl-C once ends after the round in flight, twice ends now; so does a termination signal."""
-    stop = threading.Event()
-
-    def interrupt(number: int, frame: object) -> None:
-        del frame
-        if stop.is_set() or number == signal.SIGTERM:
-            raise KeyboardInterrupt
-        stop.set()
-        listener.say("stopping after this round; press Ctrl-C again to stop now")
-
-    before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _exit_for(summary: RunSummary, config: Config) -> None:
@@ -220,12 +192,6 @@ def _stopped(config: Config) -> NoReturn:
     words = f"stopped; continue with: gcml run --resume {config.output.folder}"
     Console(stderr=True, soft_wrap=True).print(words, highlight=False)
     raise typer.Exit(STOPPED)
-
-
-def _into(config: Config, folder: Path) -> Config:
-    """The same federation with another run folder."""
-    output = config.output.model_copy(update={"folder": str(folder.resolve())})
-    return config.model_copy(update={"output": output})
 
 
 def _fresh_folder(folder: Path) -> Path:

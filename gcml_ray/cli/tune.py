@@ -3,26 +3,21 @@
 from __future__ import annotations
 
 import importlib.util
-import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
 
-from gcml_ray.console.run import RunConsole
+from gcml_ray.cli.running import STOPPED, watched, wide_console
 from gcml_ray.console.search import SearchConsole, final_table, search_table, search_verdict
 from gcml_ray.errors import ConfigError
 from gcml_ray.tracking.metrics import flat_params
 
 if TYPE_CHECKING:
     from tune.trial_config import Search
-
-
-WIDTH = 120  # columns of tables in a file or a pipe
 
 
 def tune(
@@ -51,7 +46,7 @@ def tune(
         raise ConfigError("gcml tune needs optuna, which is not installed: pip install 'gcml-ray[tune]'")
     from tune.search_file import load_search, reopen_search  # noqa: PLC0415 - the command line knows all packages
 
-    console = Console(soft_wrap=True, width=None if sys.stdout.isatty() else WIDTH)
+    console = wide_console()
     if final is not None:
         _final(reopen_search(final), console)
     elif resume is not None:
@@ -63,7 +58,6 @@ def tune(
 
 def _search(search: Search, console: Console, *, resume: bool, retry_failed: bool) -> None:
     """Runs a search, shows and keeps what came of it."""
-    from gcml_ray.cli.main import STOPPED  # noqa: PLC0415 - cli imports this module
     from gcml_ray.report.search import write_search_plots  # noqa: PLC0415 - matplotlib only at the end
     from gcml_ray.tracking.search import SearchTracker  # noqa: PLC0415
     from tune.search import BEST_FILE, blank_record, run_search  # noqa: PLC0415 - ray only when a search runs
@@ -96,15 +90,9 @@ def _search(search: Search, console: Console, *, resume: bool, retry_failed: boo
 
 def _final(search: Search, console: Console) -> None:
     """Trains and tests the winner of a search."""
-    from gcml_ray.cli.main import STOPPED, _stop_on_signal  # noqa: PLC0415 - cli imports this module
     from tune.final import run_final  # noqa: PLC0415 - ray only when it runs
 
-    @contextmanager
-    def watch(title: str) -> Iterator[tuple[RunConsole, threading.Event]]:
-        with RunConsole(console, title=title) as listener, _stop_on_signal(listener) as stop:
-            yield listener, stop
-
-    final = run_final(search, watch=watch)
+    final = run_final(search, watch=partial(watched, console))
     if final is None:
         console.print(f"stopped; continue with: gcml tune --final {search.folder}", highlight=False, markup=False)
         raise typer.Exit(STOPPED)

@@ -10,7 +10,7 @@ import csv
 import io
 import math
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
 
@@ -213,7 +213,7 @@ def summarise(cells: Sequence[Cell], *, bounds: Collection[str] = ()) -> tuple[M
     best, *others = [(groups[row.method, row.model], row.model) for row in rows]
     compared = [_against(row, differences_by_site(own, best)) for row, own in zip(rows[1:], others, strict=True)]
     corrected = holm([row.p_value for row in compared])
-    return (rows[0], *(_replace_p(row, p_value) for row, p_value in zip(compared, corrected, strict=True)))
+    return (rows[0], *(replace(row, p_value=p_value) for row, p_value in zip(compared, corrected, strict=True)))
 
 
 def _row(method: str, model: str, cells: Sequence[Cell], sites: Sequence[str]) -> MethodRow:
@@ -243,14 +243,17 @@ def _row(method: str, model: str, cells: Sequence[Cell], sites: Sequence[str]) -
 def _against(row: MethodRow, differences: Mapping[str, NDArray[np.float64]]) -> MethodRow:
     """The row with its difference to the best method; NaN where they have no seed in common."""
     if not differences:
-        return MethodRow(**{**row.__dict__, "difference": math.nan, "p_value": 1.0})
+        return replace(row, difference=math.nan, p_value=1.0)
     by_site = list(differences.values())
     of_all = np.concatenate(by_site)
     low, high = bootstrap_interval(by_site)
-    return MethodRow(**{
-        **row.__dict__, "difference": float(np.mean([part.mean() for part in by_site])),
-        "low": low, "high": high, "p_value": signed_rank_p(of_all),
-    })  # fmt: skip
+    return replace(
+        row,
+        difference=float(np.mean([part.mean() for part in by_site])),
+        low=low,
+        high=high,
+        p_value=signed_rank_p(of_all),
+    )
 
 
 def signed_rank_p(differences: NDArray[np.float64]) -> float:
@@ -267,10 +270,6 @@ def signed_rank_p(differences: NDArray[np.float64]) -> float:
     has_ties = np.unique(np.abs(others)).size < others.size
     all_signs = PermutationMethod(n_resamples=2**EXACT_PAIRS)  # exact: SciPy takes each of the 2^N once
     return float(wilcoxon(others, method=all_signs if has_ties and others.size <= EXACT_PAIRS else "auto").pvalue)
-
-
-def _replace_p(row: MethodRow, p_value: float) -> MethodRow:
-    return MethodRow(**{**row.__dict__, "p_value": p_value})
 
 
 def bootstrap_interval(by_site: Sequence[NDArray[np.float64]], *, level: float = 0.95) -> tuple[float, float]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from pathlib import Path
 from typing import Annotated, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
@@ -197,7 +198,7 @@ class TrackingConfig(Section):
 class OutputConfig(Section):
     """The run folder, and how often sites write a checkpoint to resume from."""
 
-    folder: Name
+    folder: str
     checkpoint_every: Count = 1
     num_overlays: CountOrZero = 2
 
@@ -221,6 +222,10 @@ class Config(Section):
     output: OutputConfig
     defence: DefenceConfig = DefenceConfig()
     chaos: str = ""
+
+    def in_folder(self, folder: Path) -> Config:
+        """The same federation with another run folder."""
+        return self.model_copy(update={"output": self.output.model_copy(update={"folder": str(folder.resolve())})})
 
     @property
     def window_size(self) -> tuple[int, ...]:

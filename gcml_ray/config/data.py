@@ -12,7 +12,6 @@ from gcml_ray.config.section import (
     CountOrZero,
     Fraction,
     Lengths,
-    Name,
     Names,
     NonNegative,
     Section,
@@ -62,7 +61,7 @@ class DataConfig(Section):
     headers mean nothing: nothing is resampled by them, and distances are reported in voxels.
     """
 
-    datalist: Name
+    datalist: str
     channels: Names
     labels: dict[str, int]
     regions: dict[str, Names] | None = None

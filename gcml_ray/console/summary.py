@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import resource
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -15,6 +14,7 @@ from gcml_ray.config import Config
 from gcml_ray.config.methods import SERVER
 from gcml_ray.records import BEFORE_GOSSIP, PERSONALISED, CaseScore, EvaluationReport, RoundRecord
 from gcml_ray.run_folder import MODEL_FILE
+from gcml_ray.stopwatch import peak_memory_bytes
 from gcml_ray.tracking.run import tracking_uri
 
 
@@ -133,7 +133,7 @@ def run_facts(rounds: Sequence[RoundRecord], *, start_seconds: float, chaos: str
     refused = sum(not receipt.accepted for record in rounds for receipt in record.pushes)
     skipped = sum(len(record.plan.sites) - len(record.trained) + len(record.left_out) for record in rounds)
     site_peak = max((report.peak_memory_bytes for record in rounds for report in record.trained), default=0)
-    driver_peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    driver_peak = peak_memory_bytes()
     megabytes = sum(receipt.size_bytes for receipt in taken) / 1e6
     share = share_of_fedavg(rounds)
     num_judged, num_rejected = judged_counts(rounds)

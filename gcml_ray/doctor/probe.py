@@ -8,8 +8,6 @@ Legend: B batch, C channels or classes, *spatial = D H W or H W, F weights of a 
 from __future__ import annotations
 
 import math
-import resource
-import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -34,6 +32,7 @@ from gcml_ray.methods.gml import REGIONAL
 from gcml_ray.metrics import score_case
 from gcml_ray.seeding import derive_seed
 from gcml_ray.site_learner import build_learner
+from gcml_ray.stopwatch import peak_memory_bytes
 
 STEPS = 4  # at most, beside the first one, which also pays for set-up
 BUDGET_S = 3.0  # no further step is begun after this
@@ -278,8 +277,7 @@ def _memory() -> tuple[int, int]:
     try:
         lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
     except OSError:
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
-        return peak, peak
+        return peak_memory_bytes(), peak_memory_bytes()
     fields = dict(line.split(":", 1) for line in lines)
     now, peak = (int(fields[name].split()[0]) * 1024 for name in ("VmRSS", "VmHWM"))
     return now, peak

@@ -99,7 +99,7 @@ def sites_to_export(run_folder: str | Path, names: list[str]) -> list[str]:
     if "all" not in names:
         return list(dict.fromkeys(names))
     run = RunFolder.open(run_folder)
-    found = sorted(path.parent.name for path in (run.path / "checkpoints").glob(f"*/{MODEL_FILE}"))
+    found = run.sites_with_model()
     if not found:
         raise ConfigError(
             f"--site all: no site of {run.path} has a {MODEL_FILE}; it is written when a run has tested its models: "

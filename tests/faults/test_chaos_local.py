@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from actors.faulty_trainer import FaultyTrainer, SiteDiedError, with_chaos
+from actors.faulty_trainer import FaultyTrainer, with_chaos
 from actors.federation import run_federation
 from actors.listener import NullListener
 from actors.local_pool import LocalPool
+from actors.site_pool import SiteDiedError
 from gcml_ray.chaos import parse_chaos
 from gcml_ray.config import Config
 from gcml_ray.errors import ConfigError, SiteError

@@ -32,6 +32,12 @@ def test_manifest_gives_channels_in_the_order_asked_for(tmp_path: Path) -> None:
     assert (case.site, case.name, case.split, case.label_threshold) == ("A", "p1", "test", None)
 
 
+def test_manifest_with_spaces_after_the_commas_is_read(tmp_path: Path) -> None:
+    path = write_manifest(tmp_path, "site, t1, seg\nA, a.png, s.png\n", files="a.png s.png")
+    (case,) = prepare_manifest(path, image_columns=("t1",), label_column="seg")
+    assert (case.site, Path(case.label).name) == ("A", "s.png")
+
+
 def test_manifest_rule_becomes_a_threshold(tmp_path: Path) -> None:
     text = "site,img,seg,rule\nA,a,s1.png,value>127\nA,a,s2.png,value > 0\nA,a,s3.png,\n"
     path = write_manifest(tmp_path, text, files="a s1.png s2.png s3.png")

@@ -10,7 +10,8 @@ from pathlib import Path
 import pytest
 from rich.console import Console
 
-from gcml_ray.cli.main import STOPPED, _stop_on_signal, main
+from gcml_ray.cli.main import main
+from gcml_ray.cli.running import STOPPED, stop_on_signal
 from gcml_ray.console.run import RunConsole
 
 SMALL = ("federation.rounds=4", "federation.local_steps=2", "federation.evaluate_every=2", "tracking.enabled=false")
@@ -78,7 +79,7 @@ def _ctrl_c() -> Iterator[None]:
 
 @pytest.mark.usefixtures("_ctrl_c")
 def test_ctrl_c_once_asks_to_stop_and_twice_stops_now(capsys: pytest.CaptureFixture[str]) -> None:
-    with RunConsole(Console(), title="t") as listener, _stop_on_signal(listener) as stop:
+    with RunConsole(Console(), title="t") as listener, stop_on_signal(listener) as stop:
         os.kill(os.getpid(), signal.SIGINT)
         assert stop.is_set()
         assert "stopping after this round" in capsys.readouterr().out

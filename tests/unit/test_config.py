@@ -365,10 +365,8 @@ def test_unquoted_yaml_word_where_text_belongs_says_to_quote_it(tmp_path: Path) 
     assert line == "  federation.sites[1]: received False; must be text, not bool: put it in quotes"
 
 
-@pytest.mark.parametrize("key", ["output.folder", "data.datalist", "name"])
-def test_empty_text_where_a_name_belongs_is_told(tmp_path: Path, key: str) -> None:
-    """An empty folder would be the one that the command was called in."""
-    assert problems(write(tmp_path), f"{key}=''") == [f"  {key}: received ''; must be text that is not empty"]
+def test_empty_text_where_a_name_belongs_is_told(tmp_path: Path) -> None:
+    assert problems(write(tmp_path), "name=''") == ["  name: received ''; must be text that is not empty"]
 
 
 def test_list_that_is_too_short_is_told(tmp_path: Path) -> None:

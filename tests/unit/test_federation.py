@@ -75,6 +75,12 @@ def test_folder_of_another_run_is_not_overwritten(tmp_path: Path) -> None:
         run(config)
 
 
+def test_run_without_a_folder_is_refused(tmp_path: Path) -> None:
+    """An empty path would be the folder that the command was called in."""
+    with pytest.raises(ConfigError, match=r"output\.folder is empty"):
+        run(fake_config(tmp_path, output={"folder": ""}))
+
+
 def test_pool_is_empty_after_an_error_inside_its_block(tmp_path: Path) -> None:
     pools: list[SitePool] = []
 

@@ -149,8 +149,15 @@ def find_nifti(folder: Path, stem: str, problems: list[str]) -> Path:
     return plain if plain.is_file() and not packed.is_file() else packed
 
 
-def read_rows(path: str | Path, columns: Sequence[str]) -> list[tuple[int, dict[str, str]]]:
+def read_rows(
+    path: str | Path, columns: Sequence[str], *, optional: Sequence[str] = ()
+) -> list[tuple[int, dict[str, str]]]:
     """(line number, column -> cell) of every line of a CSV table, cells stripped, empty lines left out.
+
+    Args:
+        path: the table, with a header line.
+        columns: what it must have.
+        optional: more columns, whose cells are empty where it has none.
 
     Raises:
         DataError: the file cannot be read, lacks a column, or has no line below its header.
@@ -160,7 +167,10 @@ def read_rows(path: str | Path, columns: Sequence[str]) -> list[tuple[int, dict[
             reader = csv.DictReader(file, skipinitialspace=True)
             header = [name.strip() for name in reader.fieldnames or ()]
             reader.fieldnames = header
-            rows = [(reader.line_num, {name: (row.get(name) or "").strip() for name in columns}) for row in reader]
+            rows = [
+                (reader.line_num, {name: (row.get(name) or "").strip() for name in (*columns, *optional)})
+                for row in reader
+            ]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{path}: cannot be read as a CSV table ({error})") from error
     missing = [name for name in columns if name not in header]

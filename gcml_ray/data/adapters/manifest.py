@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import os
 import re
 from collections.abc import Sequence
@@ -10,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import cast
 
+from gcml_ray.data.adapters.findings import read_rows
 from gcml_ray.data.datalist import SPLITS, Case, duplicate_problems, listed, name_from_file, name_problem
 from gcml_ray.errors import DataError
 from gcml_ray.records import Split
@@ -59,7 +59,8 @@ def prepare_manifest(
     columns = _Columns(site_column, case_column, tuple(image_columns), label_column, label_rule_column, folder)
     problems: list[str] = []
     cases: list[Case] = []
-    for number, line in _lines(path, columns):
+    wanted = [site_column, *image_columns, label_column, *([label_rule_column] if label_rule_column else [])]
+    for number, line in read_rows(path, wanted, optional=(case_column, "split")):
         wrong = _line_problems(line, columns)
         problems += [f"line {number}: {problem}" for problem in wrong]
         if not wrong:
@@ -68,27 +69,6 @@ def prepare_manifest(
     if problems:
         raise DataError(f"{path}: {len(problems)} problem(s) in the manifest:{listed(problems)}")
     return tuple(cases)
-
-
-def _lines(path: Path, columns: _Columns) -> list[tuple[int, dict[str, str]]]:
-    """(line number, column -> cell) of every line; cells stripped."""
-    try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file)
-            lines = [
-                (reader.line_num, {key: (cell or "").strip() for key, cell in line.items() if isinstance(key, str)})
-                for line in reader
-            ]
-            header = list(reader.fieldnames or ())
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise DataError(f"{path}: cannot be read as a CSV table ({error})") from error
-    wanted = [columns.site, *columns.images, columns.label, *([columns.rule] if columns.rule else [])]
-    missing = [column for column in wanted if column not in header]
-    if missing:
-        raise DataError(f"{path}: has no column {', '.join(missing)}; its columns are {', '.join(header) or 'none'}")
-    if not lines:
-        raise DataError(f"{path}: has a header but no line below it")
-    return lines
 
 
 def _line_problems(line: dict[str, str], columns: _Columns) -> list[str]:

@@ -1,0 +1,49 @@
+"""What the commands that run federations share: the width of their tables, and what Ctrl-C does."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+
+from gcml_ray.console.comparison import CellsConsole
+from gcml_ray.console.run import RunConsole
+
+STOPPED = 130  # what a shell reports for a program ended by Ctrl-C
+WIDTH = 120  # columns of tables in a file or a pipe
+
+
+def wide_console() -> Console:
+    """Standard output, wide enough for tables where it is no terminal."""
+    return Console(soft_wrap=True, width=None if sys.stdout.isatty() else WIDTH)
+
+
+@contextmanager
+def watched(console: Console, title: str) -> Iterator[tuple[RunConsole, threading.Event]]:
+    """What shows one run on a console, and the event that Ctrl-C sets."""
+    with RunConsole(console, title=title) as listener, stop_on_signal(listener) as stop:
+        yield listener, stop
+
+
+@contextmanager
+def stop_on_signal(listener: RunConsole | CellsConsole) -> Iterator[threading.Event]:
+    """Ctrl-C once ends after the round in flight, twice ends now; so does a termination signal."""
+    stop = threading.Event()
+
+    def interrupt(number: int, frame: object) -> None:
+        del frame
+        if stop.is_set() or number == signal.SIGTERM:
+            raise KeyboardInterrupt
+        stop.set()
+        listener.say("stopping after this round; press Ctrl-C again to stop now")
+
+    before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
