@@ -13,7 +13,6 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
 
 from actors.federation import PLOTTING, RUN_THREADS, case_sites_of, ray_session, run_federation, sites_of
 from actors.listener import Listener
@@ -24,6 +23,7 @@ from gcml_ray.comparison.output import Tables, cell_file, draw_plots, make_cell,
 from gcml_ray.config import Config
 from gcml_ray.config.file import load_config
 from gcml_ray.errors import ConfigError, GcmlError
+from gcml_ray.records import RunOutcome
 from gcml_ray.run_folder import RunFolder
 from gcml_ray.tracking.comparison import ComparisonTracker
 
@@ -107,7 +107,7 @@ def run_comparison(
         return Ending(False, _conclude(comparison, unit)[0])
     tracker = ComparisonTracker(comparison, todo[0].config)
     endings: dict[str, str] = {}
-    status: Literal["finished", "stopped", "failed"] = "stopped"
+    status: RunOutcome = "stopped"
     try:
         with ray_session(todo[0].config):
             number = _num_at_once(todo, at_once)

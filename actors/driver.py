@@ -35,6 +35,8 @@ from gcml_ray.records import (
     PushReceipt,
     RoundPlan,
     RoundRecord,
+    RunOutcome,
+    RunStatus,
     SiteFailure,
     SiteInfo,
     by_site,
@@ -56,7 +58,7 @@ class RunSummary:
     ``untested``: sites that took part to the end and whose personalised model has no test scores.
     """
 
-    status: str
+    status: RunOutcome
     last_round: int
     infos: tuple[SiteInfo, ...]
     evaluations: tuple[EvaluationReport, ...]
@@ -144,7 +146,7 @@ class Driver:
         rounds = self._make_rounds()
         try:
             done = rounds.run(done)
-            status = "failed" if not self.roster.members else "finished" if rounds.is_over else "stopped"
+            status: RunOutcome = "failed" if not self.roster.members else "finished" if rounds.is_over else "stopped"
             evaluations, untested = self._test() if test and status == "finished" else ((), ())
         except KeyboardInterrupt:
             self.write_state("stopped")
@@ -219,7 +221,7 @@ class Driver:
         self.tracker.log_round(record)
         self.listener.on_round_end(record)
 
-    def write_state(self, status: str) -> None:
+    def write_state(self, status: RunStatus) -> None:
         """Where a resume goes on: with a barrier at the newest checkpoint of any site, else after the last record."""
         rounds = {name: member.checkpoint_round for name, member in self.roster.members.items()}
         newest = self.last_record
@@ -231,7 +233,7 @@ class Driver:
         site_rounds = dict.fromkeys(joining, 0) | self.roster.past_rounds | rounds
         followed = self.attendance.followed if self.attendance.followed < newest else None
         dropped = dict(self.roster.dropped)
-        state = RunState(newest, status, alive, site_rounds, dropped, followed)  # type: ignore[arg-type]
+        state = RunState(newest, status, alive, site_rounds, dropped, followed)
         if state != self._written:  # all sites wait while the disk does
             self.folder.write_state(state)
             self._written = state

@@ -21,6 +21,7 @@ from gcml_ray.config import POOLED, RESERVED_SITES, SERVER, Config, PooledMethod
 from gcml_ray.data.datalist import read_datalist, site_names
 from gcml_ray.errors import CheckpointError, ConfigError
 from gcml_ray.folder_lock import held
+from gcml_ray.records import RunOutcome
 from gcml_ray.run_folder import MODEL_FILE, RunFolder, RunState
 from gcml_ray.site_names import check_site_name
 from gcml_ray.tracking.background import BackgroundTracker
@@ -91,7 +92,7 @@ def run_federation(
     with _own_folder(config, resume=resume, is_trial=not test) as folder:
         state = _state_to_resume(folder) if resume else None
         tracker = BackgroundTracker(build_tracker(config, folder.path))
-        status = "failed"
+        status: RunOutcome = "failed"
         try:
             with (
                 ThreadPoolExecutor(1) as aside,
@@ -112,7 +113,7 @@ def run_federation(
             status = "stopped"
             raise
         finally:
-            tracker.finish(status)  # type: ignore[arg-type]
+            tracker.finish(status)
         return summary
 
 

@@ -25,6 +25,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any, TextIO
 
+from gcml_ray.averages import mean
 from gcml_ray.config import Config
 from gcml_ray.console.run import Clock
 from gcml_ray.errors import ConfigError
@@ -154,10 +155,9 @@ class Progress:
         """A round is over."""
         self._clock.add(record)
         number, rounds = record.plan.round_number, self._config.federation.rounds
-        dice = [report.validation_dice for report in record.trained if report.validation_dice is not None]
-        shown = f", validation Dice {sum(dice) / len(dice):.3f}" if dice else ""
-        skipped = len(record.plan.sites) - len(record.trained)
-        lost = f", {skipped} site(s) skipped" if skipped else ""
+        dice = record.validation_dice.values()
+        shown = f", validation Dice {mean(dice):.3f}" if dice else ""
+        lost = f", {len(record.skipped)} site(s) skipped" if record.skipped else ""
         times = f"{self._clock.elapsed} gone, {self._clock.left(self._config, number)} left"
         self._done = f"{self._config.name}: round {number}/{rounds}"
         self._show(f"{self._done} {record.plan.phase}{shown}{lost} ({times})")

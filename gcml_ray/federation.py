@@ -10,14 +10,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from gcml_ray.averages import mean
 from gcml_ray.callbacks import CallbackList, Progress
 from gcml_ray.config import Config
 from gcml_ray.config.file import load_config, parse_config
 from gcml_ray.errors import ConfigError
-from gcml_ray.records import PERSONALISED, CaseScore, RoundRecord
+from gcml_ray.records import PERSONALISED, CaseScore, RoundRecord, RunStatus
 from gcml_ray.run_folder import RunFolder
 
 if TYPE_CHECKING:
@@ -70,7 +70,7 @@ class FederationResult:
         dropped: the reason for each site that was given up.
     """
 
-    status: Literal["finished", "stopped", "failed", "running"]
+    status: RunStatus
     folder: Path
     config: Config
     scores: tuple[CaseScore, ...]

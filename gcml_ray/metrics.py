@@ -149,18 +149,6 @@ def _foreground(volume: Tensor, *, num_foreground: int, sigmoid: bool) -> Tensor
 # --- many cases ------------------------------------------------------------------------------
 
 
-def mean_dice(scores: Iterable[CaseScore]) -> float:
-    """Mean over cases and foreground classes, every pair with the same weight.
-
-    Raises:
-        ValueError: there is no score; a mean over nothing is never a score.
-    """
-    values = [score.dice for score in scores]
-    if not values:
-        raise ValueError("mean_dice needs at least one case score, received none")
-    return math.fsum(values) / len(values)
-
-
 def summarise(scores: Iterable[CaseScore]) -> tuple[ScoreSummary, ...]:
     """Mean and standard deviation by site, split, model and class, in the order of first appearance."""
     groups: dict[tuple[str, Split, str, str], list[CaseScore]] = {}

@@ -11,6 +11,8 @@ from typing import Any, Literal
 
 Phase = Literal["warmup", "exchange", "cooldown"]
 Split = Literal["train", "validation", "test"]
+RunOutcome = Literal["finished", "stopped", "failed"]  # to its end; asked to stop, and can be resumed; no site left
+RunStatus = Literal["running", "finished", "stopped", "failed"]
 
 PERSONALISED = "personalised"  # a site's best model on its own validation cases
 BEFORE_GOSSIP = "before_gossip"  # its model at the end of the warm-up
@@ -250,6 +252,17 @@ class RoundRecord:
     stage_seconds: dict[str, float] = field(default_factory=dict)
     late: tuple[str, ...] = ()
     left_out: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def skipped(self) -> tuple[str, ...]:
+        """The sites that take part in the run and did not train in this round."""
+        trained = {report.site for report in self.trained}
+        return tuple(sorted({*self.plan.sites, *self.left_out} - trained))
+
+    @property
+    def validation_dice(self) -> dict[str, float]:
+        """Validation Dice by site, of those that were validated in this round."""
+        return {report.site: report.validation_dice for report in self.trained if report.validation_dice is not None}
 
 
 def to_plain(record: Any) -> dict[str, Any]:

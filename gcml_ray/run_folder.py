@@ -31,13 +31,13 @@ from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Literal, cast, get_args
+from typing import cast, get_args
 
 from gcml_ray.config import Config
 from gcml_ray.errors import CheckpointError, ConfigError
 from gcml_ray.folder_lock import not_writable
 from gcml_ray.record_json import from_json, to_json
-from gcml_ray.records import CaseScore, PushReceipt, RoundRecord, Split
+from gcml_ray.records import CaseScore, PushReceipt, RoundRecord, RunStatus, Split
 from gcml_ray.site_names import check_site_name
 from gcml_ray.whole_files import replace_file
 
@@ -60,7 +60,7 @@ class RunState:
     """
 
     last_complete_round: int
-    status: Literal["running", "stopped", "finished", "failed"]
+    status: RunStatus
     alive: tuple[str, ...]
     site_rounds: dict[str, int] = field(default_factory=dict)
     dropped: dict[str, str] = field(default_factory=dict)

@@ -14,6 +14,7 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
+from gcml_ray.averages import mean
 from gcml_ray.config import Config
 from gcml_ray.console.live import LiveTable
 from gcml_ray.console.run import Clock, round_line
@@ -123,9 +124,8 @@ class CellRow:
         """A round is on disk: one line in the cell's log."""
         self.clock.add(record)
         self.left = self.clock.left(self.config, record.plan.round_number)
-        scores = [report.validation_dice for report in record.trained if report.validation_dice is not None]
-        if scores:
-            self.dice = f"{sum(scores) / len(scores):.3f}"
+        if scores := record.validation_dice.values():
+            self.dice = f"{mean(scores):.3f}"
         log.info("%s", round_line(self.config, record, left=self.left))
 
     def on_evaluated(self, report: EvaluationReport) -> None:

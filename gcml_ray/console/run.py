@@ -16,6 +16,7 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
+from gcml_ray.averages import mean
 from gcml_ray.config import Config
 from gcml_ray.console.live import LiveTable
 from gcml_ray.phases import phase_of
@@ -227,15 +228,14 @@ def round_line(config: Config, record: RoundRecord, *, left: str) -> str:
     """One round in one line: phase, time, who trained, mean Dice, traffic, who was skipped and why."""
     plan = record.plan
     names = [report.site for report in record.trained]
-    skipped = sorted({*plan.sites, *record.left_out} - set(names))
     reasons = record.left_out | dict.fromkeys(record.late, "late")
     reasons |= {failure.site: f"{failure.stage} {failure.kind}" for failure in record.failures}
     phase = "alone" if config.method.name in ("local", "pooled") else plan.phase
     who = f"trained {', '.join(names) or 'nobody'}"
-    if skipped:
-        who += "; skipped " + ", ".join(f"{site} ({reasons.get(site, 'unknown')})" for site in skipped)
-    scores = [report.validation_dice for report in record.trained if report.validation_dice is not None]
-    dice = f"val Dice {sum(scores) / len(scores):.3f}" if scores else "not validated"
+    if record.skipped:
+        who += "; skipped " + ", ".join(f"{site} ({reasons.get(site, 'unknown')})" for site in record.skipped)
+    scores = record.validation_dice.values()
+    dice = f"val Dice {mean(scores):.3f}" if scores else "not validated"
     taken = [receipt for receipt in record.pushes if receipt.accepted]
     traffic = f"{len(taken)}/{len(plan.edges)} pushes, {sum(r.size_bytes for r in taken) / 1e6:.1f} MB"
     exchanged = traffic if plan.edges else "no pushes"

@@ -131,7 +131,7 @@ def run_facts(rounds: Sequence[RoundRecord], *, start_seconds: float, chaos: str
     shares = ", ".join(f"{100 * value / site_seconds:.0f} % {stage}" for stage, value in by_stage.most_common())
     taken = [receipt for record in rounds for receipt in record.pushes if receipt.accepted]
     refused = sum(not receipt.accepted for record in rounds for receipt in record.pushes)
-    skipped = sum(len(record.plan.sites) - len(record.trained) + len(record.left_out) for record in rounds)
+    skipped = sum(len(record.skipped) for record in rounds)
     site_peak = max((report.peak_memory_bytes for record in rounds for report in record.trained), default=0)
     driver_peak = peak_memory_bytes()
     megabytes = sum(receipt.size_bytes for receipt in taken) / 1e6

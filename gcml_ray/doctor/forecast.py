@@ -30,6 +30,7 @@ from gcml_ray.doctor.machine import Check, Machine, default_object_store_bytes, 
 from gcml_ray.push.payload import push_bytes
 from gcml_ray.records import Edge, RoundPlan
 from gcml_ray.run_folder import KEPT_ROUNDS
+from gcml_ray.wording import duration
 
 VALUE_BYTES = 4  # float32 everywhere
 ROUND_FILES = KEPT_ROUNDS + 1  # the newest is whole before the oldest goes
@@ -147,13 +148,6 @@ class Forecast:
         parts += [f"{self.exchange_round_s:.1f} s with"] if self.exchange_round_s else []
         detail = f"{', '.join(parts)}; {duration(self.total_s)} for {self.num_rounds} rounds, loading and test"
         return Check("time", "PASS", detail)
-
-
-def duration(seconds: float) -> str:
-    """Seconds in the unit a person would use."""
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 def forecast(config: Config, cases: Sequence[SiteCases], costs: Sequence[SiteCosts], place: Place) -> Forecast:

@@ -8,8 +8,8 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 from gcml_ray.config import Config
-from gcml_ray.records import EvaluationReport, RoundRecord, SiteInfo
-from gcml_ray.tracking.run import Outcome, Tracker
+from gcml_ray.records import EvaluationReport, RoundRecord, RunOutcome, SiteInfo
+from gcml_ray.tracking.run import Tracker
 
 log = logging.getLogger(__name__)
 
@@ -51,7 +51,7 @@ class BackgroundTracker:
         """See :class:`gcml_ray.tracking.run.Tracker`."""
         self._submit(lambda: self._tracker.log_model(site, path))
 
-    def finish(self, status: Outcome) -> None:
+    def finish(self, status: RunOutcome) -> None:
         """Waits for everything that was handed over, for two minutes at most."""
         last = self._submit(lambda: self._tracker.finish(status))
         try:

@@ -11,12 +11,13 @@ import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING
 
 from gcml_ray.comparison.cells import MethodRow
 from gcml_ray.comparison.config import ComparisonConfig
 from gcml_ray.comparison.table import label
 from gcml_ray.config import Config
+from gcml_ray.records import RunOutcome
 from gcml_ray.run_folder import TRACKING_FILE, RunFolder
 from gcml_ray.tracking.metrics import Metrics, flat_params, safe_key
 from gcml_ray.tracking.parent import ParentRun
@@ -44,11 +45,6 @@ class ComparisonTracker:
             params=flat_params(comparison.model_dump(mode="json")),
         )
 
-    @property
-    def num_failures(self) -> int:
-        """How often tracking failed."""
-        return self._parent.num_failures
-
     def begin(self) -> None:
         """Begins the run before any cell has begun: two cells must not both make a new database."""
         self._parent.guard("begin", lambda _: None)
@@ -63,9 +59,7 @@ class ComparisonTracker:
 
         self._parent.guard("on_cell", adopt)
 
-    def finish(
-        self, rows: Sequence[MethodRow], artifacts: Sequence[Path], status: Literal["finished", "stopped", "failed"]
-    ) -> None:
+    def finish(self, rows: Sequence[MethodRow], artifacts: Sequence[Path], status: RunOutcome) -> None:
         """Logs the table, keeps files with the run and closes it."""
 
         def close(client: MlflowClient) -> None:

@@ -59,7 +59,7 @@ _MAX_VALUE = 500  # characters of a parameter; MLflow's limit on the strictest o
 
 def federation_metrics(record: RoundRecord) -> Metrics:
     """The parent run's metrics of one round, by name."""
-    dice = {report.site: report.validation_dice for report in record.trained if report.validation_dice is not None}
+    dice = record.validation_dice
     metrics = {
         "time/round_s": record.seconds,
         "participation/num_trained": len(record.trained),

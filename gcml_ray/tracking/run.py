@@ -13,12 +13,12 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from gcml_ray.config import Config
 from gcml_ray.errors import ConfigError
 from gcml_ray.lean_imports import hidden
-from gcml_ray.records import EvaluationReport, RoundRecord, SiteInfo
+from gcml_ray.records import EvaluationReport, RoundRecord, RunOutcome, SiteInfo
 from gcml_ray.run_folder import TRACKING_FILE
 from gcml_ray.tracking.metrics import (
     Metrics,
@@ -36,7 +36,6 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-Outcome = Literal["finished", "stopped", "failed"]
 MLFLOW_STATUS = {"finished": "FINISHED", "cut": "KILLED", "stopped": "KILLED", "failed": "FAILED"}
 _MAX_METRICS, _MAX_PARAMS = 1000, 100  # a batch of MLflow's protocol
 _MAX_TAG = 5000  # characters of a tag that MLflow takes
@@ -64,7 +63,7 @@ class Tracker(Protocol):
     def log_model(self, site: str, path: Path) -> None:
         """Keep a site's model with the site's run."""
 
-    def finish(self, status: Outcome) -> None:
+    def finish(self, status: RunOutcome) -> None:
         """Close all runs."""
 
 
@@ -89,7 +88,7 @@ class NullTracker:
     def log_model(self, site: str, path: Path) -> None:
         """Do nothing."""
 
-    def finish(self, status: Outcome) -> None:
+    def finish(self, status: RunOutcome) -> None:
         """Do nothing."""
 
 
@@ -206,7 +205,7 @@ class MlflowTracker:
         """Upload a site's model as ``model/FILE`` of its run."""
         self._guard("log_model", lambda: self._ready_client().log_artifact(self._run_ids[site], str(path), "model"))
 
-    def finish(self, status: Outcome) -> None:
+    def finish(self, status: RunOutcome) -> None:
         """Send what is left, close all runs and say how often tracking failed; nothing before ``start``."""
         if self._config is None:
             return

@@ -54,11 +54,6 @@ class SearchTracker:
         self._children: dict[str, str] = {}
         self._sent: dict[str, int] = {}
 
-    @property
-    def num_failures(self) -> int:
-        """How often tracking failed."""
-        return self._parent.num_failures
-
     def on_trial(self, trial: TrialRecord) -> None:
         """Sends what is new of a trial."""
         self._parent.guard("on_trial", lambda client: self._send(client, trial))

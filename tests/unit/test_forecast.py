@@ -5,11 +5,12 @@ import torch
 from torch import nn
 
 from gcml_ray.config import Config, GcmlMethod, GmlMethod, OptimiserConfig, RingTopology
-from gcml_ray.doctor.forecast import cache_bytes, duration, forecast, learner_bytes, moments_per_parameter
+from gcml_ray.doctor.forecast import cache_bytes, forecast, learner_bytes, moments_per_parameter
 from gcml_ray.doctor.forecast_costs import Place, SiteCases, SiteCosts
 from gcml_ray.doctor.forecast_time import num_windows, planned_rounds, scoring_passes, step_seconds
 from gcml_ray.doctor.machine import Machine
 from gcml_ray.inference import predict_logits
+from gcml_ray.wording import duration
 
 NUM_TRAIN = {"A": 3, "B": 3, "C": 3, "D": 3}
 ONE_PROCESS = Place(slots=1, sites_per_machine=2, interpreter_bytes=1_000_000, one_process=True)

@@ -11,7 +11,7 @@ import torch
 from monai.metrics.meandice import compute_dice
 from torch import Tensor
 
-from gcml_ray.metrics import dice_per_class, mean_dice, score_case, summarise
+from gcml_ray.metrics import dice_per_class, score_case, summarise
 from gcml_ray.records import CaseScore
 
 
@@ -211,17 +211,6 @@ def test_dice_alone_reads_sigmoid_channels() -> None:
 
 def record(case: str, class_name: str, dice: float, hd95: float = 1.0, *, site: str = "CS") -> CaseScore:
     return CaseScore(site, case, "test", "personalised", class_name, dice, hd95, dice / 2)
-
-
-def test_mean_dice_weighs_every_case_and_class_alike() -> None:
-    """(1 + 0.5 + 0 + 0.5) / 4."""
-    scores = [record("1", "a", 1.0), record("1", "b", 0.5), record("2", "a", 0.0), record("2", "b", 0.5)]
-    assert mean_dice(scores) == 0.5
-
-
-def test_mean_dice_of_nothing_is_refused() -> None:
-    with pytest.raises(ValueError, match="at least one case score"):
-        mean_dice([])
 
 
 def test_summary_has_mean_and_sample_deviation() -> None:

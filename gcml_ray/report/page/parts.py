@@ -220,15 +220,6 @@ def megabytes(size_bytes: float) -> str:
     return f"{size:,.0f} MB" if size >= 100 else f"{size:.3g} MB"
 
 
-def duration(seconds: float) -> str:
-    """A time to read."""
-    if seconds < 100:
-        return f"{seconds:.0f} s"
-    if seconds < 5_400:
-        return f"{seconds / 60:.0f} min"
-    return f"{seconds / 3_600:.1f} h"
-
-
 def count(number: int, thing: str, things: str = "") -> str:
     """``1 site``, ``2 sites``."""
     return f"{number} {thing if number == 1 else things or thing + 's'}"
