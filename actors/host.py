@@ -84,7 +84,7 @@ class SiteHost:
             self.create(name)
         site = self._sites.get(name)
         if site is None:
-            raise NotStartedError(f"site {name} has a new process that was not started yet; the old one ended")
+            raise NotStartedError(name)
         return getattr(site, method)(*arguments)
 
     def statuses(self) -> list[SiteStatus]:

@@ -110,6 +110,9 @@ VISIT = "/visit"  # ends the run id of models that travel to be scored, so that 
 class NotStartedError(Exception):
     """Raised where a site is asked to work before ``start``: Ray has replaced a process that died on its own."""
 
+    def __init__(self, site: str) -> None:
+        super().__init__(f"site {site} has a new process that was not started yet; the old one ended")
+
 
 class StopRequestedError(Exception):
     """Raised inside a site's own work after ``stop``: the round is given up, its checkpoint stays."""
@@ -324,7 +327,7 @@ class Site:
     def _started(self) -> tuple[Trainer, Transport]:
         """What ``start`` has made."""
         if self.trainer is None or self.transport is None:
-            raise NotStartedError(f"site {self.name} has a new process that was not started yet; the old one ended")
+            raise NotStartedError(self.name)
         return self.trainer, self.transport
 
     def _on_progress(self, stage: str, step: int, num_steps: int) -> None:

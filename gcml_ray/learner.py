@@ -7,7 +7,6 @@ statistics stay tensors until the round is over.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
 from typing import Any
@@ -20,10 +19,10 @@ from gcml_ray.config import DcmlConfig, FederationConfig, OptimiserConfig
 from gcml_ray.data.site_data import Batch
 from gcml_ray.flat_optimiser import FlatOptimiser
 from gcml_ray.losses.mutual import mutual_divergences
+from gcml_ray.losses.segmentation import SegmentationLoss
 from gcml_ray.networks.registry import forward_heads
 from gcml_ray.weights import FlatModel
 
-SegmentationLoss = Callable[[Sequence[Tensor], Tensor], Tensor]
 Statistics = dict[str, Tensor]
 
 

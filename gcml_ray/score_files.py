@@ -18,7 +18,7 @@ from torch import Tensor
 from gcml_ray.config import Config, DataConfig
 from gcml_ray.data.datalist import Case
 from gcml_ray.data.loading import read_target
-from gcml_ray.data.reading import read_volume
+from gcml_ray.data.reading import affines_agree, read_volume
 from gcml_ray.errors import DataError
 from gcml_ray.metrics import score_case
 from gcml_ray.records import CaseScore
@@ -110,7 +110,7 @@ def _score(case: Case, files: Sequence[Path], config: Config) -> tuple[CaseScore
             f"{files[0]} has the shape {tuple(prediction.shape[1:])}, its reference {case.label} has "
             f"{tuple(reference.shape[1:])}; they must be on one grid"
         )
-    if affine is not None and own_affine is not None and not np.allclose(affine, own_affine, atol=1e-3):
+    if not affines_agree(affine, own_affine):
         log.warning("%s has another affine than %s; voxels are matched by index", files[0], case.label)
     return score_case(
         prediction,

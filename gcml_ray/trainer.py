@@ -9,7 +9,6 @@ from __future__ import annotations
 import os
 import socket
 import time
-import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -54,9 +53,6 @@ from gcml_ray.site_learner import build_learner, check_networks, exchanged_netwo
 from gcml_ray.stopwatch import peak_memory_bytes, timed
 from gcml_ray.visits import Visits
 from gcml_ray.workbench import Workbench, in_turn
-
-# Pushed weights are read-only on purpose; torch warns about that once a process.
-warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
 
 
 class SiteTrainer:

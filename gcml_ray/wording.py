@@ -2,9 +2,16 @@
 
 from __future__ import annotations
 
+import math
+
 
 def duration(seconds: float) -> str:
     """Seconds in the unit a person would use."""
     if seconds < 120:
         return f"{seconds:.0f} s"
     return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
+
+
+def number(value: float, digits: int = 3) -> str:
+    """A number for a table; a dash where it is undefined."""
+    return "-" if math.isnan(value) else f"{value:.{digits}f}"

@@ -11,6 +11,7 @@ from rich.table import Table
 
 from gcml_ray.comparison.cells import MethodRow
 from gcml_ray.records import PERSONALISED
+from gcml_ray.wording import number
 
 
 def label(row: MethodRow) -> str:
@@ -36,10 +37,10 @@ def cells(row: MethodRow, *, is_best: bool) -> list[str]:
         interval = f"{100 * row.low:+.1f} to {100 * row.high:+.1f}"
         against = [f"{100 * row.difference:+.1f}", interval, f"{row.p_value:.3f}" if row.p_value >= 0.001 else "<0.001"]
     return [
-        label(row), str(row.num_seeds), _number(row.dice, 3), _number(row.dice_sd, 3), *against,
-        *(_number(dice, 3) for dice in row.site_dice.values()),
-        _number(row.hd95, 1), _number(row.surface_dice, 3), _number(row.sent_bytes / 1e6, 1),
-        _number(row.seconds, 0), _number(row.num_steps, 0),
+        label(row), str(row.num_seeds), number(row.dice), number(row.dice_sd), *against,
+        *(number(dice) for dice in row.site_dice.values()),
+        number(row.hd95, 1), number(row.surface_dice), number(row.sent_bytes / 1e6, 1),
+        number(row.seconds, 0), number(row.num_steps, 0),
     ]  # fmt: skip
 
 
@@ -86,8 +87,8 @@ def method_table(rows: Sequence[MethodRow], *, title: str, unit: str) -> Table:
     for index, row in enumerate(rows):
         name, seeds, dice, deviation, *against = cells(row, is_best=index == 0)[:7]
         spread = "" if math.isnan(row.dice_sd) else f" \u00b1 {deviation}"
-        numbers = (_number(row.hd95, 1), _number(row.surface_dice, 3), _number(row.sent_bytes / 1e6, 1))
-        minutes = _number(row.seconds / 60, 1)
+        numbers = (number(row.hd95, 1), number(row.surface_dice), number(row.sent_bytes / 1e6, 1))
+        minutes = number(row.seconds / 60, 1)
         table.add_row(name, seeds, dice + spread, *against, *numbers, minutes, style="bold" if index == 0 else None)
     return table
 
@@ -103,15 +104,11 @@ def site_table(rows: Sequence[MethodRow]) -> Table:
     for row in rows:
         values = [row.site_dice.get(site, math.nan) for site in sites]
         marks = (
-            f"[bold]{_number(value, 3)}[/]" if value == best[site] else _number(value, 3)
+            f"[bold]{number(value)}[/]" if value == best[site] else number(value)
             for site, value in zip(sites, values, strict=True)
         )
         table.add_row(label(row), *marks)
     return table
-
-
-def _number(value: float, digits: int) -> str:
-    return "-" if math.isnan(value) else f"{value:.{digits}f}"
 
 
 def _escape(text: str) -> str:

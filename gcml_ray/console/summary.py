@@ -16,6 +16,7 @@ from gcml_ray.records import BEFORE_GOSSIP, PERSONALISED, CaseScore, EvaluationR
 from gcml_ray.run_folder import MODEL_FILE
 from gcml_ray.stopwatch import peak_memory_bytes
 from gcml_ray.tracking.run import tracking_uri
+from gcml_ray.wording import number
 
 
 def scores_of(reports: Iterable[EvaluationReport], site: str, model: str) -> tuple[CaseScore, ...]:
@@ -131,7 +132,8 @@ def run_facts(rounds: Sequence[RoundRecord], *, start_seconds: float, chaos: str
     shares = ", ".join(f"{100 * value / site_seconds:.0f} % {stage}" for stage, value in by_stage.most_common())
     taken = [receipt for record in rounds for receipt in record.pushes if receipt.accepted]
     refused = sum(not receipt.accepted for record in rounds for receipt in record.pushes)
-    skipped = sum(len(record.skipped) for record in rounds)
+    # what comes late is among those trained of a later round
+    skipped = sum(len(record.plan.sites) + len(record.left_out) - len(record.trained) for record in rounds)
     site_peak = max((report.peak_memory_bytes for record in rounds for report in record.trained), default=0)
     driver_peak = peak_memory_bytes()
     megabytes = sum(receipt.size_bytes for receipt in taken) / 1e6
@@ -188,11 +190,6 @@ def where_things_are(config: Config) -> str:
 def _is_there(path: Path, files: str) -> bool:
     """Whether a file exists, or a folder with at least one of such files."""
     return any(path.glob(files)) if files else path.is_file()
-
-
-def number(value: float, *, digits: int = 3) -> str:
-    """A number for a table; a dash where it is undefined."""
-    return "-" if math.isnan(value) else f"{value:.{digits}f}"
 
 
 def signed(value: float) -> str:

@@ -17,11 +17,10 @@ from pathlib import Path
 
 from gcml_ray.config import DataConfig
 from gcml_ray.data.datalist import Case, assign_splits, duplicate_problems, name_from_file, read_datalist
-from gcml_ray.data.reading import PICTURES
+from gcml_ray.data.reading import NIFTI, PICTURES
 from gcml_ray.errors import ConfigError, DataError
 from gcml_ray.records import Split
 
-NIFTI = (".nii", ".nii.gz")
 NUMBERED = re.compile(r"(.+)_(\d{4})")
 
 

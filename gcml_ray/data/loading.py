@@ -24,7 +24,16 @@ from torch import Tensor
 from gcml_ray.config import DataConfig
 from gcml_ray.config.data import AXIS_CODES
 from gcml_ray.data.datalist import Case, listed
-from gcml_ray.data.reading import Header, Volume, affine_problem, is_picture, read_header, read_volume, values_text
+from gcml_ray.data.reading import (
+    Header,
+    Volume,
+    affine_problem,
+    affines_agree,
+    is_picture,
+    read_header,
+    read_volume,
+    values_text,
+)
 from gcml_ray.errors import DataError
 
 log = logging.getLogger(__name__)
@@ -293,7 +302,7 @@ def _warn_affines(case: Case, paths: Sequence[str], volumes: Sequence[Volume]) -
     """Files of one case are matched voxel by voxel; say so where their headers disagree."""
     first = volumes[0].affine
     for path, volume in zip(paths, volumes, strict=True):
-        if first is not None and volume.affine is not None and not np.allclose(first, volume.affine, atol=1e-3):
+        if not affines_agree(first, volume.affine):
             log.warning(
                 "site %s, case %s: %s has another affine than %s; voxels are matched by index and the latter is used",
                 case.site,

@@ -28,6 +28,7 @@ from torch import Tensor
 from gcml_ray.data.pictures import open_picture, picture_shape, picture_values
 from gcml_ray.errors import DataError
 
+NIFTI = (".nii.gz", ".nii")
 PICTURES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 DAMAGED = (EOFError, zlib.error, gzip.BadGzipFile)
 UNREADABLE = (
@@ -36,6 +37,7 @@ UNREADABLE = (
 )
 CHUNK = 1 << 20  # bytes
 OTHER_UNITS = {1: ("metres", "1000"), 3: ("microns", "0.001")}  # NIfTI's codes; of 2 and of no unit lengths are mm
+AFFINE_TOLERANCE = 1e-3  # mm, and of a direction
 MIN_ANGLE = 1e-3  # between an axis and the plane of the others, roughly and in radians
 
 
@@ -131,6 +133,11 @@ def affine_problem(path: str, affine: NDArray[np.float64] | None, *, spatial_dim
         shown = affine[:3, :3].round(4).tolist()
         return f"{path} has an unusable affine (its axes span {rank} of 3 directions: {shown}); write its header again"
     return None
+
+
+def affines_agree(first: NDArray[np.float64] | None, other: NDArray[np.float64] | None) -> bool:
+    """Whether two files place their voxels alike, but for rounding; also where one of them does not say."""
+    return first is None or other is None or np.allclose(first, other, atol=AFFINE_TOLERANCE)
 
 
 def values_text(values: Sequence[float]) -> str:

@@ -27,7 +27,7 @@ from gcml_ray.config.data import AXIS_CODES
 from gcml_ray.config.file import load_config
 from gcml_ray.data.datalist import Case, check_files, listed
 from gcml_ray.data.loading import check_headers, with_affine
-from gcml_ray.data.reading import Header, read_header
+from gcml_ray.data.reading import Header, affines_agree, read_header
 from gcml_ray.data.site_data import SiteData
 from gcml_ray.doctor.forecast_costs import SiteCases
 from gcml_ray.doctor.machine import Check, nearest_existing
@@ -40,7 +40,6 @@ from gcml_ray.tracking.run import tracking_uri
 
 FEW_TRAIN = 3
 REACH_TIMEOUT_S = 5.0
-AFFINE_TOLERANCE = 1e-3  # mm, as in loading.py
 SPACING_TOLERANCE = 0.02  # relative: less than this is rounding in a header
 MEND_DATA = "mend or leave out the files that are named, then run the check again"
 
@@ -187,8 +186,7 @@ def _case_header(case: Case, data: DataConfig) -> CaseHeader:
         axes = "".join(str(code) for code in nibabel.aff2axcodes(first))  # type: ignore[no-untyped-call]
         if data.spacing_is_real:
             spacing = tuple(float(size) for size in np.linalg.norm(first[:3, :3], axis=0)[: data.spatial_dims])
-    others = [header.affine for header in headers[1:] if header.affine is not None]
-    agree = first is None or all(np.allclose(first, affine, atol=AFFINE_TOLERANCE) for affine in others)
+    agree = all(affines_agree(first, header.affine) for header in headers[1:])
     return CaseHeader(case, training_grid(headers[0], data), spacing, axes, agree)
 
 

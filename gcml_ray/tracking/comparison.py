@@ -7,7 +7,6 @@ the table: ``METHOD/test/dice``, ``dice_sd``, ``hd95``, ``surface_dice``, ``dice
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
@@ -51,13 +50,7 @@ class ComparisonTracker:
 
     def on_cell(self, folder: RunFolder) -> None:
         """Puts a cell's run below the comparison's; a cell that was never tracked has none."""
-
-        def adopt(client: MlflowClient) -> None:
-            if folder.tracking_file.exists():
-                run_id = json.loads(folder.tracking_file.read_text(encoding="utf-8"))["run_id"]
-                client.set_tag(run_id, "mlflow.parentRunId", self._parent.run_id)
-
-        self._parent.guard("on_cell", adopt)
+        self._parent.adopt(folder)
 
     def finish(self, rows: Sequence[MethodRow], artifacts: Sequence[Path], status: RunOutcome) -> None:
         """Logs the table, keeps files with the run and closes it."""

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gcml_ray.config import Config
+from gcml_ray.run_folder import RunFolder
 from gcml_ray.tracking.run import connect_to, find_experiment, tracking_uri
 from gcml_ray.whole_files import replace_file
 
@@ -68,6 +69,17 @@ class ParentRun:
             self.num_failures += 1
             level = logging.WARNING if self.num_failures == 1 else logging.DEBUG
             log.log(level, "MLflow: %s failed (%r). The %s goes on", what, error, self._role)
+
+    def adopt(self, folder: RunFolder, tags: Mapping[str, str] | None = None) -> None:
+        """Puts a federation's run below this one; a federation that was never tracked has none."""
+
+        def put_below(client: MlflowClient) -> None:
+            if folder.tracking_file.exists():
+                run_id = json.loads(folder.tracking_file.read_text(encoding="utf-8"))["run_id"]
+                for name, value in {"mlflow.parentRunId": self.run_id, **(tags or {})}.items():
+                    client.set_tag(run_id, name, value)
+
+        self.guard("adopt", put_below)
 
     def _ready_client(self) -> MlflowClient:
         """The client, with the run begun; what failed in an earlier call is tried again."""

@@ -9,7 +9,6 @@ As with a federation, tracking never stops a search.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -136,14 +135,7 @@ class FinalTracker:
 
     def on_run(self, folder: RunFolder, *, is_default: bool) -> None:
         """Puts a run that has ended below the search's."""
-
-        def adopt(client: MlflowClient) -> None:
-            if folder.tracking_file.exists():
-                run_id = json.loads(folder.tracking_file.read_text(encoding="utf-8"))["run_id"]
-                client.set_tag(run_id, "mlflow.parentRunId", self._parent.run_id)
-                client.set_tag(run_id, "gcml.final", "default" if is_default else "winner")
-
-        self._parent.guard("on_run", adopt)
+        self._parent.adopt(folder, tags={"gcml.final": "default" if is_default else "winner"})
 
     def finish(self, final: FinalRecord | None) -> None:
         """Logs what came of it, if anything did, and closes the search's run again."""

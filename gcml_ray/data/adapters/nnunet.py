@@ -19,11 +19,10 @@ from typing import Any
 
 from gcml_ray.data.adapters.findings import Findings, Progress, check_cases, read_rows
 from gcml_ray.data.datalist import Case
-from gcml_ray.data.reading import is_picture, read_header
+from gcml_ray.data.reading import NIFTI, is_picture, read_header
 from gcml_ray.errors import ConfigError, DataError
 from gcml_ray.site_names import check_site_name
 
-NIFTI = (".nii.gz", ".nii")
 IMAGE_STEM = re.compile(r"(.+)_(\d{4})")
 SiteOf = Callable[[str], str | None]
 

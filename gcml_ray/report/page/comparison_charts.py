@@ -9,10 +9,10 @@ import numpy as np
 from gcml_ray.averages import mean
 from gcml_ray.comparison.cells import Cell, MethodRow, bootstrap_interval, case_dice, differences_of_methods
 from gcml_ray.comparison.table import label
-from gcml_ray.console.summary import number
 from gcml_ray.report.page.parts import COLOURS, Chart, chart_text, count_rounds, looks, megabytes, new_figure, points
 from gcml_ray.report.page.records import RunRecords, validation_series
 from gcml_ray.report.page.run_charts import MANY_POINTS, distribution_chart
+from gcml_ray.wording import number
 
 
 def dice_by_method(rows: Sequence[MethodRow]) -> Chart:

@@ -9,7 +9,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from gcml_ray.averages import case_dice, mean
-from gcml_ray.console.summary import number
 from gcml_ray.records import BEFORE_GOSSIP, PERSONALISED
 from gcml_ray.report.page.exchange import gossip_section, regions_section, teaching_section
 from gcml_ray.report.page.parts import (
@@ -34,6 +33,7 @@ from gcml_ray.report.page.run_charts import (
     time_by_stage,
 )
 from gcml_ray.report.page.summary import METHODS, summary_section
+from gcml_ray.wording import number
 
 PATIENTS = (
     "This page holds pictures of patients and names of cases. Share it only as you may share the images themselves. "

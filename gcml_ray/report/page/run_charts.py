@@ -10,10 +10,10 @@ from collections.abc import Mapping, Sequence
 import plotly.graph_objects as go
 
 from gcml_ray.averages import case_dice, mean
-from gcml_ray.console.summary import number
 from gcml_ray.records import BEFORE_GOSSIP, ENSEMBLE, PERSONALISED, SHARED, CaseScore, RoundRecord
 from gcml_ray.report.page.parts import Chart, chart_text, count_rounds, hatched, look, looks, new_figure
 from gcml_ray.report.page.records import MODELS, RunRecords, natural_order, validation_series
+from gcml_ray.wording import number
 
 PHASES = {"warmup": "warm-up", "exchange": "exchange", "cooldown": "cool-down"}
 STAGES = {

@@ -7,7 +7,6 @@ from collections import Counter
 from pathlib import Path
 from statistics import fmean, stdev
 
-from gcml_ray.console.summary import number
 from gcml_ray.report.page.parts import Block, Figures, Folded, Page, Section, Table, Words, count
 from gcml_ray.report.page.search_charts import (
     AXES,
@@ -20,6 +19,7 @@ from gcml_ray.report.page.search_charts import (
 from gcml_ray.search.effects import Effect, compared_round, describe, effects
 from gcml_ray.search.folder import read_final, read_search_record
 from gcml_ray.search.records import FinalRecord, SearchRecord, TrialRecord, describe_params, format_value, mean_dices
+from gcml_ray.wording import number
 
 
 def search_page(folder: Path) -> Page:
