@@ -3,11 +3,9 @@
 A training step frees and asks for the same activations again and again, and lives on what lies in its core's cache.
 
 - By default the C library hands large blocks back to the system at once, and each step pays for having them zeroed
-  anew: a tenth of its time and more.
+  anew: up to a sixth of its time (docs/performance.md has the measurement).
 - By default threads that share a core take turns of about 3 ms, and each turn begins with an alien cache: with two
-  sites a core 5 to 8 % of a step.
-
-Both are measured in docs/performance.md.
+  sites per core 5 to 10 % of a step.
 """
 
 from __future__ import annotations

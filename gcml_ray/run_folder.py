@@ -2,17 +2,20 @@
 
 =====================  =====================================================================
 ``config.yaml``        the configuration, whole
-``rounds.jsonl``       one :class:`~gcml_ray.records.RoundRecord` a line; the truth about the run
-``transfers.csv``      one push a row, derived from the rounds
-``cases.csv``          one row a case, class and model
+``rounds.jsonl``       one :class:`~gcml_ray.records.RoundRecord` per line; the truth about the run
+``transfers.csv``      one push per row, derived from the rounds
+``cases.csv``          one row per case, class and model
 ``cross_site.csv``     the same for personalised models at all sites; ``model`` is the site it is of
 ``state.json``         how far the run is and which sites are alive
 ``tracking.json``      the ids of its MLflow runs
-``chaos.txt``          the faults that it was run with on purpose, one text a line; else there is none
+``chaos.txt``          the faults that it was run with on purpose, one text per line; else there is none
 ``checkpoints/SITE/``  what a site needs to resume, and its models
 ``plots/``             figures of the run
 ``overlays/SITE/``     reference and prediction drawn on images
+``requests/``          what ``gcml site`` asks of a run in progress
+``report.html``        the page of ``gcml report``
 ``log.txt``            the log
+``.lock``              held by the driver while it runs
 =====================  =====================================================================
 
 A crash may tear the last line of ``rounds.jsonl``: it is ignored on reading and cut off by the next

@@ -45,14 +45,14 @@ class Contender:
 CONTENDERS = {
     FLOOR: Contender("bare loop, one process, no framework", "run_loop", "", True),
     OURS: Contender("gcml-ray, FedAvg", "run_gcml", "", True),
-    "gcml-ray-shared": Contender("gcml-ray, FedAvg, a process a core", "run_gcml", "", True),
+    "gcml-ray-shared": Contender("gcml-ray, FedAvg, one process per core", "run_gcml", "", True),
     "flower": Contender("Flower 1.41, FedAvg, simulation", "run_flower", "flower", True),
     "nvflare": Contender("NVFlare 2.9, FedAvg, simulator", "run_nvflare", "nvflare", True),
     "nvflare-swarm": Contender("NVFlare 2.9, swarm, simulator", "run_nvflare", "nvflare", True),
     "p2pfl": Contender("p2pfl 0.4.4, FedAvg by gossip, simulation", "run_p2pfl", "p2pfl", True),
     "plain-ray": Contender("plain loop over Ray actors, gossip averaging", "run_plain_ray", "", False),
-    "gcml-ray-gossip": Contender("gcml-ray, gossip averaging: a peer a round", "run_gcml", "", False),
-    "gcml-ray-gcml": Contender("gcml-ray, GCML: steps the peer's model too", "run_gcml", "", False),
+    "gcml-ray-gossip": Contender("gcml-ray, gossip averaging: one peer per round", "run_gcml", "", False),
+    "gcml-ray-gcml": Contender("gcml-ray, GCML: trains the peer's model too", "run_gcml", "", False),
 }
 
 
@@ -108,7 +108,7 @@ def results(scratch: Path, options: argparse.Namespace, done: Sequence[Result]) 
                 began = time.monotonic()
                 result, weights = run_one(name, scenario, repeat, scratch=scratch, options=options, reference=reference)
                 reference = reference or weights
-                state = result.problem or f"{result.round_s:.2f} s a round"
+                state = result.problem or f"{result.round_s:.2f} s per round"
                 took = time.monotonic() - began
                 print(f"{scenario.name} {name} {repeat}: {state} ({took:.0f} s)", file=sys.stderr, flush=True)
                 yield result

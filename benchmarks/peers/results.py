@@ -143,7 +143,7 @@ def table(results: Sequence[Result], scenario: Scenario, titles: Mapping[str, st
     ours = good.get(OURS, [])
     header = [
         "",
-        "| | a round, s | x gcml-ray | in all, s | x gcml-ray | peak PSS, MB | x gcml-ray | over loopback, MB |",
+        "| | s per round | x gcml-ray | total s | x gcml-ray | peak PSS, MB | x gcml-ray | over loopback, MB |",
         "|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
     rows = [_row(title, good[name], ours) for name, title in titles.items() if good[name]]

@@ -29,10 +29,10 @@ class Scenario:
 
 
 SCENARIOS = {
-    "steps": Scenario("steps", "4 sites, 10 steps a round, 35,318 parameters", 10, 10, SHAPE, 2, (8, 16, 32), (2, 2)),
+    "steps": Scenario("steps", "4 sites, 10 steps per round, 35,318 parameters", 10, 10, SHAPE, 2, (8, 16, 32), (2, 2)),
     "large": Scenario(
         "large",
-        "4 sites, 1 step a round, 31 M parameters (124 MB)",
+        "4 sites, 1 step per round, 31 M parameters (124 MB)",
         5,
         1,
         (16, 16, 16),
