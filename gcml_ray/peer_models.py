@@ -50,10 +50,10 @@ class PeerModels:
         if not num_kept:
             return
         kept = dict(self.files.state.peer_files)
-        for message in incoming:
-            model = self.exchange.open_incoming(message).model
-            kept.pop(message.sender, None)  # the newest stand last
-            kept[message.sender] = self.files.save_peer(message.sender, model, round_number)
+        for push in incoming:
+            model = self.exchange.open_incoming(push).model
+            kept.pop(push.sender, None)  # the newest stand last
+            kept[push.sender] = self.files.save_peer(push.sender, model, round_number)
         newest = dict(list(kept.items())[-num_kept:])
         self.files.state = replace(self.files.state, peer_files=newest)
 

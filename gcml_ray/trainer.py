@@ -250,7 +250,7 @@ class SiteTrainer:
         return TrainReport(
             site=self.site,
             round_number=order.round_number,
-            peers=tuple(message.sender for message in incoming),
+            peers=tuple(push.sender for push in incoming),
             num_steps=result.num_steps,
             losses={name: value for name, value in means.items() if name not in regions},
             regions={name.removeprefix("region/"): value for name, value in regions.items()},
@@ -261,8 +261,8 @@ class SiteTrainer:
             seconds=seconds,
             learning_rate=self._rate(order.round_number, 0),
             peak_memory_bytes=peak_memory_bytes(),
-            staleness=tuple(message.staleness for message in incoming) if is_async else (),
-            age_s=tuple(message.age_s for message in incoming) if is_async else (),
+            staleness=tuple(push.staleness for push in incoming) if is_async else (),
+            age_s=tuple(push.age_s for push in incoming) if is_async else (),
             privacy_epsilon=spender.epsilon if (spender := self.private or self.exchange.noise) else None,
             judged=judged,
         )

@@ -123,7 +123,7 @@ class PooledMethod(Section):
 
 
 class PeerMethod(Section):
-    """What a message between sites holds.
+    """What a push holds.
 
     ``buffers`` says whether the floating-point buffers (BatchNorm statistics) travel with the parameters or stay
     local; integer counters never travel. ``share_norms: false`` leaves the parameters of normalisation layers at

@@ -26,8 +26,8 @@ def train_round(
     if not incoming:
         return train_alone(local, context)
     result = RoundResult(merge="replace")
-    for message, num_steps in zip(incoming, share_steps(context.num_steps, len(incoming)), strict=True):
-        peer = context.open_incoming(message)
-        run_mutual_steps(local, peer, context, result, num_steps=num_steps, dcml=MUTUAL, weight=method.weight)
-        local.model.load(peer.model.flat)  # with the statistics that it gathered here
+    for push, num_steps in zip(incoming, share_steps(context.num_steps, len(incoming)), strict=True):
+        learner = context.open_incoming(push)
+        run_mutual_steps(local, learner, context, result, num_steps=num_steps, dcml=MUTUAL, weight=method.weight)
+        local.model.load(learner.model.flat)  # with the statistics that it gathered here
     return result

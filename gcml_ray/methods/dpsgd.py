@@ -36,7 +36,7 @@ def train_round(
     assert isinstance(method, DpsgdMethod)
     if incoming:
         share = neighbour_share(method)
-        received = torch.stack([message.weights for message in incoming]).mean(dim=0)  # (S,)
+        received = torch.stack([push.weights for push in incoming]).mean(dim=0)  # (S,)
         local.model.mix(received.to(local.model.flat.device), own_share=1 - share * len(incoming))
     result = train_alone(local, context)
     result.merge = "mixed" if incoming else ""

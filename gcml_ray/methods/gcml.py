@@ -31,10 +31,10 @@ def train_round(
         return train_alone(local, context)
     result = RoundResult()
     weight = mutual_weight(method.dcml, context.exchange_index)
-    for message, num_steps in zip(incoming, share_steps(context.num_steps, len(incoming)), strict=True):
-        peer = context.open_incoming(message)
+    for push, num_steps in zip(incoming, share_steps(context.num_steps, len(incoming)), strict=True):
+        learner = context.open_incoming(push)
         before = local.model.snapshot() if method.merge == "select_best" else None
-        merge_before(local, peer, message, context, mode=method.merge_first)
-        run_mutual_steps(local, peer, context, result, num_steps=num_steps, dcml=method.dcml, weight=weight)
-        merge_after(local, peer, message, context, result, mode=method.merge, before=before)
+        merge_before(local, learner, push, context, mode=method.merge_first)
+        run_mutual_steps(local, learner, context, result, num_steps=num_steps, dcml=method.dcml, weight=weight)
+        merge_after(local, learner, push, context, result, mode=method.merge, before=before)
     return result

@@ -25,7 +25,7 @@ def train_round(
     if not incoming:
         return train_alone(local, context)
     result = RoundResult(merge="keep_local")
-    for message, num_steps in zip(incoming, share_steps(context.num_steps, len(incoming)), strict=True):
-        peer = context.open_incoming(message)
-        run_mutual_steps(local, peer, context, result, num_steps=num_steps, dcml=REGIONAL, weight=method.weight)
+    for push, num_steps in zip(incoming, share_steps(context.num_steps, len(incoming)), strict=True):
+        learner = context.open_incoming(push)
+        run_mutual_steps(local, learner, context, result, num_steps=num_steps, dcml=REGIONAL, weight=method.weight)
     return result

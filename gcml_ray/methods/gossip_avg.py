@@ -21,9 +21,9 @@ def train_round(
     """Size-weighted mean over the own and all incoming weights, then local steps."""
     assert isinstance(method, GossipAvgMethod)
     own_cases: float = context.num_train
-    for message in incoming:
-        weights = message.weights.to(local.model.flat.device)
-        total = own_cases + message.discount * message.num_train
+    for push in incoming:
+        weights = push.weights.to(local.model.flat.device)
+        total = own_cases + push.discount * push.num_train
         local.model.mix(weights, own_share=own_cases / total)
         own_cases = total
     result = train_alone(local, context)

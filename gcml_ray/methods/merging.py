@@ -16,28 +16,26 @@ def own_share_by_score(own: float, other: float) -> float:
     return own / (own + other) if own + other > 0 else 0.5
 
 
-def own_share_by_size(context: RoundContext, message: IncomingModel) -> float:
+def own_share_by_size(context: RoundContext, push: IncomingModel) -> float:
     """A = n_own / (n_own + n_other), where a stale push counts for less."""
-    return context.num_train / (context.num_train + message.discount * message.num_train)
+    return context.num_train / (context.num_train + push.discount * push.num_train)
 
 
-def merge_before(
-    local: Learner, incoming: Learner, message: IncomingModel, context: RoundContext, *, mode: str
-) -> None:
+def merge_before(local: Learner, incoming: Learner, push: IncomingModel, context: RoundContext, *, mode: str) -> None:
     """Mixes the incoming weights into the local ones before the mutual steps (``merge_first``)."""
     if mode == "none":
         return
     if mode == "size_weighted":
-        share = own_share_by_size(context, message)
+        share = own_share_by_size(context, push)
     else:
-        share = own_share_by_score(context.score(local), message.discount * context.score(incoming))
+        share = own_share_by_score(context.score(local), push.discount * context.score(incoming))
     local.model.mix(incoming.model.flat[: incoming.model.num_sent], own_share=share)
 
 
 def merge_after(
     local: Learner,
     incoming: Learner,
-    message: IncomingModel,
+    push: IncomingModel,
     context: RoundContext,
     result: RoundResult,
     *,
@@ -49,7 +47,7 @@ def merge_after(
     Args:
         local: the receiver's model after the mutual steps; changed in place.
         incoming: the sender's model after the mutual steps.
-        message: the push, for the sender's number of cases.
+        push: the push, for the sender's number of cases.
         context: for scores on the receiver's validation cases.
         result: gets ``merge``, ``candidate_dice`` and, where the kept model was scored, ``validation_dice``.
         mode: one of the merge modes of docs/method.md.
@@ -59,23 +57,23 @@ def merge_after(
     result.merge = mode
     result.validation_dice = None
     if mode == "size_weighted":
-        local.model.mix(incoming_weights, own_share=own_share_by_size(context, message))
+        local.model.mix(incoming_weights, own_share=own_share_by_size(context, push))
     elif mode == "val_weighted":
         scores = {"local_after": context.score(local), "incoming_after": context.score(incoming)}
-        share = own_share_by_score(scores["local_after"], message.discount * scores["incoming_after"])
+        share = own_share_by_score(scores["local_after"], push.discount * scores["incoming_after"])
         local.model.mix(incoming_weights, own_share=share)
         result.candidate_dice = scores
     elif mode == "replace":
         local.model.load(incoming.model.flat)  # with the statistics and norms that it trained here
     elif mode == "select_best":
         assert before is not None
-        _select_best(local, incoming, message, context, result, before=before)
+        _select_best(local, incoming, push, context, result, before=before)
 
 
 def _select_best(
     local: Learner,
     incoming: Learner,
-    message: IncomingModel,
+    push: IncomingModel,
     context: RoundContext,
     result: RoundResult,
     *,
@@ -88,7 +86,7 @@ def _select_best(
     after = local.model.snapshot()
     scores = {"local_after": context.score(local), "incoming_after": context.score(incoming)}
     incoming_weights = incoming.model.flat[: incoming.model.num_sent]
-    share = own_share_by_score(scores["local_after"], message.discount * scores["incoming_after"])
+    share = own_share_by_score(scores["local_after"], push.discount * scores["incoming_after"])
     local.model.mix(incoming_weights, own_share=share)
     mixed = local.model.snapshot()
     scores["mix"] = context.score(local)

@@ -39,8 +39,8 @@ def train_round(
     assert isinstance(method, ProxyFlMethod)
     assert context.personal is not None
     private = context.personal
-    for message in incoming:
-        local.model.load(message.weights)
+    for push in incoming:
+        local.model.load(push.weights)
     if context.phase == "cooldown":
         return train_alone(private, context)
     result = RoundResult(merge="replace" if incoming else "")

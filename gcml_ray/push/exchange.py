@@ -152,16 +152,16 @@ class Exchange:
             discount=(1 + staleness) ** -self.config.federation.staleness_exponent,
         )
 
-    def open_incoming(self, message: IncomingModel) -> Learner:
+    def open_incoming(self, push: IncomingModel) -> Learner:
         """Loads a push into the second learner: its weights, a fresh optimiser (our reading)."""
-        network = exchanged_network(self.config, message.sender)
+        network = exchanged_network(self.config, push.sender)
         learner = self.learner_for(network)
         self._second[fingerprint(network, self.config.data)].forget_unsent()
         if learner.model.layout == self.local.model.layout:  # what is not sent starts from the receiver's own
             learner.model.flat[learner.model.num_sent :].copy_(self.local.model.flat[learner.model.num_sent :])
             for name, counter in learner.model.counters().items():
                 counter.copy_(self.local.model.counters()[name])
-        learner.model.load(message.weights)
+        learner.model.load(push.weights)
         learner.optimiser.forget()
         learner.model.module.train()
         return learner

@@ -153,19 +153,19 @@ class Judge:
             exchange: opens a push in a second learner.
         """
         state = self.files.state
-        sums = {message.sender: checksum(message.weights.numpy()) for message in arrived}
+        sums = {push.sender: checksum(push.weights.numpy()) for push in arrived}
         repeated = {sender for sender, own_sum in sums.items() if state.last_push.get(sender) == own_sum}
         own_dice = functools.cache(lambda: self.evaluator.patch_dice(own, self.config.defence.cases))
         judged = tuple(
-            self._judge(message, own, own_dice, exchange, is_repeated=message.sender in repeated) for message in arrived
+            self._judge(push, own, own_dice, exchange, is_repeated=push.sender in repeated) for push in arrived
         )
         suspicion = suspicion_after(state.suspicion, judged)
         self.files.state = replace(self.files.state, suspicion=suspicion, last_push=state.last_push | sums)
-        return [message for message, one in zip(arrived, judged, strict=True) if one.accepted], judged
+        return [push for push, one in zip(arrived, judged, strict=True) if one.accepted], judged
 
     def _judge(
         self,
-        message: IncomingModel,
+        push: IncomingModel,
         own: Learner,
         own_dice: Callable[[], float],
         exchange: Exchange,
@@ -174,24 +174,24 @@ class Judge:
     ) -> Judgement:
         """Measures one push, the cheapest first, no further than to the first objection."""
         defence = self.config.defence
-        suspicion = self.files.state.suspicion.get(message.sender, 0)
+        suspicion = self.files.state.suspicion.get(push.sender, 0)
         facts = Facts(is_replay=defence.weights and is_repeated and not may_repeat(self.config))
         reason = objection(facts, defence, suspicion=suspicion)
-        networks = {exchanged_network(self.config, site).model_dump_json() for site in (self.site, message.sender)}
+        networks = {exchanged_network(self.config, site).model_dump_json() for site in (self.site, push.sender)}
         if defence.weights and not reason and len(networks) == 1:
             size = min(own.model.num_parameters, own.model.num_sent)  # statistics of layers may differ by any factor
-            incoming = message.weights[:size].to(own.model.flat.device)
+            incoming = push.weights[:size].to(own.model.flat.device)
             facts = compare_weights(own.model.flat[:size], incoming, common_init=self.config.federation.common_init)
             reason = objection(facts, defence, suspicion=suspicion)
         if defence.validation and not reason:
             facts = self._scored(
                 facts,
-                lambda: self.evaluator.patch_dice(exchange.open_incoming(message), defence.cases),
+                lambda: self.evaluator.patch_dice(exchange.open_incoming(push), defence.cases),
                 own_dice,
                 suspicion=suspicion,
             )
             reason = objection(facts, defence, suspicion=suspicion)
-        return Judgement(message.sender, not reason, reason, facts.norm_ratio, facts.cosine, facts.dice, facts.own_dice)
+        return Judgement(push.sender, not reason, reason, facts.norm_ratio, facts.cosine, facts.dice, facts.own_dice)
 
     def _scored(
         self, facts: Facts, dice: Callable[[], float], own_dice: Callable[[], float], *, suspicion: int
