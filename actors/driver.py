@@ -11,7 +11,7 @@ import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -30,7 +30,6 @@ from gcml_ray.gossip import plan_round
 from gcml_ray.phases import models_to_test
 from gcml_ray.records import (
     PERSONALISED,
-    Edge,
     EvaluationReport,
     PushReceipt,
     RoundPlan,
@@ -44,7 +43,7 @@ from gcml_ray.records import (
 from gcml_ray.run_folder import RunFolder, RunState
 from gcml_ray.teaching import usefulness_weights
 from gcml_ray.tracking.run import Tracker
-from gcml_ray.trust import distrust_weights
+from gcml_ray.trust import trust_of_edges
 
 log = logging.getLogger(__name__)
 
@@ -184,20 +183,18 @@ class Driver:
 
     def plan(self, number: int, sites: Sequence[str]) -> RoundPlan:
         """The graph of a round over these sites; peers' past decides as far as the topology lets it."""
+        topology = getattr(self.config.method, "topology", None)
+        usefulness = None
+        if isinstance(topology, UsefulnessTopology):
+            usefulness = usefulness_weights(self.recent, topology, sites)
         return plan_round(
             self.config.method,
             self.config.federation,
             round_number=number,
             num_train={name: self.roster.members[name].info.num_train for name in sites},
-            edge_weights=self._edge_weights(sites),
+            usefulness=usefulness,
+            trust=trust_of_edges(self.recent),
         )
-
-    def _edge_weights(self, sites: Sequence[str]) -> Mapping[Edge, float]:
-        """Relative chances of single pushes among these sites."""
-        topology = getattr(self.config.method, "topology", None)
-        weights = usefulness_weights(self.recent, topology, sites) if isinstance(topology, UsefulnessTopology) else {}
-        distrust = distrust_weights(self.recent)
-        return {edge: weights.get(edge, 1.0) * distrust.get(edge, 1.0) for edge in {*weights, *distrust}}
 
     def note_refusals(self, receipts: Sequence[PushReceipt]) -> None:
         """Refused pushes are for the log."""

@@ -45,7 +45,8 @@ def plan_round(
     *,
     round_number: int,
     num_train: Mapping[str, int],
-    edge_weights: Mapping[Edge, float] | None = None,
+    usefulness: Mapping[Edge, float] | None = None,
+    trust: Mapping[Edge, float] | None = None,
 ) -> RoundPlan:
     """The plan of one round: its phase, the sites that train and the pushes between them.
 
@@ -56,8 +57,9 @@ def plan_round(
         round_number: 1 to ``federation.rounds``.
         num_train: training cases of every site that is alive; a site that is not named here neither
             sends nor receives.
-        edge_weights: relative chances of single edges, see :func:`sample_edges`. Not for D-PSGD, whose mixing matrix
-            must stay doubly stochastic, nor with a server.
+        usefulness: relative chances of edges where the topology is ``usefulness``; see :func:`sample_edges`.
+        trust: the probability with which a drawn edge takes place; see :func:`sample_edges`. Not for D-PSGD, whose
+            mixing matrix must stay doubly stochastic, nor with a server.
     """
     phase = phase_of(federation, round_number)
     if phase != "exchange" or isinstance(method, LocalMethod | PooledMethod):
@@ -73,7 +75,8 @@ def plan_round(
             max_incoming=method.max_incoming,
             rng=numpy_generator(federation.seed, "gossip", round_number),
             exchange_round=round_number - federation.num_warmup - 1,
-            edge_weights=None if isinstance(method, DpsgdMethod) else edge_weights,
+            usefulness=usefulness,
+            trust=None if isinstance(method, DpsgdMethod) else trust,
         )
     return RoundPlan(round_number=round_number, phase=phase, sites=tuple(sorted(num_train)), edges=edges)
 
@@ -103,7 +106,8 @@ def sample_edges(
     max_incoming: int,
     rng: np.random.Generator,
     exchange_round: int,
-    edge_weights: Mapping[Edge, float] | None = None,
+    usefulness: Mapping[Edge, float] | None = None,
+    trust: Mapping[Edge, float] | None = None,
 ) -> tuple[Edge, ...]:
     """Draws the pushes of one exchange round, sorted by sender, then receiver.
 
@@ -113,32 +117,31 @@ def sample_edges(
         max_incoming: models that a receiver takes at most, at least 1.
         rng: the round's generator.
         exchange_round: exchange rounds before this one; only ``exponential`` depends on it.
-        edge_weights: how much likelier an edge is than one that is not named here, 0 or more; 0 is never drawn. Where a
-            sender draws its receiver (``bernoulli``, ``push_k``, ``usefulness``) see :func:`_draw_receivers`; elsewhere
-            the graph is fixed, or drawn as a whole, and loses edges: see :func:`_thinned`.
+        usefulness: how much likelier a sender draws an edge than one that is not named here, 0 or more; only
+            ``usefulness`` draws by it.
+        trust: the probability with which an edge takes place once the graph is drawn; 1 where nothing is said.
+            Nobody else's partner changes by it, and the two directions of a pair have their own.
     """
     assert max_incoming >= 1
     names = sorted(num_train)
     if len(names) < 2:
         return ()
-    rows = _weight_rows(edge_weights or {}, names)
     match topology:
         case BernoulliTopology():
             cases = np.array([num_train[name] for name in names], dtype=np.float64)
-            arcs = _bernoulli(cases, topology.expected_senders, rows, max_incoming=max_incoming, rng=rng)
+            arcs = _bernoulli(cases, topology.expected_senders, max_incoming=max_incoming, rng=rng)
         case MatchingTopology():
-            arcs = _thinned(_matching(len(names), symmetric=topology.symmetric, rng=rng), rows, rng)
-        case PushKTopology() if not rows:
+            arcs = _matching(len(names), symmetric=topology.symmetric, rng=rng)
+        case PushKTopology():
             arcs = _push_k(len(names), topology.k, max_incoming=max_incoming, rng=rng)
-        case PushKTopology() | UsefulnessTopology():
-            every = np.arange(len(names))
-            arcs = _draw_receivers(every, topology.k, len(names), rows, max_incoming=max_incoming, rng=rng)
+        case UsefulnessTopology():
+            rows = _weight_rows(usefulness or {}, names)
+            arcs = _draw_receivers(len(names), topology.k, rows, max_incoming=max_incoming, rng=rng)
         case RingTopology():
-            arcs = _thinned(_shift(len(names), 1), rows, rng)
+            arcs = _shift(len(names), 1)
         case ExponentialTopology():
-            distance = 2 ** (exchange_round % (len(names) - 1).bit_length())
-            arcs = _thinned(_shift(len(names), distance), rows, rng)
-    return _to_edges(arcs, names)
+            arcs = _shift(len(names), 2 ** (exchange_round % (len(names) - 1).bit_length()))
+    return _to_edges(_thinned(arcs, _weight_rows(trust or {}, names), rng), names)
 
 
 def _weight_rows(edge_weights: Mapping[Edge, float], names: list[str]) -> WeightRows:
@@ -152,9 +155,7 @@ def _weight_rows(edge_weights: Mapping[Edge, float], names: list[str]) -> Weight
     return rows
 
 
-def _bernoulli(
-    cases: NDArray[np.float64], expected: float, rows: WeightRows, *, max_incoming: int, rng: np.random.Generator
-) -> Arcs:
+def _bernoulli(cases: NDArray[np.float64], expected: float, *, max_incoming: int, rng: np.random.Generator) -> Arcs:
     """Site i sends with probability min(1, m n_i / sum n), to one other site (GML, arXiv 2401.06180).
 
     Our reading: where a receiver's places are taken, the sender picks again among the others with
@@ -165,8 +166,6 @@ def _bernoulli(
     assert cases.sum() > 0, "no site has training cases"
     probability = np.minimum(1.0, expected * cases / cases.sum())
     waiting: Indices = rng.permutation(np.flatnonzero(rng.random(len(cases)) < probability))
-    if rows:
-        return _draw_receivers(waiting, 1, len(cases), rows, max_incoming=max_incoming, rng=rng)
     room = np.full(len(cases), max_incoming)
     senders: list[Indices] = []
     receivers: list[Indices] = []
@@ -182,35 +181,29 @@ def _bernoulli(
     return np.concatenate([none, *senders]), np.concatenate([none, *receivers])
 
 
-def _draw_receivers(
-    senders: Indices, k: int, num_sites: int, rows: WeightRows, *, max_incoming: int, rng: np.random.Generator
-) -> Arcs:
-    """In k turns the senders, one after the other in random order, each draw a receiver by the weights.
+def _draw_receivers(num_sites: int, k: int, rows: WeightRows, *, max_incoming: int, rng: np.random.Generator) -> Arcs:
+    """In k turns the sites, one after the other in random order, each draw a receiver by the weights.
 
-    Our reading of a weight: an edge of weight w is w times as likely as it would be. So a sender whose weights are
-    below 1 on average (one that is trusted less) stays idle in a turn with probability 1 minus that average, and
-    above it its weights are shares. Among the receivers only those with room and not yet drawn by this sender are left
-    to choose from; where there is none, the sender is idle too. Takes time in proportion to senders x sites.
+    Only those with room and not yet drawn by this sender are left to choose from; where there is none, the sender is
+    idle in that turn. Takes time in proportion to the square of the sites.
     """
     room = np.full(num_sites, max_incoming)
-    drawn: dict[int, list[int]] = {sender: [] for sender in senders.tolist()}
+    drawn: list[list[int]] = [[] for _ in range(num_sites)]
     for _ in range(min(k, num_sites - 1)):
-        for sender in rng.permutation(senders).tolist():
+        for sender in rng.permutation(num_sites).tolist():
             weights = np.ones(num_sites)
             for receiver, weight in rows.get(sender, {}).items():
                 weights[receiver] = weight
-            weights[sender] = 0
-            is_active = rng.random() * (num_sites - 1) < weights.sum() + 1e-9  # 1e-9: sums are rounded
-            weights[drawn[sender]] = 0
+            weights[[sender, *drawn[sender]]] = 0
             weights[room == 0] = 0
             reached = np.cumsum(weights)
-            if is_active and reached[-1] > 0:
+            if reached[-1] > 0:
                 receiver = int(np.searchsorted(reached, rng.random() * reached[-1], side="right"))
                 drawn[sender].append(receiver)
                 room[receiver] -= 1
     return (
-        np.repeat(np.array(list(drawn), dtype=np.int64), [len(receivers) for receivers in drawn.values()]),
-        np.array([receiver for receivers in drawn.values() for receiver in receivers], dtype=np.int64),
+        np.repeat(np.arange(num_sites), [len(receivers) for receivers in drawn]),
+        np.array([receiver for receivers in drawn for receiver in receivers], dtype=np.int64),
     )
 
 
@@ -271,11 +264,7 @@ def _shift(num_sites: int, distance: int) -> Arcs:
 
 
 def _thinned(arcs: Arcs, rows: WeightRows, rng: np.random.Generator) -> Arcs:
-    """Of a graph that is given, each push takes place with probability min(1, its weight).
-
-    Our reading of a weight where nothing is drawn that it could make likelier: the pair stays as it is, so nobody
-    else's partner changes. The two directions of a pair have weights of their own. Without weights nothing is drawn.
-    """
+    """Each push of a graph takes place with the probability in ``rows``. Where all are 1 nothing is drawn."""
     if not rows:
         return arcs
     senders, receivers = arcs

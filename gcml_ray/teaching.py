@@ -55,7 +55,7 @@ def usefulness_weights(
     ``(1 - exploration) softmax_r(gain_r / temperature) + exploration / n``, gain_r being the mean gain at r with its
     pushes; a receiver that it has not taught yet counts with the mean over those that it has. Our own rule
     (docs/method.md, Topologies). What is returned is that probability over the one of a receiver not taught yet, so
-    that an edge that is not named has weight 1, and a sender's weights are 1 or more on average.
+    that an edge that is not named has weight 1.
 
     Args:
         rounds: finished rounds, oldest first (the driver's last fifty).

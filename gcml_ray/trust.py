@@ -1,4 +1,4 @@
-"""What the receivers' judgements make of the next graphs: a peer whose pushes are refused is drawn less often.
+"""What the receivers' judgements make of the next graphs: a peer whose pushes are refused may push less often.
 
 A pure function of the rounds' records, so a resumed run trusts as one that never stopped. Only what a receiver
 has measured counts: a push that was refused unopened may bear a name that is not its sender's.
@@ -17,8 +17,8 @@ ACCEPTED_ELSEWHERE = 1.05
 FLOOR = 1 / 32  # never nothing: a mistaken refusal can only heal where pushes still come
 
 
-def distrust_weights(rounds: Sequence[RoundRecord]) -> dict[Edge, float]:
-    """The relative chance of each edge, ``FLOOR`` to 1; edges that are not named have 1.
+def trust_of_edges(rounds: Sequence[RoundRecord]) -> dict[Edge, float]:
+    """How likely an edge is to take place once it is drawn, ``FLOOR`` to 1; edges that are not named have 1.
 
     Args:
         rounds: finished rounds, oldest first (the driver's last fifty).

@@ -48,12 +48,19 @@ def sample_rounds(
     *,
     max_incoming: int = 1,
     num_rounds: int = NUM_ROUNDS,
-    edge_weights: dict[Edge, float] | None = None,
+    usefulness: dict[Edge, float] | None = None,
+    trust: dict[Edge, float] | None = None,
 ) -> list[tuple[Edge, ...]]:
     rng = np.random.default_rng(11)
     return [
         sample_edges(
-            topology, sites, max_incoming=max_incoming, rng=rng, exchange_round=index, edge_weights=edge_weights
+            topology,
+            sites,
+            max_incoming=max_incoming,
+            rng=rng,
+            exchange_round=index,
+            usefulness=usefulness,
+            trust=trust,
         )
         for index in range(num_rounds)
     ]

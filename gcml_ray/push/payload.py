@@ -64,10 +64,12 @@ def encode(vector: Buffer, encoding: str, *, num_exact: int) -> Payload:
         num_exact: X, how many values at the end are not encoded.
 
     Raises:
-        OverflowError: a value is too large for the encoding.
+        OverflowError: a value is too large for the encoding, or is none.
     """
     if encoding == WIRE_DTYPE:
         return vector
+    if not all_finite(vector):  # rounding to bfloat16 makes a zero of some NaN
+        raise OverflowError(f"the weights hold NaN or infinity, which must not become numbers in {encoding}")
     head, exact = _parts(vector, num_exact)
     with np.errstate(over="ignore", invalid="ignore"):
         encoded = {"float16": _to_float16, "bfloat16": _to_bfloat16, "int8": _to_int8}[encoding](head)

@@ -127,6 +127,8 @@ def test_cells_that_were_scored_on_other_cases_are_not_compared() -> None:
         ([1.0] * 6, 2 / 2**6),
         ([1.0, 1.0, -1.0], 1.0),  # ranks 2, 2, 2: six of the eight signs have a sum of 2 in size, two have 6
         ([0.0, 0.0], 1.0),
+        ([1.0, 1.0 + 1e-8, -1.0 - 1e-9], 1.0),  # equal in size but for the rounding of float32
+        ([1e-16] * 6 + [0.2], 1.0),  # means over seeds in another order: one difference that is none of rounding
     ],
 )
 def test_the_signed_rank_test_of_few_or_equal_differences_is_exact(differences: list[float], p_value: float) -> None:

@@ -117,8 +117,16 @@ def test_weight_too_large_for_float16_is_an_error_with_words(value: float) -> No
 @pytest.mark.parametrize("value", [np.nan, np.inf, np.finfo(np.float32).max])
 def test_what_would_not_arrive_finite_does_not_leave(encoding: str, value: float) -> None:
     vector = np.array([1, value, 1], dtype=np.float32)
-    with pytest.raises(OverflowError, match=f"which {encoding} cannot hold"):
+    with pytest.raises(OverflowError, match=f"which {encoding} cannot hold|NaN or infinity"):
         encode(vector, encoding, num_exact=0)
+
+
+@pytest.mark.parametrize("bits", [0x7FFFFFFF, 0xFFFFFFFF, 0x7FFF9000, 0x7FC00000])
+def test_no_nan_becomes_a_number_in_bfloat16(bits: int) -> None:
+    """Rounding by adding 0x7FFF carries the first three over the sign: they would arrive as zeros."""
+    vector = np.array([bits], dtype=np.uint32).view(np.float32)
+    with pytest.raises(OverflowError, match="NaN or infinity"):
+        encode(vector, "bfloat16", num_exact=0)
 
 
 # --- differences -----------------------------------------------------------------------------------
