@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import logging
 import math
 import os
@@ -56,7 +57,7 @@ def connected(resources: ResourcesConfig) -> Iterator[str]:
     try:
         yield description
     finally:
-        ray.shutdown()
+        _leave()
 
 
 @contextmanager
@@ -78,7 +79,7 @@ def joined(address: str) -> Iterator[str]:
     try:
         yield description
     finally:
-        ray.shutdown()
+        _leave()
 
 
 def _connect(address: str) -> str:
@@ -118,9 +119,25 @@ def _join(address: str) -> bool:
     except Exception as error:
         raise ClusterError(_cannot_join(address, str(error))) from error
     if OWN in ray.cluster_resources():  # type: ignore[no-untyped-call]
-        ray.shutdown()
+        _leave()
         return False
     return True
+
+
+def _leave() -> None:
+    """``ray.shutdown``, during which no other thread collects garbage.
+
+    Tracebacks of failed calls hold references of Ray's in cycles. One that is dropped by another thread while Ray shuts
+    down ends the whole process (Ray 2.60: "The core worker has already been shutdown").
+    """
+    collects = gc.isenabled()
+    gc.collect()
+    gc.disable()
+    try:
+        ray.shutdown()
+    finally:
+        if collects:
+            gc.enable()
 
 
 def _check_reachable(address: str) -> None:

@@ -26,6 +26,7 @@ from gcml_ray.run_folder import MODEL_FILE, RunFolder, RunState
 from gcml_ray.site_names import check_site_name
 from gcml_ray.tracking.background import BackgroundTracker
 from gcml_ray.tracking.run import Tracker, build_tracker
+from gcml_ray.wording import in_shell
 
 log = logging.getLogger(__name__)
 
@@ -182,9 +183,19 @@ def _state_to_resume(folder: RunFolder) -> RunState | None:
     Raises:
         CheckpointError: it had rounds, and nothing says any more which checkpoints belong to them.
     """
+    rounds = folder.rounds()
     if folder.state_file.exists():
-        return folder.read_state()
-    if rounds := folder.rounds():
+        state = folder.read_state()
+        if (last := rounds[-1].plan.round_number if rounds else 0) < state.last_complete_round:
+            log.warning(
+                "%s ends at round %d, the run was at round %d: what the rounds between were stays unknown, in tables, "
+                "plots and the choice of peers",
+                folder.rounds_file,
+                last,
+                state.last_complete_round,
+            )
+        return state
+    if rounds:
         raise CheckpointError(
             f"{folder.state_file} is missing, but {folder.rounds_file.name} beside it holds {len(rounds)} rounds. "
             "Bring the file back to go on, or start anew in another output.folder"
@@ -238,7 +249,7 @@ def _plots(folder: RunFolder) -> tuple[Path, ...]:
             "draws them again; `gcml report %s` shows the same records",
             folder.plots,
             error.strerror or error,
-            folder.path,
-            folder.path,
+            in_shell(folder.path),
+            in_shell(folder.path),
         )
         return ()

@@ -267,10 +267,10 @@ def read_tensors(path: Path) -> tuple[dict[str, Array], dict[str, str]]:
             tensors = {name: handle.get_tensor(name) for name in list(handle.keys())}
             metadata = dict(handle.metadata() or {})
     except (SafetensorError, OSError, TypeError, AttributeError, ValueError) as error:  # or a type NumPy has not
-        raise DamagedError(f"{path} cannot be read ({error}); delete it and resume from an earlier round") from error
+        raise DamagedError(f"{path} cannot be read ({error})") from error
     known = metadata.pop(CHECKSUM, None)  # older files have none
     if known is not None and known != _checksum_of(tensors, metadata):
-        raise DamagedError(f"{path} is damaged: its bytes are not those that were written; delete it")
+        raise DamagedError(f"{path} is damaged: its bytes are not those that were written")
     return tensors, metadata
 
 

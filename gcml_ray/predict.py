@@ -38,6 +38,7 @@ from gcml_ray.networks.registry import build_network, fingerprint
 from gcml_ray.run_folder import MODEL_FILE, RunFolder
 from gcml_ray.site_files import MEMBERS_FILE
 from gcml_ray.weights import FlatModel
+from gcml_ray.wording import in_shell
 
 FilePath = str | Path
 VolumeInput = FilePath | Sequence[FilePath] | tuple[NDArray[np.generic], NDArray[np.float64] | None]
@@ -97,6 +98,7 @@ class PersonalModel:
         flips: bool = False,
         largest_component: bool = False,
         probabilities: bool = False,
+        name: str = "",
     ) -> Prediction:
         """Predicts one image.
 
@@ -107,11 +109,12 @@ class PersonalModel:
             flips: average the probabilities over all flips of the axes: 8 passes in 3D, 4 in 2D.
             largest_component: keep the largest connected piece of each class or region alone.
             probabilities: return them too.
+            name: what warnings call the case; by default its first file's name.
 
         Raises:
             DataError: the image cannot be used; names the file.
         """
-        prepared, affine = self._prepare(volume)
+        prepared, affine = self._prepare(volume, name)
         scores, threshold = self._scores(prepared, flips=flips)
         masks = self._decide(scores, prepared, threshold)
         if largest_component:
@@ -130,7 +133,7 @@ class PersonalModel:
         Raises:
             DataError: the image cannot be used, or its labels cannot be stored in this kind of file.
         """
-        prediction = self.predict(case.images, flips=flips, largest_component=largest_component)
+        prediction = self.predict(case.images, flips=flips, largest_component=largest_component, name=case.name)
         paths = output_paths(folder, case.name, case.images[0], self.config.data)
         note = f"gcml-ray site {self.facts[0].site} round {self.facts[0].round_number}"
         if len(self.facts) > 1:
@@ -144,7 +147,7 @@ class PersonalModel:
 
     # --- steps of a prediction -----------------------------------------------------------------
 
-    def _prepare(self, volume: VolumeInput) -> tuple[PreparedImage, NDArray[np.float64] | None]:
+    def _prepare(self, volume: VolumeInput, name: str) -> tuple[PreparedImage, NDArray[np.float64] | None]:
         """The preprocessed image and the affine of its source."""
         data = self.config.data
         if isinstance(volume, str | Path):
@@ -153,7 +156,7 @@ class PersonalModel:
             content = self._from_array(volume[0], volume[1])  # type: ignore[arg-type]  # the pair (array, affine)
         else:
             paths = tuple(str(path) for path in volume)
-            content = read_image(Case(self.facts[0].site, name_from_file(paths[0]), paths, "", None), data)
+            content = read_image(Case(self.facts[0].site, name or name_from_file(paths[0]), paths, "", None), data)
         return prepare_image(content.array, content.affine, data), content.affine
 
     def _from_array(self, array: NDArray[np.generic], affine: NDArray[np.float64] | None) -> Volume:
@@ -303,7 +306,7 @@ def _load_one(folder: RunFolder, config: Config, site: str, device: torch.device
         found = ", ".join(folder.sites_with_model()) or "none"
         raise CheckpointError(
             f"{path} does not exist; sites with a personalised model in this run: {found}. It is written when a run "
-            f"has tested its models: finish it with `gcml run --resume {folder.path}`"
+            f"has tested its models: finish it with `gcml run --resume {in_shell(folder.path)}`"
         )
     return _load_file(path, config, site, device, described_in=folder.config_file)
 
@@ -318,7 +321,7 @@ def _load_members(
     if not names.is_file():
         raise CheckpointError(
             f"{names} does not exist: site {site} has not tested its ensemble; finish the run with "
-            f"`gcml run --resume {folder.path}`"
+            f"`gcml run --resume {in_shell(folder.path)}`"
         )
     paths = [names.parent / name for name in json.loads(names.read_text(encoding="utf-8"))]
     return [_load_file(path, config, _facts(path).site, device, described_in=folder.config_file) for path in paths]

@@ -43,6 +43,7 @@ from gcml_ray.record_json import from_json, to_json
 from gcml_ray.records import CaseScore, PushReceipt, RoundRecord, RunStatus, Split
 from gcml_ray.site_names import check_site_name
 from gcml_ray.whole_files import replace_file
+from gcml_ray.wording import in_shell
 
 KEPT_ROUNDS = 3  # of a site's checkpoints: without a barrier it may be two rounds ahead of what the driver has written
 TRANSFER_COLUMNS = ("round", "sender", "receiver", "accepted", "reason", "size_bytes", "seconds")
@@ -106,7 +107,7 @@ class RunFolder:
             if folder.is_taken:
                 raise ConfigError(
                     f"output.folder: {folder.path} already holds a run. Continue it with "
-                    f"`gcml run --resume {folder.path}`, or set another output.folder"
+                    f"`gcml run --resume {in_shell(folder.path)}`, or set another output.folder"
                 )
             folder.plots.mkdir(parents=True, exist_ok=True)
             save_config(config, folder.config_file)
@@ -189,7 +190,7 @@ class RunFolder:
         except OSError as error:
             raise CheckpointError(
                 f"{path} cannot be written ({error.strerror}): the run stops here. Make room on this disk, then "
-                f"`gcml run --resume {self.path}`"
+                f"`gcml run --resume {in_shell(self.path)}`"
             ) from error
 
     def rounds(self) -> tuple[RoundRecord, ...]:

@@ -95,7 +95,10 @@ class SiteFiles:
                 self._load_round(local, personal, number)
             except DamagedError as error:
                 if number == candidates[-1]:
-                    raise
+                    raise CheckpointError(
+                        f"{error}. There is no older checkpoint of site {self.site}: bring the file back, leave the "
+                        "site out (`gcml site remove`, then resume), or start anew in another output.folder"
+                    ) from error
                 damaged[number] = error
             else:
                 break
@@ -166,14 +169,31 @@ class SiteFiles:
         name = self.state.best_file if model == PERSONALISED else self.state.before_gossip_file
         if not name:
             raise CheckpointError(f"site {self.site} has no {model} model: it was never evaluated or had no warm-up")
-        facts = load_model(self.folder / name, into)
+        path = self.folder / name
+        try:
+            facts = load_model(path, into)
+        except CheckpointError as error:
+            facts = self._load_kept(model, into, lost=error)
         site, number = facts.get("site"), facts.get("round", "")
         if site != self.site or not number.isdecimal() or name != _model_name(int(number)):
             raise CheckpointError(
-                f"{self.folder / name} is the model of site {site}, round {number or 'unknown'}: it was copied or "
+                f"{path} is the model of site {site}, round {number or 'unknown'}: it was copied or "
                 "renamed; put the right one back"
             )
         return int(number)
+
+    def _load_kept(self, model: str, into: FlatModel, *, lost: CheckpointError) -> dict[str, str]:
+        """The best model as an earlier test has kept it, in the place of a file that is gone or damaged."""
+        kept = self.folder / MODEL_FILE
+        if model != PERSONALISED or not kept.exists():
+            raise CheckpointError(
+                f"the {model} model of site {self.site} is lost: {lost}. Bring the file back; without it the rounds "
+                "have to be run again, in another output.folder"
+            ) from lost
+        facts = load_model(kept, into)
+        log.warning("site %s takes %s, which an earlier test has kept: %s", self.site, kept.name, lost)
+        keep_as(kept, self.folder / self.state.best_file)
+        return facts
 
     def keep_personalised(self) -> None:
         """The best model under its lasting name."""

@@ -14,17 +14,24 @@ def check_site_name(name: str) -> str:
     """The name, if it can be a folder and a metric name.
 
     Raises:
-        ConfigError: it holds other characters than letters, digits, ``_``, ``-`` and ``.``, starts with a dot, or is
-            longer than files' names may be with what is added to it.
+        ConfigError: see :func:`site_name_problem`.
+    """
+    if problem := site_name_problem(name):
+        raise ConfigError(f"{problem}; rename the site in the datalist")
+    return name
+
+
+def site_name_problem(name: str) -> str | None:
+    """Why no site can have this name, or None.
+
+    It holds other characters than letters, digits, ``_``, ``-`` and ``.``, starts with a dot, or is longer than files'
+    names may be with what is added to it.
     """
     if len(name) > LONGEST_SITE_NAME:
-        raise ConfigError(
-            f"site name {name[:20]}... has {len(name)} characters and cannot name files: {LONGEST_SITE_NAME} at most; "
-            "rename the site in the datalist"
-        )
+        return f"site name {name[:20]}... has {len(name)} characters and cannot name files: {LONGEST_SITE_NAME} at most"
     if not _SITE_NAME.fullmatch(name):
-        raise ConfigError(
+        return (
             f"site name {name!r} cannot name a folder: use letters A-Z a-z, digits, '_', '-' and '.', "
-            "no dot at the start; rename the site in the datalist"
+            "no dot at the start"
         )
-    return name
+    return None

@@ -23,6 +23,7 @@ from gcml_ray.search.records import FinalRecord, FinalScore
 from gcml_ray.tracking.run import tracking_uri
 from gcml_ray.tracking.search import FinalTracker
 from gcml_ray.whole_files import replace_file
+from gcml_ray.wording import in_shell
 from tune.search import BEST_FILE
 from tune.trial_config import Search, base_params, best_config
 
@@ -89,7 +90,7 @@ def _winner(search: Search) -> Config:
     if not path.exists():
         raise CheckpointError(
             f"{search.folder} has no {BEST_FILE}: no trial has finished. "
-            f"Go on with `gcml tune --resume {search.folder}`"
+            f"Go on with `gcml tune --resume {in_shell(search.folder)}`"
         )
     return load_config(path)
 

@@ -26,6 +26,7 @@ from gcml_ray.errors import CheckpointError, ConfigError
 from gcml_ray.folder_lock import held, not_writable
 from gcml_ray.search.folder import write_search_record
 from gcml_ray.search.records import SearchRecord
+from gcml_ray.wording import in_shell
 from tune.importance import importances
 from tune.node_cache import removed_at_the_end
 from tune.search_file import save_search
@@ -152,8 +153,8 @@ def _own_folder(search: Search, *, resume: bool) -> Iterator[None]:
 def _begin(search: Search) -> None:
     if (search.folder / TUNE_FOLDER).exists():  # one that failed before its first trial may be tried again
         raise ConfigError(
-            f"folder: {search.folder} already holds a search. Continue it with `gcml tune --resume {search.folder}`, "
-            "or give another folder"
+            f"folder: {search.folder} already holds a search. Continue it with "
+            f"`gcml tune --resume {in_shell(search.folder)}`, or give another folder"
         )
     try:
         save_search(search)

@@ -93,18 +93,20 @@ def sites_table(inspection: Inspection) -> Table:
 
 
 def quantities_table(inspection: Inspection, found: Sequence[Quantity]) -> Table:
-    """Median over each site's cases (with its range, where there is room), and how much comes with the site."""
-    with_range = len(inspection.sites) <= FEW_SITES
-    title = f"Median{' (smallest to largest)' if with_range else ''} of a site's cases; how far sites differ"
+    """Median over each site's cases and its range, and how much comes with the site; of many sites the extremes."""
+    is_short = len(inspection.sites) > FEW_SITES
+    title = "Median (smallest to largest) of a site's cases; how far sites differ"
+    if is_short:
+        title = "Median of a site's cases, at the sites where it is lowest and highest; how far sites differ"
     table = Table(title=title, title_justify="left")
     table.add_column("")
-    for heading in (*inspection.sites, "sites are"):
+    for heading in (*(("lowest", "highest") if is_short else inspection.sites), "sites are"):
         table.add_column(heading, justify="right")
     for each in found:
         if each.kind in ("size", "spacing"):
             continue
         share = "" if math.isnan(each.site_share) else f" ({100 * each.site_share:.0f} %)"
-        cells = [_spread(each.by_site[site], with_range=with_range) for site in inspection.sites]
+        cells = _extremes(each) if is_short else [_spread(each.by_site[site]) for site in inspection.sites]
         unit = f" ({each.unit})" if each.kind == "label" else ""
         table.add_row(f"{each.name}{unit}", *cells, f"{each.verdict}{share}")
     return table
@@ -156,8 +158,11 @@ def _ranges(sizes: Sequence[Sequence[float]]) -> str:
     return "x".join(f"{low:g}" if low == high else f"{low:g}..{high:g}" for low, high in axes)
 
 
-def _spread(values: Sequence[float], *, with_range: bool) -> str:
-    if not values:
-        return "-"
-    middle = f"{statistics.median(values):.3g}"
-    return f"{middle}\n({min(values):.3g} to {max(values):.3g})" if with_range else middle
+def _spread(values: Sequence[float]) -> str:
+    return f"{statistics.median(values):.3g}\n({min(values):.3g} to {max(values):.3g})" if values else "-"
+
+
+def _extremes(quantity: Quantity) -> list[str]:
+    """The lowest and the highest of the sites' medians, each with its site."""
+    medians = sorted((statistics.median(values), site) for site, values in quantity.by_site.items() if values)
+    return [f"{value:.3g}\n({site})" for value, site in (medians[0], medians[-1])] if medians else ["-", "-"]

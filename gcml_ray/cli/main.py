@@ -9,6 +9,7 @@ import importlib.metadata
 import json
 import sys
 import threading
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, NoReturn
 
@@ -31,6 +32,7 @@ from gcml_ray.console.summary import comparison_table, comparison_verdict, run_f
 from gcml_ray.errors import ConfigError, GcmlError
 from gcml_ray.run_folder import RunFolder
 from gcml_ray.tracking.run import import_lean_client
+from gcml_ray.wording import in_shell
 
 if TYPE_CHECKING:
     from actors.driver import RunSummary
@@ -166,9 +168,15 @@ def _run_once(config: Config, console: Console, *, title: str, resume: bool = Fa
     from actors.federation import run_federation  # noqa: PLC0415 - the one place that knows all packages
 
     if config.tracking.enabled:  # beside Ray's start; the tracker's own thread waits for it
-        threading.Thread(target=import_lean_client, daemon=True).start()
+        threading.Thread(target=_import_ahead, daemon=True).start()
     with watched(console, title) as (listener, stop):
         return run_federation(config, listener=listener, stop=stop, resume=resume)
+
+
+def _import_ahead() -> None:
+    """MLflow's import; where it fails the tracker says so."""
+    with suppress(Exception):
+        import_lean_client()
 
 
 def _exit_for(summary: RunSummary, config: Config) -> None:
@@ -182,14 +190,14 @@ def _exit_for(summary: RunSummary, config: Config) -> None:
         raise typer.Exit(1)
     if summary.untested:
         names = ", ".join(summary.untested)
-        words = f"not tested: {names}; see {folder}/log.txt. Test again: gcml run --resume {folder}"
+        words = f"not tested: {names}; see {folder}/log.txt. Test again: gcml run --resume {in_shell(folder)}"
         console.print(words, style="red", highlight=False, markup=False)
         raise typer.Exit(1)
 
 
 def _stopped(config: Config) -> NoReturn:
     """Ends with the exit code of a run that was asked to stop."""
-    words = f"stopped; continue with: gcml run --resume {config.output.folder}"
+    words = f"stopped; continue with: gcml run --resume {in_shell(config.output.folder)}"
     Console(stderr=True, soft_wrap=True).print(words, highlight=False)
     raise typer.Exit(STOPPED)
 

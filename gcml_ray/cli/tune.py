@@ -15,6 +15,7 @@ from gcml_ray.cli.running import STOPPED, watched, wide_console
 from gcml_ray.console.search import SearchConsole, final_table, search_table, search_verdict
 from gcml_ray.errors import ConfigError
 from gcml_ray.tracking.metrics import flat_params
+from gcml_ray.wording import in_shell
 
 if TYPE_CHECKING:
     from tune.trial_config import Search
@@ -76,16 +77,16 @@ def _search(search: Search, console: Console, *, resume: bool, retry_failed: boo
     console.print(search_verdict(record), highlight=False, markup=False)
     console.print(f"search folder {search.folder}", highlight=False, markup=False, soft_wrap=True)
     if stop.is_set():
-        console.print(f"stopped; continue with: gcml tune --resume {search.folder}", highlight=False, markup=False)
+        _say_stopped(console, f"--resume {in_shell(search.folder)}")
         raise typer.Exit(STOPPED)
     if record.best is None:
         raise typer.Exit(1)
-    console.print(f"train it      gcml run {search.folder / BEST_FILE}", highlight=False, markup=False)
-    console.print(f"look at it    gcml report {search.folder}", highlight=False, markup=False)
+    console.print(f"train it      gcml run {in_shell(search.folder / BEST_FILE)}", highlight=False, markup=False)
+    console.print(f"look at it    gcml report {in_shell(search.folder)}", highlight=False, markup=False)
     if search.config.final.at_end:
         _final(search, console)
     else:
-        console.print(f"test it once  gcml tune --final {search.folder}", highlight=False, markup=False)
+        console.print(f"test it once  gcml tune --final {in_shell(search.folder)}", highlight=False, markup=False)
 
 
 def _final(search: Search, console: Console) -> None:
@@ -94,7 +95,11 @@ def _final(search: Search, console: Console) -> None:
 
     final = run_final(search, watch=partial(watched, console))
     if final is None:
-        console.print(f"stopped; continue with: gcml tune --final {search.folder}", highlight=False, markup=False)
+        _say_stopped(console, f"--final {in_shell(search.folder)}")
         raise typer.Exit(STOPPED)
     console.print(final_table(final))
     console.print(final.verdict, highlight=False, markup=False)
+
+
+def _say_stopped(console: Console, options: str) -> None:
+    console.print(f"stopped; continue with: gcml tune {options}", highlight=False, markup=False)

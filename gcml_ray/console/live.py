@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from types import TracebackType
 from typing import Self
@@ -9,6 +10,8 @@ from typing import Self
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
+
+log = logging.getLogger(__name__)
 
 
 class LiveTable:
@@ -48,4 +51,7 @@ class LiveTable:
 
     def print_line(self, line: str) -> None:
         """One line above the table, its text as it is."""
-        self.console.print(line, highlight=False, markup=False)
+        try:
+            self.console.print(line, highlight=False, markup=False)
+        except SystemExit:  # Rich's answer to a broken pipe; from here on it prints nothing
+            log.warning("nobody reads the output any more: the work goes on, see its log")

@@ -16,7 +16,7 @@ from gcml_ray.records import BEFORE_GOSSIP, PERSONALISED, CaseScore, EvaluationR
 from gcml_ray.run_folder import MODEL_FILE
 from gcml_ray.stopwatch import peak_memory_bytes
 from gcml_ray.tracking.run import tracking_uri
-from gcml_ray.wording import number
+from gcml_ray.wording import in_shell, number
 
 
 def scores_of(reports: Iterable[EvaluationReport], site: str, model: str) -> tuple[CaseScore, ...]:
@@ -181,7 +181,7 @@ def where_things_are(config: Config) -> str:
     }
     found = [(name, path) for name, (path, files) in places.items() if _is_there(path, files)]
     lines = [f"{name:<12} {path}" for name, path in (("run folder", folder), *found)]
-    lines.append(f"one page     gcml report {folder}")
+    lines.append(f"one page     gcml report {in_shell(folder)}")
     if config.tracking.enabled:
         lines.append(f"MLflow       mlflow ui --backend-store-uri {tracking_uri(config, folder)}")
     return "\n".join(lines)

@@ -117,7 +117,7 @@ def name_problem(key: str, value: str) -> str | None:
     if not value.strip():
         return f"{key} is empty"
     if any(mark in value for mark in "/\\\0") or value in (".", ".."):
-        return f"{key} is {value!r}; it becomes a file name and must not hold a slash"
+        return f"{key} is {value!r}; it becomes a file name and must not hold a slash or be dots alone"
     if any(ord(mark) < FIRST_PRINTED or "\ud800" <= mark <= "\udfff" for mark in value):
         return f"{key} is {value!r}; it becomes a file name and a table's cell and must not hold control characters"
     return None
@@ -125,7 +125,7 @@ def name_problem(key: str, value: str) -> str | None:
 
 def _entries(path: Path) -> list[Any]:
     try:
-        content = json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=_without_doubles)
+        content = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=_without_doubles)
     except FileNotFoundError:
         raise DataError(f"{path}: no such datalist; check data.datalist, or make one with `gcml prepare`") from None
     except (OSError, ValueError) as error:

@@ -37,6 +37,7 @@ from gcml_ray.networks.registry import check_sizes
 from gcml_ray.records import Split
 from gcml_ray.run_folder import RunFolder
 from gcml_ray.tracking.run import tracking_uri
+from gcml_ray.wording import in_shell
 
 FEW_TRAIN = 3
 REACH_TIMEOUT_S = 5.0
@@ -60,7 +61,7 @@ def check_output_folder(config: Config) -> Check:
     """Whether the run folder can be made, and is not taken by another run."""
     name, path = "output folder", Path(config.output.folder)
     if RunFolder(path).is_taken:
-        remedy = f"continue it with `gcml run --resume {path}`, or set another output.folder"
+        remedy = f"continue it with `gcml run --resume {in_shell(path)}`, or set another output.folder"
         return Check(name, "WARN", f"{path} already holds a run", remedy)
     parent = nearest_existing(path)
     try:
@@ -126,15 +127,15 @@ class CaseHeader:
     """A case whose headers are in order.
 
     ``grid`` is its size as it will be trained on, ``spacing_mm`` its stored voxel size (None where unreal),
-    ``axes`` its stored orientation such as ``RAS`` (empty for pictures), ``has_one_affine`` whether its
-    files agree on where they lie.
+    ``axes`` its stored orientation such as ``RAS`` (empty for pictures), ``displaced`` which of its
+    files lie elsewhere than the first image, by their affine.
     """
 
     case: Case
     grid: tuple[int, ...]
     spacing_mm: tuple[float, ...] | None
     axes: str
-    has_one_affine: bool
+    displaced: tuple[str, ...]
 
 
 def check_split(site: str, cases: Sequence[Case]) -> Check:
@@ -179,15 +180,17 @@ def check_all_headers(cases: Sequence[Case], data: DataConfig) -> tuple[Check, t
 
 
 def _case_header(case: Case, data: DataConfig) -> CaseHeader:
-    headers = [read_header(path, spatial_dims=data.spatial_dims) for path in (*case.images, case.label)]
+    files = (*case.images, case.label)
+    headers = [read_header(path, spatial_dims=data.spatial_dims) for path in files]
     first = headers[0].affine
     spacing, axes = None, ""
     if first is not None:
         axes = "".join(str(code) for code in nibabel.aff2axcodes(first))  # type: ignore[no-untyped-call]
         if data.spacing_is_real:
             spacing = tuple(float(size) for size in np.linalg.norm(first[:3, :3], axis=0)[: data.spatial_dims])
-    agree = all(affines_agree(first, header.affine) for header in headers[1:])
-    return CaseHeader(case, training_grid(headers[0], data), spacing, axes, agree)
+    placed = zip(files, headers, strict=True)
+    displaced = tuple(Path(file).name for file, header in placed if not affines_agree(first, header.affine))
+    return CaseHeader(case, training_grid(headers[0], data), spacing, axes, displaced)
 
 
 def training_grid(header: Header, data: DataConfig) -> tuple[int, ...]:
@@ -231,10 +234,14 @@ def check_voxel_sizes(headers: Sequence[CaseHeader], data: DataConfig) -> Check:
 
 def check_affines(headers: Sequence[CaseHeader], data: DataConfig) -> Check:
     """Whether images and labels lie in the same place, and all cases point the same way."""
-    apart = [f"site {h.case.site}, case {h.case.name}" for h in headers if not h.has_one_affine]
+    apart = [
+        f"site {h.case.site}, case {h.case.name}: {', '.join(h.displaced)} not where {Path(h.case.images[0]).name} is"
+        for h in headers
+        if h.displaced
+    ]
     if apart:
-        detail = f"in {len(apart)} cases image and label headers disagree on position; voxels are matched by index"
-        remedy = "look at image and label together in a viewer; resample the label where they are shifted"
+        detail = f"in {len(apart)} cases headers disagree on position; voxels are matched by index"
+        remedy = "look at these files together in a viewer; resample what is shifted onto the first image's grid"
         return Check("affines", "WARN", f"{detail}:{listed(apart)}", remedy)
     axes = sorted({header.axes for header in headers if header.axes})
     if len(axes) > 1 and (data.spatial_dims == 2 or data.orientation is None):

@@ -28,6 +28,7 @@ from gcml_ray.networks.registry import forward_heads
 from gcml_ray.predict import PersonalModel, load_model
 from gcml_ray.run_folder import MODEL_FILE, RunFolder
 from gcml_ray.seeding import derive_seed
+from gcml_ray.wording import in_shell
 
 TOLERANCE = 1e-4  # of the largest logit
 TORCH_FILE, ONNX_FILE, GRAPH_FILE = "model.pt2", "model.onnx", "graph.json"
@@ -103,7 +104,7 @@ def sites_to_export(run_folder: str | Path, names: list[str]) -> list[str]:
     if not found:
         raise ConfigError(
             f"--site all: no site of {run.path} has a {MODEL_FILE}; it is written when a run has tested its models: "
-            f"finish it with `gcml run --resume {run.path}`"
+            f"finish it with `gcml run --resume {in_shell(run.path)}`"
         )
     return [POOLED] if POOLED in found else found
 
@@ -122,7 +123,7 @@ def missing_models(run_folder: str | Path, exported: list[str]) -> list[str]:
     gone = set(exported) | set(RESERVED_SITES) | (set(state.dropped) if state else set())
     return [
         f"site {site}: {run.checkpoints(site) / MODEL_FILE} is missing; copy it from where the site ran, or write it "
-        f"again with `gcml run --resume {run.path}`"
+        f"again with `gcml run --resume {in_shell(run.path)}`"
         for site in sorted(known - gone)
     ]
 

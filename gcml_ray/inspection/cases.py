@@ -19,9 +19,10 @@ from scipy import ndimage
 
 from gcml_ray.data.adapters.findings import grid_problems
 from gcml_ray.data.datalist import Case, name_from_file
-from gcml_ray.data.reading import is_picture, read_header, read_volume
+from gcml_ray.data.reading import is_picture, read_header, read_volume, values_text
 from gcml_ray.errors import DataError
 from gcml_ray.records import Split
+from gcml_ray.site_names import site_name_problem
 
 PERCENTILES = (1, 25, 50, 75, 99)
 SAMPLE = 400_000  # voxels of a channel, at least, that its percentiles are taken from, evenly spaced
@@ -276,7 +277,10 @@ def _read_label(case: Case, dims: int, problems: list[str]) -> list[tuple[int, i
     else:
         label = stack[0]
     if not np.isfinite(label).all() or label.min() < 0 or label.max() > MAX_VALUE or (label % 1).any():
-        problems.append(f"its label holds other values than whole numbers from 0 to {MAX_VALUE}")
+        foreign = np.unique(label[~(np.isfinite(label) & (label >= 0) & (label <= MAX_VALUE) & (label % 1 == 0))])
+        problems.append(
+            f"its label holds {values_text(foreign.tolist())}; only whole numbers from 0 to {MAX_VALUE} are classes"
+        )
         return []
     counts = np.bincount(label.astype(np.int64).ravel())
     if (num_values := np.count_nonzero(counts)) > MAX_CLASSES:
@@ -295,8 +299,9 @@ def _num_pieces(mask: NDArray[np.bool_]) -> int:
 
 
 def _problems_between(facts: Sequence[CaseFacts]) -> list[str]:
-    """Same images under two names, and cases with another number of channels than most."""
-    problems = []
+    """Names that no site can have, same images under two names, and cases with fewer or more channels than most."""
+    names = dict.fromkeys(case.site for case in facts)
+    problems = [problem for name in names if (problem := site_name_problem(name)) is not None]
     first: dict[str, CaseFacts] = {}
     for case in facts:
         twin = first.setdefault(case.digest, case) if case.digest else case

@@ -240,9 +240,9 @@ class MlflowTracker:
 
     def _flush(self) -> None:
         """Send what is pending; what was sent is forgotten, the rest stays for the next call."""
+        client = self._ready_client()  # imports mlflow: a part of it first would not wait for another thread's import
         from mlflow.entities import Metric, Param  # noqa: PLC0415 - slow, and only where tracking is on
 
-        client = self._ready_client()
         for run, pending in self._pending.items():
             run_id = self._run_ids.get(run)
             if run_id is None:

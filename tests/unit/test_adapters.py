@@ -38,6 +38,12 @@ def test_manifest_with_spaces_after_the_commas_is_read(tmp_path: Path) -> None:
     assert (case.site, Path(case.label).name) == ("A", "s.png")
 
 
+def test_manifest_with_a_site_that_no_run_takes_is_refused(tmp_path: Path) -> None:
+    path = write_manifest(tmp_path, "site,t1,seg\nNYU Langone,a.png,s.png\n", files="a.png s.png")
+    with pytest.raises(DataError, match="line 2: site name 'NYU Langone' cannot name a folder"):
+        prepare_manifest(path, image_columns=("t1",), label_column="seg")
+
+
 def test_manifest_rule_becomes_a_threshold(tmp_path: Path) -> None:
     text = "site,img,seg,rule\nA,a,s1.png,value>127\nA,a,s2.png,value > 0\nA,a,s3.png,\n"
     path = write_manifest(tmp_path, text, files="a s1.png s2.png s3.png")

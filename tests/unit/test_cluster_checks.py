@@ -1,9 +1,12 @@
 from __future__ import annotations
 
+import gc
+import weakref
 from typing import Any
 
 import pytest
 
+from actors import cluster
 from actors.cluster import Node, check_capacity, connected, num_that_fit
 from gcml_ray.config import ResourcesConfig
 from gcml_ray.errors import ClusterError
@@ -134,3 +137,21 @@ def test_sites_that_share_an_actor_need_its_room_once() -> None:
 def test_federations_at_once_are_counted_in_actors() -> None:
     """Three sites in two actors: four CPUs hold two such federations."""
     assert num_that_fit(resources(sites_per_actor=2), SITES, [node(4)]) == 2
+
+
+def test_no_garbage_is_collected_while_ray_shuts_down(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A reference of Ray's in a cycle, dropped by another thread meanwhile, would end the process."""
+
+    class Cycle:
+        def __init__(self) -> None:
+            self.itself = self
+
+    seen: list[tuple[bool, bool]] = []
+    left = weakref.ref(Cycle())
+    monkeypatch.setattr(cluster.ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(cluster, "_connect", lambda _: "nowhere")
+    monkeypatch.setattr(cluster.ray, "shutdown", lambda: seen.append((left() is None, gc.isenabled())))
+    with connected(resources()):
+        pass
+    assert seen == [(True, False)]
+    assert gc.isenabled()

@@ -91,3 +91,16 @@ def test_live_table_has_whole_numbers_in_80_columns(tmp_path: Path) -> None:
     for whole in ("22/4/11", "evaluate test", "0.346", "0.457", "0.500", "1234.5"):
         assert whole in text
     assert "…" not in text
+
+
+def test_reader_who_leaves_ends_no_run(caplog: pytest.LogCaptureFixture) -> None:
+    """`gcml run ... | head -1`: Rich answers a broken pipe with SystemExit, once."""
+
+    class Gone(io.StringIO):
+        def write(self, _: str) -> int:
+            raise BrokenPipeError
+
+    console = Console(file=Gone())
+    console.on_broken_pipe = lambda: (_ for _ in ()).throw(SystemExit(1))  # Rich's own turns stdout off as well
+    RunConsole(console, title="mine").print_line("a line")
+    assert "nobody reads the output any more" in caplog.text

@@ -38,6 +38,13 @@ def num_by_split(cases: tuple[Case, ...]) -> dict[str | None, int]:
 # --- reading and writing
 
 
+def test_list_with_a_byte_order_mark_is_read(tmp_path: Path) -> None:
+    """As Windows editors write it."""
+    path = tmp_path / "list.json"
+    path.write_text(json.dumps({"cases": [{"site": "A", "image": "a.nii", "label": "b.nii"}]}), encoding="utf-8-sig")
+    assert site_names(read_datalist(path)) == ("A",)
+
+
 def test_paths_are_relative_to_the_datalists_folder(tmp_path: Path) -> None:
     path = write_json(tmp_path, {"cases": [{"site": "A", "image": "i/x.nii.gz", "label": "../s/x_seg.nii.gz"}]})
     (case,) = read_datalist(path)

@@ -194,7 +194,7 @@ def test_a_label_that_lies_elsewhere_warns(tmp_path: Path) -> None:
     config = make_config(tmp_path)
     check = config_checks.check_affines(headers(tmp_path, config, ["A0"]), config.data)
     assert check.verdict == "WARN"
-    assert "case A0" in check.detail
+    assert "case A0: A0_seg.nii.gz not where A0.nii.gz is" in check.detail
 
 
 def test_orientations_that_differ_warn_only_if_nothing_turns_them(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ from gcml_ray.config import Config
 from gcml_ray.errors import CheckpointError
 from gcml_ray.run_folder import RunFolder, RunState
 from tests.fake_runs import RecordingListener, drive, run_locally
-from tests.fakes import Fault, fake_config, final_weights
+from tests.fakes import FakeTrainers, Fault, fake_config, final_weights
 from tests.makers import make_config
 
 
@@ -39,6 +39,17 @@ def test_resume_without_the_state_is_refused_and_changes_nothing(tmp_path: Path)
     with pytest.raises(CheckpointError, match=r"state.json is missing, but rounds.jsonl beside it holds 2 rounds"):
         run_federation(config, listener=RecordingListener(), stop=threading.Event(), resume=True)
     assert RunFolder(tmp_path / "run").rounds() == rounds
+
+
+def test_resume_with_records_that_end_too_early_says_so(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    config = fake_config(tmp_path)
+    folder = run_locally(config, listener=stopped_after(2)).folder
+    folder.truncate_after(1)
+    summary = run_federation(
+        config, listener=RecordingListener(), stop=threading.Event(), resume=True, make_trainer=FakeTrainers()
+    )
+    assert summary.status == "finished"
+    assert "rounds.jsonl ends at round 1, the run was at round 2" in caplog.text
 
 
 def test_resume_after_stop_gives_the_weights_of_an_unbroken_run(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import io
 import json
 import math
 from pathlib import Path
@@ -13,9 +14,10 @@ import numpy as np
 import pytest
 import typer
 from PIL import Image
+from rich.console import Console
 from typer.testing import CliRunner
 
-from gcml_ray.cli.inspect import inspect
+from gcml_ray.cli.inspect import inspect, quantities_table
 from gcml_ray.data.datalist import Case, read_datalist
 from gcml_ray.inspection.cases import Inspection, channel_names, inspect_cases
 from gcml_ray.inspection.sites import Quantity, by_verdict, quantities, site_share
@@ -138,7 +140,7 @@ def test_all_problems_of_all_cases_are_listed(tmp_path: Path) -> None:
     text = "\n".join(found.problems)
     assert "site A, case short: label (short_seg.nii.gz) has the shape (8, 8, 3), not (8, 8, 4) as image 1" in text
     assert "site A, case nan: image has 2 NaN or infinite value(s)" in text
-    assert "site A, case half: its label holds other values than whole numbers" in text
+    assert "site A, case half: its label holds 0.5; only whole numbers" in text
     assert "case good" not in text
 
 
@@ -248,6 +250,23 @@ def run(*words: object) -> Any:
     app = typer.Typer()
     app.command()(inspect)
     return CliRunner().invoke(app, [str(word) for word in words], catch_exceptions=False)
+
+
+def test_site_names_that_no_run_takes_are_problems(tmp_path: Path) -> None:
+    found = look(make_case(tmp_path, "a", site="NYU Langone"), make_case(tmp_path, "b", site="NYU Langone"))
+    assert [line for line in found.problems if "'NYU Langone' cannot name a folder" in line] == list(found.problems)
+
+
+def test_many_sites_are_shown_by_their_extremes(tmp_path: Path) -> None:
+    """Six sites, their images 100 brighter from one to the next: site S0 is the lowest, S5 the highest."""
+    noise = np.random.default_rng(0).normal(100, 1, SHAPE).astype(np.float32)
+    cases = [make_case(tmp_path, f"c{index}", image=noise + 100 * index, site=f"S{index}") for index in range(6)]
+    inspection = look(*cases)
+    console = Console(width=100, file=io.StringIO())
+    console.print(quantities_table(inspection, quantities(inspection)))
+    shown = console.file.getvalue()  # type: ignore[attr-defined]
+    assert all(word in shown for word in ("lowest", "highest", "(S0)", "(S5)"))
+    assert "S3" not in shown
 
 
 def test_command_writes_picture_and_table_beside_the_datalist(tmp_path: Path) -> None:

@@ -10,8 +10,9 @@ import pytest
 
 from gcml_ray.checkpoint import round_file, save_round, saved_rounds
 from gcml_ray.config import Config
-from gcml_ray.errors import CheckpointError, DamagedError
+from gcml_ray.errors import CheckpointError
 from gcml_ray.learner import Learner
+from gcml_ray.records import PERSONALISED
 from gcml_ray.site_files import SiteFiles
 from tests.makers import make_config
 from tests.unit.test_checkpoint import make_learner
@@ -60,9 +61,41 @@ def test_damaged_checkpoint_with_none_before_it_is_an_error_and_stays_where_it_i
     saved(config, tmp_path / "A", 3, 4)
     for number in (3, 4):
         cut_short(round_file(tmp_path / "A", number))
-    with pytest.raises(DamagedError, match="round_00003"):
+    with pytest.raises(CheckpointError, match=r"round_00003.*There is no older checkpoint of site A"):
         restored(config, tmp_path / "A", resume_round=4)
     assert saved_rounds(tmp_path / "A") == [3, 4]
+
+
+def with_best_model(config: Config, folder: Path) -> SiteFiles:
+    """A site whose best model is that of round 3, of threes, and was kept by a test."""
+    learner, files = make_learner(), files_of(config, folder)
+    learner.model.flat.fill_(3.0)
+    files.advance(3, learner, dice=0.5, is_best=True)
+    files.keep_personalised()
+    return files
+
+
+@pytest.mark.parametrize("is_gone", [True, False])
+def test_lost_best_model_is_taken_from_what_an_earlier_test_has_kept(
+    tmp_path: Path, is_gone: bool, caplog: pytest.LogCaptureFixture
+) -> None:
+    files, learner = with_best_model(make_config(tmp_path), tmp_path / "A"), make_learner()
+    best = tmp_path / "A" / files.state.best_file
+    best.unlink() if is_gone else cut_short(best)
+    assert files.load(PERSONALISED, learner.model) == 3
+    assert set(learner.model.flat.tolist()) == {3.0}
+    assert "site A takes personalised.safetensors, which an earlier test has kept" in caplog.text
+    caplog.clear()
+    assert files.load(PERSONALISED, learner.model) == 3  # it is whole again
+    assert not caplog.records
+
+
+def test_best_model_that_is_lost_for_good_is_an_error_with_the_way_out(tmp_path: Path) -> None:
+    files = with_best_model(make_config(tmp_path), tmp_path / "A")
+    (tmp_path / "A" / "personalised.safetensors").unlink()
+    cut_short(tmp_path / "A" / files.state.best_file)
+    with pytest.raises(CheckpointError, match=r"personalised model of site A is lost: .*Bring the file back"):
+        files.load(PERSONALISED, make_learner().model)
 
 
 def test_damaged_checkpoint_that_the_driver_still_counts_on_is_passed_over_again(tmp_path: Path) -> None:

@@ -3,6 +3,8 @@ from __future__ import annotations
 import json
 import logging
 import math
+import subprocess
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -398,3 +400,23 @@ def test_lost_database_begins_a_new_run(tracked: tuple[Path, dict[str, Run]], ca
     recorded = json.loads((folder.parent / "second" / "tracking.json").read_text())
     assert "MLflow has no run 00000000000000000000000000000000 any more: a new one begins" in caplog.messages
     assert recorded["run_id"] != "0" * 32
+
+
+IMPORTED_AHEAD = """
+import sys, threading
+from pathlib import Path
+from gcml_ray.tracking.run import build_tracker, import_lean_client
+from tests.made_up_run import made_up_config
+config = made_up_config(Path(sys.argv[1]))
+threading.Thread(target=import_lean_client).start()
+tracker = build_tracker(config, Path(sys.argv[1]))
+tracker.start(config)
+sys.exit(tracker.num_failures)
+"""
+
+
+def test_tracker_waits_for_the_import_of_another_thread(tmp_path: Path) -> None:
+    """`gcml run` imports MLflow ahead, in a thread; whoever imports a part of it meanwhile gets half a module."""
+    command = [sys.executable, "-c", IMPORTED_AHEAD, str(tmp_path / "run")]
+    done = subprocess.run(command, check=False, capture_output=True, text=True, timeout=120)  # noqa: S603 - ours
+    assert done.returncode == 0, done.stderr

@@ -13,6 +13,7 @@ from gcml_ray.data.adapters.findings import read_rows
 from gcml_ray.data.datalist import SPLITS, Case, duplicate_problems, listed, name_from_file, name_problem
 from gcml_ray.errors import DataError
 from gcml_ray.records import Split
+from gcml_ray.site_names import site_name_problem
 
 RULE = re.compile(r"\s*value\s*>\s*(-?\d+(?:\.\d+)?)\s*")
 
@@ -72,7 +73,8 @@ def prepare_manifest(
 
 
 def _line_problems(line: dict[str, str], columns: _Columns) -> list[str]:
-    problems = [name_problem(columns.site, line[columns.site])]
+    site = line[columns.site]
+    problems = [name_problem(columns.site, site) or site_name_problem(site)]
     if line.get(columns.case):
         problems.append(name_problem(columns.case, line[columns.case]))
     for column in (*columns.images, columns.label):

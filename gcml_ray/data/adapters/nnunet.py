@@ -100,7 +100,7 @@ def read_meaning(folder: Path) -> Meaning:
     """
     path = folder / "dataset.json"
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(path.read_text(encoding="utf-8-sig"))
     except (OSError, ValueError) as error:
         raise DataError(f"{path}: cannot be read as JSON ({error}); give the folder that holds it") from error
     if not isinstance(content, dict):

@@ -12,7 +12,7 @@ from gcml_ray.records import BEFORE_GOSSIP, PERSONALISED
 from gcml_ray.report.page.parts import Block, Figures, Section, Words, count, megabytes, points
 from gcml_ray.report.page.records import RunRecords, site_dice
 from gcml_ray.report.page.run_charts import describe_phases
-from gcml_ray.wording import duration, number
+from gcml_ray.wording import duration, in_shell, number
 
 METHODS = {
     "local": "every site trains alone",
@@ -41,7 +41,7 @@ def summary_section(run: RunRecords) -> Section:
     blocks: list[Block] = [Figures(_figures(run)), Words((_what(run), _progress(run)))]
     is_finished = run.state is not None and run.state.status == "finished"
     if not is_finished:
-        hint = f"This run is not finished. Continue it with: gcml run --resume {run.folder.path}"
+        hint = f"This run is not finished. Continue it with: gcml run --resume {in_shell(run.folder.path)}"
         blocks.append(Words((hint,), is_warning=True))
     lines = (*_quality(run), *_exchange(run), *_privacy(run), *_trouble(run))
     blocks.append(Words(lines, is_list=True))
