@@ -15,6 +15,7 @@ import pytest
 from gcml_ray.config import Config
 from gcml_ray.config.file import save_config
 from gcml_ray.run_folder import RunFolder
+from tests.cluster.ray_runs import wait_for_none
 from tests.fake_runs import run_locally
 from tests.fakes import fake_config, final_weights
 
@@ -73,19 +74,6 @@ def begin(folder: Path, tmpdir: str, **federation: object) -> tuple[subprocess.P
         assert time.monotonic() < deadline, "no round within 90 s"
         time.sleep(0.1)
     return process, run
-
-
-def actors_left(tmpdir: str) -> list[str]:
-    """Processes of a cluster whose files lie in a folder, and site actors."""
-    listing = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True)  # noqa: S607
-    return [line for line in listing.stdout.splitlines() if tmpdir in line]
-
-
-def wait_for_none(tmpdir: str, *, timeout_s: float = 60) -> None:
-    deadline = time.monotonic() + timeout_s
-    while actors_left(tmpdir) and time.monotonic() < deadline:
-        time.sleep(0.3)
-    assert actors_left(tmpdir) == []
 
 
 @pytest.mark.parametrize("mode", ["sync", "async"])

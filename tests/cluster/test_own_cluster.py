@@ -10,6 +10,7 @@ from pathlib import Path
 
 import ray
 
+from tests.cluster.ray_runs import wait_for_none
 from tests.fakes import fake_config
 
 SCRIPT = """
@@ -53,12 +54,6 @@ def run_script(folder: Path, *, address: str, **environment: str) -> subprocess.
     )
 
 
-def ray_processes(folder: str) -> list[str]:
-    """Command lines of processes that name a folder: those of the Ray cluster whose files lie there."""
-    listing = subprocess.run(["ps", "-eo", "args"], capture_output=True, text=True, check=True)  # noqa: S607
-    return [line for line in listing.stdout.splitlines() if folder in line]
-
-
 def test_run_with_a_dying_site_starts_and_ends_its_cluster_without_noise(tmp_path: Path) -> None:
     """Not a word of Ray's on stdout or stderr, where a live table may stand; not a process left behind."""
     private = os.environ["RAY_TMPDIR"] + "/own"
@@ -66,10 +61,7 @@ def test_run_with_a_dying_site_starts_and_ends_its_cluster_without_noise(tmp_pat
     ended = run_script(tmp_path, address="local", RAY_TMPDIR=private)
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, "finished\n", "")
     assert "restart" in (tmp_path / "run" / "log.txt").read_text()
-    deadline = time.monotonic() + 15
-    while ray_processes(private) and time.monotonic() < deadline:
-        time.sleep(0.2)
-    assert ray_processes(private) == []
+    wait_for_none(private, timeout_s=15)
 
 
 def test_unreachable_ray_address_ends_in_seconds_with_what_to_do(tmp_path: Path) -> None:

@@ -17,7 +17,8 @@ from PIL import Image
 from rich.console import Console
 from typer.testing import CliRunner
 
-from gcml_ray.cli.inspect import inspect, quantities_table
+from gcml_ray.cli.inspect import inspect
+from gcml_ray.console.inspection import quantities_table
 from gcml_ray.data.datalist import Case, read_datalist
 from gcml_ray.inspection.cases import Inspection, channel_names, inspect_cases
 from gcml_ray.inspection.sites import Quantity, by_verdict, quantities, site_share

@@ -10,14 +10,11 @@ from torch import Tensor, nn
 from gcml_ray.config import DcmlConfig, FederationConfig, OptimiserConfig
 from gcml_ray.data.site_data import Batch
 from gcml_ray.learner import Learner, MeanStatistics, Precision, learning_rate, local_step, mutual_step
+from tests.method_rounds import cross_entropy
 
 PLAIN = DcmlConfig(variant="mutual")
 LOCAL_KEYS = {"segmentation", "incoming_segmentation"}
 MUTUAL_KEYS = {"mutual", "incoming_mutual", "pull", "push", "region/pull", "region/push", "region/omega"}
-
-
-def cross_entropy(heads: Sequence[Tensor], label: Tensor) -> Tensor:
-    return nn.functional.cross_entropy(heads[0], label[:, 0])
 
 
 def no_segmentation_loss(heads: Sequence[Tensor], label: Tensor) -> Tensor:
