@@ -17,7 +17,7 @@ from gcml_ray.data.loading import Sample
 from gcml_ray.data.pooling import origin
 from gcml_ray.data.site_data import SiteData
 from gcml_ray.ensemble import Ensemble
-from gcml_ray.inference import predict_labels, predict_logits
+from gcml_ray.inference import logits_by, predict_labels
 from gcml_ray.learner import Learner
 from gcml_ray.metrics import dice_per_class, score_case
 from gcml_ray.records import CaseScore, EvaluationReport, Split
@@ -69,24 +69,14 @@ class Evaluator:
         """Hard prediction of one preprocessed image (C, *spatial), on the CPU; see ``predict_labels``."""
         sigmoid = self.config.data.is_sigmoid
         if isinstance(model, Ensemble):
-            scores = model.scores(
-                lambda learner: self._logits(learner, image, self.config.window_size), sigmoid=sigmoid
-            )
+            scores = model.scores(lambda learner: self._logits(learner, image), sigmoid=sigmoid)
         else:
-            scores = self._logits(model, image, self.config.window_size)
+            scores = self._logits(model, image)
         return predict_labels(scores, sigmoid=sigmoid).cpu()
 
-    def _logits(self, learner: Learner, image: Tensor, window_size: Sequence[int]) -> Tensor:
+    def _logits(self, learner: Learner, image: Tensor, *, window_size: Sequence[int] | None = None) -> Tensor:
         """Logits (C, *spatial) of one model."""
-        return predict_logits(
-            learner.model.module,
-            image,
-            patch_size=window_size,
-            overlap=self.config.evaluation.window_overlap,
-            window_batch=self.config.evaluation.window_batch,
-            device=self.device,
-            amp=self.config.resources.amp,
-        )
+        return logits_by(self.config, learner.model.module, image, self.device, window_size=window_size)
 
     def patch_dice(self, learner: Learner, num_cases: int) -> float:
         """Mean Dice over one patch of each of the first validation cases: :meth:`validation_dice`, rough and cheap.
@@ -107,7 +97,7 @@ class Evaluator:
                 label = sample.label[:, *box]
                 present = self._classes_in(label)
                 if present.any():
-                    logits = self._logits(learner, sample.image[:, *box], size)
+                    logits = self._logits(learner, sample.image[:, *box], window_size=size)
                     predicted = predict_labels(logits, sigmoid=self.config.data.is_sigmoid).cpu()
                     found.append(self._dice(predicted, label)[present].mean())
         return float(torch.stack(found).mean()) if found else 0.0

@@ -12,7 +12,9 @@ import torch
 from monai.inferers.utils import sliding_window_inference
 from torch import Tensor, nn
 
+from gcml_ray.config import Config
 from gcml_ray.networks.registry import forward_heads
+from gcml_ray.precision import Precision
 
 Amp = Literal["none", "bf16", "fp16"]
 
@@ -45,11 +47,10 @@ def predict_logits(
     Returns:
         Logits (C, *spatial), float32, on ``device``; an inference tensor, so no gradient can start here.
     """
-    dtype = torch.float16 if amp == "fp16" else torch.bfloat16
-    autocast = torch.autocast(device.type, dtype=dtype, enabled=amp != "none" and device.type != "cpu")
+    precision = Precision(device.type, amp)
 
     def main_head(windows: Tensor) -> Tensor:
-        with autocast:
+        with precision.autocast():
             logits = forward_heads(module, windows)[0]
         return logits.float()
 
@@ -70,6 +71,21 @@ def predict_logits(
             part.training = training
     assert isinstance(logits, Tensor)
     return logits[0]
+
+
+def logits_by(
+    config: Config, module: nn.Module, image: Tensor, device: torch.device, *, window_size: Sequence[int] | None = None
+) -> Tensor:
+    """:func:`predict_logits` as a configuration says; ``window_size`` in the place of its own."""
+    return predict_logits(
+        module,
+        image,
+        patch_size=window_size or config.window_size,
+        overlap=config.evaluation.window_overlap,
+        window_batch=config.evaluation.window_batch,
+        device=device,
+        amp=config.resources.amp,
+    )
 
 
 def predict_labels(logits: Tensor, *, sigmoid: bool) -> Tensor:

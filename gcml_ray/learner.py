@@ -7,9 +7,6 @@ statistics stay tensors until the round is over.
 from __future__ import annotations
 
 import math
-from contextlib import nullcontext
-from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -21,29 +18,10 @@ from gcml_ray.flat_optimiser import FlatOptimiser
 from gcml_ray.losses.mutual import mutual_divergences
 from gcml_ray.losses.segmentation import SegmentationLoss
 from gcml_ray.networks.registry import forward_heads
+from gcml_ray.precision import Precision
 from gcml_ray.weights import FlatModel
 
 Statistics = dict[str, Tensor]
-
-
-@dataclass(frozen=True)
-class Precision:
-    """How forward passes run: full precision, or autocast on a GPU."""
-
-    device_type: str
-    amp: str
-
-    def autocast(self) -> Any:
-        """The context of a forward pass."""
-        if self.amp == "none" or self.device_type == "cpu":
-            return nullcontext()
-        dtype = torch.bfloat16 if self.amp == "bf16" else torch.float16
-        return torch.autocast(self.device_type, dtype=dtype)
-
-    def scaler(self) -> torch.amp.GradScaler:
-        """A new scaler of losses, which does nothing but with fp16."""
-        enabled = self.amp == "fp16" and self.device_type != "cpu"
-        return torch.amp.GradScaler(self.device_type, enabled=enabled)
 
 
 class Learner:

@@ -32,7 +32,7 @@ from gcml_ray.data.reading import Volume, affine_problem
 from gcml_ray.data.restoring import is_resampled, restore
 from gcml_ray.errors import CheckpointError, ConfigError, DataError
 from gcml_ray.export.model_card import CARD_FILE, WEIGHTS_FILE, is_model_folder, read_card
-from gcml_ray.inference import predict_logits
+from gcml_ray.inference import logits_by
 from gcml_ray.label_files import Labels, label_map, output_paths, write_labels, write_masks
 from gcml_ray.networks.registry import build_network, fingerprint
 from gcml_ray.run_folder import MODEL_FILE, RunFolder
@@ -201,15 +201,7 @@ class PersonalModel:
 
     def _logits(self, module: nn.Module, image: Tensor) -> Tensor:
         """Logits (C, *grid) of one network by sliding window, as in the run's evaluation."""
-        return predict_logits(
-            module,
-            image,
-            patch_size=self.config.window_size,
-            overlap=self.config.evaluation.window_overlap,
-            window_batch=self.config.evaluation.window_batch,
-            device=self.device,
-            amp=self.config.resources.amp,
-        )
+        return logits_by(self.config, module, image, self.device)
 
     def _activate(self, logits: Tensor) -> Tensor:
         """Probabilities (C, *grid)."""

@@ -13,8 +13,9 @@ from gcml_ray.config import Config, NetworkConfig, ProxyFlMethod, keeps_norms, s
 from gcml_ray.config.wire import WireConfig
 from gcml_ray.data.contract import data_contract
 from gcml_ray.errors import ConfigError
-from gcml_ray.learner import Learner, Precision
+from gcml_ray.learner import Learner
 from gcml_ray.networks.registry import build_network, check_sizes, fingerprint
+from gcml_ray.precision import Precision
 from gcml_ray.privacy.training import check_network
 from gcml_ray.push.payload import push_bytes
 from gcml_ray.push.wire import WIRE_DTYPE, Buffer, Expectation, PushHeader, TensorSpec, checksum

@@ -27,7 +27,7 @@ from gcml_ray.config import Config, GcmlMethod
 from gcml_ray.data.loading import Sample, load_sample
 from gcml_ray.data.pooling import cases_to_train_on
 from gcml_ray.errors import DataError
-from gcml_ray.inference import predict_labels, predict_logits
+from gcml_ray.inference import logits_by, predict_labels
 from gcml_ray.predict import load_model
 from gcml_ray.records import RoundRecord
 from gcml_ray.report.axes import empty_figure, save_figure
@@ -141,15 +141,7 @@ def _example_case(config: Config, site: str) -> Sample:
 def _prediction(run_folder: Path, site: str, config: Config, image: Tensor) -> Tensor:
     """Labels of a site's model, (R, *spatial) or (1, *spatial), on the grid on which it was trained."""
     model = load_model(run_folder, site)
-    logits = predict_logits(
-        model.modules[0],
-        image,
-        patch_size=config.window_size,
-        overlap=config.evaluation.window_overlap,
-        window_batch=config.evaluation.window_batch,
-        device=torch.device("cpu"),
-        amp="none",
-    )
+    logits = logits_by(config, model.modules[0], image, torch.device("cpu"))  # where AMP has no effect
     return predict_labels(logits, sigmoid=config.data.is_sigmoid)
 
 

@@ -28,7 +28,8 @@ from gcml_ray.checkpoint import (
 )
 from gcml_ray.config import OptimiserConfig
 from gcml_ray.errors import CheckpointError, ConfigError
-from gcml_ray.learner import Learner, Precision
+from gcml_ray.learner import Learner
+from gcml_ray.precision import Precision
 from gcml_ray.records import PERSONALISED
 from gcml_ray.site_files import SiteFiles
 from gcml_ray.start_weights import load_start_weights

@@ -24,7 +24,8 @@ from gcml_ray.checkpoint import (
 )
 from gcml_ray.config import OptimiserConfig
 from gcml_ray.errors import CheckpointError, DamagedError
-from gcml_ray.learner import Learner, Precision
+from gcml_ray.learner import Learner
+from gcml_ray.precision import Precision
 from gcml_ray.weights import FlatModel
 
 STATE = SiteState("A", 1, "id", best_round=1, best_dice=0.1 + 0.2, best_file="model_00001.safetensors")

@@ -15,7 +15,8 @@ from gcml_ray.compilation import compile_ahead
 from gcml_ray.config import OptimiserConfig
 from gcml_ray.data.site_data import Batch
 from gcml_ray.errors import ConfigError
-from gcml_ray.learner import Learner, Precision, local_step
+from gcml_ray.learner import Learner, local_step
+from gcml_ray.precision import Precision
 
 needs_compiler = pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="no C++ compiler")
 SHAPE = (2, 1, 8, 8)

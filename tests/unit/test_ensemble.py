@@ -21,8 +21,9 @@ from gcml_ray.data.datalist import read_datalist
 from gcml_ray.ensemble import Ensemble, Member
 from gcml_ray.errors import CheckpointError, ConfigError
 from gcml_ray.inference import predict_labels
-from gcml_ray.learner import Learner, Precision
+from gcml_ray.learner import Learner
 from gcml_ray.methods.rounds import IncomingModel
+from gcml_ray.precision import Precision
 from gcml_ray.predict import load_model
 from gcml_ray.records import ENSEMBLE, PERSONALISED
 from gcml_ray.trainer import SiteTrainer

@@ -74,7 +74,7 @@ def test_classes_that_a_patch_does_not_show_count_neither_way(
         for channel, value in said.items():
             logits[channel] = value
         constant = logits.view(-1, 1, 1, 1)
-        monkeypatch.setattr(trainer.evaluator, "_logits", lambda _, image, __: constant.expand(-1, *image.shape[1:]))
+        monkeypatch.setattr(trainer.evaluator, "_logits", lambda _, image, **__: constant.expand(-1, *image.shape[1:]))
         return trainer.evaluator.patch_dice(trainer.local, 1)
 
     everywhere = dice_of({box: 5.0})

@@ -78,7 +78,8 @@ from gcml_ray.lean_imports import import_monai
 import_monai()
 import torch
 from gcml_ray.config import OptimiserConfig
-from gcml_ray.learner import Learner, Precision
+from gcml_ray.learner import Learner
+from gcml_ray.precision import Precision
 for name in ("sgd", "adamw"):
     config = OptimiserConfig(name=name, learning_rate=0.1, clip_norm=1.0)
     learner = Learner(torch.nn.Linear(2, 1), send_buffers=True, optimiser=config, precision=Precision("cpu", "none"))

@@ -24,9 +24,10 @@ from gcml_ray.config import (
 )
 from gcml_ray.data.site_data import Batch
 from gcml_ray.gossip import plan_round
-from gcml_ray.learner import Learner, Precision, local_step
+from gcml_ray.learner import Learner, local_step
 from gcml_ray.methods import fedavg
 from gcml_ray.methods.dpsgd import neighbour_share
+from gcml_ray.precision import Precision
 from gcml_ray.push.wire import Buffer, PushHeader
 from gcml_ray.records import Edge
 from gcml_ray.server import size_weighted_mean

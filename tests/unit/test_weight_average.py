@@ -14,7 +14,8 @@ from actors.local_pool import LocalPool
 from gcml_ray.checkpoint import load_model
 from gcml_ray.config import Config, OptimiserConfig
 from gcml_ray.errors import CheckpointError
-from gcml_ray.learner import Learner, Precision, local_step
+from gcml_ray.learner import Learner, local_step
+from gcml_ray.precision import Precision
 from gcml_ray.records import BEFORE_GOSSIP, PERSONALISED, SHARED
 from gcml_ray.trainer import SiteTrainer
 from gcml_ray.weight_average import WeightAverage, decay_at

@@ -7,8 +7,9 @@ import torch
 from torch import Tensor, nn
 
 from gcml_ray.config import DataConfig, NetworkConfig, OptimiserConfig
-from gcml_ray.learner import Learner, Precision
+from gcml_ray.learner import Learner
 from gcml_ray.networks.registry import BUILDERS, build_network, forward_heads
+from gcml_ray.precision import Precision
 from gcml_ray.push.wire import TensorSpec
 from gcml_ray.weights import FlatModel
 

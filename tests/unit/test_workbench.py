@@ -11,8 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from gcml_ray.config import OptimiserConfig
-from gcml_ray.learner import Learner, Precision
+from gcml_ray.learner import Learner
 from gcml_ray.parking import Drawer, lasting_tensors
+from gcml_ray.precision import Precision
 from gcml_ray.records import TrainOrder
 from gcml_ray.trainer import SiteTrainer
 from gcml_ray.workbench import SecondLearner, Workbench, in_turn
