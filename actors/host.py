@@ -84,7 +84,7 @@ class SiteHost:
             self.create(name)
         site = self._sites.get(name)
         if site is None:
-            raise NotStartedError(name)
+            raise NotStartedError.of(name)
         return getattr(site, method)(*arguments)
 
     def statuses(self) -> list[SiteStatus]:

@@ -110,8 +110,10 @@ VISIT = "/visit"  # ends the run id of models that travel to be scored, so that 
 class NotStartedError(Exception):
     """Raised where a site is asked to work before ``start``: Ray has replaced a process that died on its own."""
 
-    def __init__(self, site: str) -> None:
-        super().__init__(f"site {site} has a new process that was not started yet; the old one ended")
+    @classmethod
+    def of(cls, site: str) -> NotStartedError:
+        """With the words for it. (Exceptions with arguments of their own do not survive pickling.)"""
+        return cls(f"site {site} has a new process that was not started yet; the old one ended")
 
 
 class StopRequestedError(Exception):
@@ -327,7 +329,7 @@ class Site:
     def _started(self) -> tuple[Trainer, Transport]:
         """What ``start`` has made."""
         if self.trainer is None or self.transport is None:
-            raise NotStartedError(self.name)
+            raise NotStartedError.of(self.name)
         return self.trainer, self.transport
 
     def _on_progress(self, stage: str, step: int, num_steps: int) -> None:
