@@ -112,7 +112,7 @@ class NotStartedError(Exception):
 
     @classmethod
     def of(cls, site: str) -> NotStartedError:
-        """With the words for it. (Exceptions with arguments of their own do not survive pickling.)"""
+        """With the words for it: exceptions with arguments of their own do not survive pickling."""
         return cls(f"site {site} has a new process that was not started yet; the old one ended")
 
 
