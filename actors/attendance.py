@@ -85,7 +85,7 @@ class Attendance:
         """
         if resume is None:
             return [site for site in sites if self._joins(site) <= 1]
-        for site in self._asked_to_leave() & set(resume.alive):
+        for site in self._asked_to_leave(resume.alive):
             self.roster.dropped[site] = f"{LEFT} before the run went on, on request"
         done = resume.last_complete_round
         self.followed = done if resume.followed is None else resume.followed
@@ -116,14 +116,19 @@ class Attendance:
             except (ConfigError, DataError) as error:
                 log.warning("the schedule of site %s is not followed before round %d: %s", site, number, error)
 
-    def _asked_to_leave(self) -> set[str]:
-        """The sites of requests that wait; they are followed, and what is wrong with them said, in the first round."""
-        asked: set[str] = set()
-        for path in _requests(self.folder).glob("*.json"):
+    def _asked_to_leave(self, alive: Sequence[str]) -> list[str]:
+        """The sites that requests which wait let go, all but the last one that is there.
+
+        The requests are followed, and what is wrong with them is said, in the first round.
+        """
+        asked: dict[str, Wish] = {}
+        for path in sorted(_requests(self.folder).glob("*.json")):
             with suppress(OSError, *WRONG_REQUEST):
                 wish, site = _read_request(path)
-                asked |= {site} if wish == "remove" else set()
-        return asked
+                asked.pop(site, None)  # the newest request of a site counts
+                asked[site] = wish
+        leaving = [site for site, wish in asked.items() if wish == "remove" and site in alive]
+        return leaving[: len(alive) - 1]
 
     def _follow(self, path: Path, number: int) -> None:
         """Does what a request asks for, and says so; one that cannot be read, or followed, is put aside."""

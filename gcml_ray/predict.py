@@ -36,7 +36,7 @@ from gcml_ray.inference import logits_by
 from gcml_ray.label_files import Labels, label_map, output_paths, write_labels, write_masks
 from gcml_ray.networks.registry import build_network, fingerprint
 from gcml_ray.run_folder import MODEL_FILE, RunFolder
-from gcml_ray.site_files import MEMBERS_FILE
+from gcml_ray.site_files import MEMBER_FILE, MEMBERS_FILE
 from gcml_ray.weights import FlatModel
 from gcml_ray.wording import in_shell
 
@@ -315,8 +315,21 @@ def _load_members(
             f"{names} does not exist: site {site} has not tested its ensemble; finish the run with "
             f"`gcml run --resume {in_shell(folder.path)}`"
         )
-    paths = [names.parent / name for name in json.loads(names.read_text(encoding="utf-8"))]
+    paths = [names.parent / name for name in _member_names(names)]
     return [_load_file(path, config, _facts(path).site, device, described_in=folder.config_file) for path in paths]
+
+
+def _member_names(path: Path) -> list[str]:
+    """What ``members.json`` lists: files beside it, each once."""
+    try:
+        names = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read ({error}); bring it back, or predict without peers") from error
+    if not isinstance(names, list) or len(set(map(str, names))) < len(names):
+        raise CheckpointError(f"{path} is damaged: a list of files, each once, was expected; bring it back")
+    if wrong := [name for name in names if not isinstance(name, str) or not MEMBER_FILE.fullmatch(name)]:
+        raise CheckpointError(f"{path} is damaged: {wrong[0]!r} is no member's file; bring it back")
+    return names
 
 
 def _load_file(

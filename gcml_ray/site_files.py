@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -32,6 +33,7 @@ from gcml_ray.whole_files import replace_file
 
 log = logging.getLogger(__name__)
 
+MEMBER_FILE = re.compile(r"member_\d{2,}\.safetensors")  # of an ensemble
 MEMBERS_FILE = "members.json"  # names the files of an ensemble beside the site's own model; the last to be written
 
 

@@ -92,7 +92,7 @@ class Watch:
         elif known.last_round == self._rounds:
             status = "finished"
         self._keep(replace(known, status=status, reason=reason or ""))
-        if not self._keep_checkpoints and status != "stopped":
+        if not self._keep_checkpoints and status not in ("stopped", "failed"):  # those may be gone on with
             shutil.rmtree(self._folder / "trials" / trial_id / "checkpoints", ignore_errors=True)
 
     def settle(self) -> None:

@@ -68,8 +68,12 @@ def _search(search: Search, console: Console, *, resume: bool, retry_failed: boo
     stop = threading.Event()
     params = flat_params(search.config.model_dump(mode="json"))
     tracker = SearchTracker(search.base, search.folder, name=name, objective=objective, params=params)
-    with SearchConsole(console, search=blank_record(search)) as live:
-        record = run_search(search, views=(live, tracker), stop=stop, resume=resume, retry_failed=retry_failed)
+    try:
+        with SearchConsole(console, search=blank_record(search)) as live:
+            record = run_search(search, views=(live, tracker), stop=stop, resume=resume, retry_failed=retry_failed)
+    except KeyboardInterrupt:
+        _say_stopped(console, f"--resume {in_shell(search.folder)}")
+        raise
     plots = write_search_plots(record, search.folder / "plots")
     files = [search.folder / file for file in (SEARCH_FILE, BEST_FILE) if (search.folder / file).exists()]
     tracker.finish(record, [*files, *plots], is_stopped=stop.is_set())

@@ -237,10 +237,12 @@ def round_line(config: Config, record: RoundRecord, *, left: str) -> str:
     scores = record.validation_dice.values()
     dice = f"val Dice {mean(scores):.3f}" if scores else "not validated"
     taken = [receipt for receipt in record.pushes if receipt.accepted]
-    traffic = f"{len(taken)}/{len(plan.edges)} pushes, {sum(r.size_bytes for r in taken) / 1e6:.1f} MB"
-    exchanged = traffic if plan.edges else "no pushes"
+    is_async = config.federation.mode == "async"
+    num_pushes = len(record.pushes if is_async else plan.edges)  # without a barrier a push may end in a later record
+    traffic = f"{len(taken)}/{num_pushes} pushes, {sum(r.size_bytes for r in taken) / 1e6:.1f} MB"
+    exchanged = traffic if num_pushes else "no pushes"
     number = f"round {plan.round_number}/{config.federation.rounds}"
-    if config.federation.mode == "async":
+    if is_async:
         own = [report.round_number for report in record.trained] or [0]
         span = f"{min(own)}" if min(own) == max(own) else f"{min(own)}-{max(own)}"
         number = f"record {plan.round_number}: rounds {span}/{config.federation.rounds}"

@@ -144,7 +144,7 @@ def run_facts(rounds: Sequence[RoundRecord], *, start_seconds: float, chaos: str
     lines = (
         *(faults if chaos else ()),
         f"time         {start_seconds:.0f} s to start, {seconds:.0f} s for {len(rounds)} rounds",
-        f"             of the sites' time {shares}",
+        *([f"             of the sites' time {shares}"] if shares else []),
         f"traffic      {len(taken)} pushes, {megabytes:.1f} MB; {refused} refused; {skipped} site rounds skipped",
         *(
             (f"             {share:.0%} of FedAvg's uploads in the same rounds, {share / 2:.0%} of both its ways",)

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from gcml_ray.errors import CheckpointError
-from gcml_ray.record_json import from_json, to_json
+from gcml_ray.record_json import Record, from_json, to_json
 from gcml_ray.search.records import FinalRecord, SearchRecord, TrialRecord
 from gcml_ray.whole_files import replace_file
 
@@ -24,22 +24,31 @@ def read_search_record(folder: Path) -> SearchRecord:
     Raises:
         CheckpointError: the folder holds no search, or a file of it cannot be read.
     """
-    path = folder / RECORD_FILE
-    try:
-        search = from_json(SearchRecord, path.read_text(encoding="utf-8"))
-        return replace(search, trials=read_trials(folder))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} or a trial's record cannot be read: {error}") from error
+    return replace(_read(SearchRecord, folder / RECORD_FILE), trials=read_trials(folder))
 
 
 def read_trials(folder: Path) -> tuple[TrialRecord, ...]:
-    """The trials so far, in the order of their making."""
-    files = (folder / TRIALS_FOLDER).glob("*.json")
-    trials = [from_json(TrialRecord, path.read_text(encoding="utf-8")) for path in files]
+    """The trials so far, in the order of their making.
+
+    Raises:
+        CheckpointError: the record of one cannot be read.
+    """
+    trials = [_read(TrialRecord, path) for path in (folder / TRIALS_FOLDER).glob("*.json")]
     return tuple(sorted(trials, key=lambda trial: trial.number))
 
 
 def read_final(folder: Path) -> FinalRecord | None:
-    """The scores of a winner that was tested; None where none was."""
-    file = folder / FINAL_FILE
-    return from_json(FinalRecord, file.read_text(encoding="utf-8")) if file.exists() else None
+    """The scores of a winner that was tested; None where none was.
+
+    Raises:
+        CheckpointError: they cannot be read.
+    """
+    path = folder / FINAL_FILE
+    return _read(FinalRecord, path) if path.exists() else None
+
+
+def _read(kind: type[Record], path: Path) -> Record:
+    try:
+        return from_json(kind, path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} cannot be read ({error}); bring it back") from error

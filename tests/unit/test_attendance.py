@@ -340,3 +340,28 @@ def test_server_that_is_being_restarted_cannot_be_asked_to_leave(tmp_path: Path)
     request(tmp_path / "run", "remove", SERVER)
     attendance.apply(1)
     assert roster.done == []
+
+
+def stopped_with_requests(folder: Path, *wishes: tuple[str, str]) -> Config:
+    """A run of A, B and C that was stopped after round 2, and what was asked of it since."""
+    config = fake_config(folder)
+    run_locally(config, listener=RecordingListener(stop_after=2))
+    for wish, site in wishes:
+        request(folder / "run", wish, site)  # type: ignore[arg-type]
+    return config
+
+
+def test_last_site_stays_where_all_were_asked_to_leave_while_the_run_stood(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = stopped_with_requests(tmp_path, ("remove", "A"), ("remove", "B"), ("remove", "C"))
+    run = run_locally(config, resume=True)
+    assert sites_of_rounds(run)[2:] == ["C", "C"]
+    assert "site C is the last one" in caplog.text
+
+
+def test_newest_request_for_a_site_counts_while_the_run_stands(tmp_path: Path) -> None:
+    config = stopped_with_requests(tmp_path, ("remove", "A"), ("add", "A"))
+    run = run_locally(config, resume=True)
+    assert sites_of_rounds(run)[-1] == "ABC"
+    assert run.summary.status == "finished"

@@ -228,6 +228,24 @@ def test_an_ensemble_that_was_never_tested_is_refused(tmp_path: Path) -> None:
         load_model(config.output.folder, "A", peers=True, ensemble=True)
 
 
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("", "cannot be read"),
+        ("{}", "a list of files"),
+        ('["member_01.safetensors", "member_01.safetensors"]', "each once"),
+        ("[1]", "1 is no member's file"),
+        ('["../B/personalised.safetensors"]', "is no member's file"),
+    ],
+)
+def test_damaged_list_of_members_is_refused(tmp_path: Path, text: str, words: str) -> None:
+    config = config_of(tmp_path)
+    run_locally(config)
+    (Path(config.output.folder) / "checkpoints/A/members.json").write_text(text)
+    with pytest.raises(CheckpointError, match=rf"members\.json .*{words}"):
+        load_model(config.output.folder, "A", peers=True)
+
+
 def test_a_run_that_kept_no_peers_has_no_ensemble_to_predict_with(tmp_path: Path) -> None:
     config = config_of(tmp_path, num_peers=0)
     run_locally(config)

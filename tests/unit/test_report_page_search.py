@@ -78,5 +78,9 @@ def test_parallel_coordinates_place_numbers_by_logarithm_and_names_side_by_side(
 def test_a_damaged_record_is_named(tmp_path: Path) -> None:
     folder = search_in(tmp_path / "search")
     (folder / "records" / "t3.json").write_text("{")
-    with pytest.raises(CheckpointError, match=r"search.json or a trial's record cannot be read"):
+    with pytest.raises(CheckpointError, match=r"records/t3\.json cannot be read .*bring it back"):
+        search_page(folder)
+    (folder / "records" / "t3.json").unlink()
+    (folder / "final.json").write_text("{")
+    with pytest.raises(CheckpointError, match=r"final\.json cannot be read"):
         search_page(folder)

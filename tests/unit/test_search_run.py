@@ -157,6 +157,15 @@ def test_checkpoints_of_trials_that_have_ended_are_removed_unless_wanted(tmp_pat
         assert checkpoints.exists() == keep
 
 
+def test_trial_that_failed_keeps_what_a_retry_goes_on_from(tmp_path: Path) -> None:
+    watch = Watch(tmp_path, rounds=4, views=(), is_ending=lambda: False, keep_checkpoints=False)
+    checkpoints = tmp_path / "trials" / "x" / "checkpoints"
+    checkpoints.mkdir(parents=True)
+    watch.begin("x", {}, is_running=True)
+    watch.end("x", reason="its process was killed")
+    assert checkpoints.exists()
+
+
 # --- what mattered -----------------------------------------------------------------------------
 
 
