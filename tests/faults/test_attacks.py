@@ -67,7 +67,7 @@ def test_lie_is_refused_and_honest_sites_end_no_worse_than_alone(four: Path, alo
     attacked = run_attack(four, num_sites=4, name=lie, liars="D", chaos=text.format(liar="D"))
     refused = [judgement.reason for judgement in attacked.judged("D") if not judgement.accepted]
     assert {reason.partition(":")[0] for reason in refused} == {word}
-    assert len(refused) >= (2 if lie in ("labels", "replay") else 5)  # of 8 rounds: who is distrusted sends less often
+    assert len(refused) >= (1 if lie in ("labels", "replay") else 3)  # of 8 rounds: who is distrusted sends less often
     if lie not in ("labels", "replay"):  # those two are good models at times
         assert len(refused) == len(attacked.judged("D"))
     assert all(judgement.accepted for judgement in attacked.judged("ABC"))
