@@ -167,8 +167,8 @@ def _check_cases(config: Config, cases: Sequence[Case], headers: list[CaseHeader
 
 def _check_steps(config: Config, headers: Sequence[CaseHeader], probes: list[Probe]) -> Iterator[Check]:
     """One case of every site read whole, and steps on its patches; ``probes`` gets what they cost."""
-    from gcml_ray.config import takes_coupled_steps  # noqa: PLC0415
-    from gcml_ray.doctor import configuration as checks  # noqa: PLC0415 - see run_checks
+    from gcml_ray.config import takes_coupled_steps  # noqa: PLC0415 - see run_checks
+    from gcml_ray.doctor import configuration as checks  # noqa: PLC0415
     from gcml_ray.doctor import probe  # noqa: PLC0415
     from gcml_ray.errors import ConfigError, DataError  # noqa: PLC0415
 

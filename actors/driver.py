@@ -138,8 +138,7 @@ class Driver:
         self.tracker.log_sites([member.info for member in self.roster.members.values()])
         start_seconds = time.perf_counter() - began
         if resume:
-            self.folder.truncate_after(done)
-            self.recent.extend(self.folder.rounds()[-REMEMBERED_ROUNDS:])
+            self._remember(done)
         self.last_record = self._resumable = done
         self.write_state("running")
         rounds = self._make_rounds()
@@ -154,6 +153,20 @@ class Driver:
         infos = tuple(member.info for member in self.roster.members.values())
         seconds = time.perf_counter() - began
         return RunSummary(status, done, infos, evaluations, self.roster.dropped, start_seconds, seconds, untested)
+
+    def _remember(self, done: int) -> None:
+        """Goes back to the records of a round; where they end before it, that is said."""
+        self.folder.truncate_after(done)
+        rounds = self.folder.rounds()
+        self.recent.extend(rounds[-REMEMBERED_ROUNDS:])
+        if (last := rounds[-1].plan.round_number if rounds else 0) < done:
+            log.warning(
+                "%s ends at round %d, the run was at round %d: what the rounds between were stays unknown, in tables, "
+                "plots and the choice of peers",
+                self.folder.rounds_file,
+                last,
+                done,
+            )
 
     def _make_rounds(self) -> Rounds:
         """Rounds with a barrier or without."""

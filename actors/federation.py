@@ -183,19 +183,9 @@ def _state_to_resume(folder: RunFolder) -> RunState | None:
     Raises:
         CheckpointError: it had rounds, and nothing says any more which checkpoints belong to them.
     """
-    rounds = folder.rounds()
     if folder.state_file.exists():
-        state = folder.read_state()
-        if (last := rounds[-1].plan.round_number if rounds else 0) < state.last_complete_round:
-            log.warning(
-                "%s ends at round %d, the run was at round %d: what the rounds between were stays unknown, in tables, "
-                "plots and the choice of peers",
-                folder.rounds_file,
-                last,
-                state.last_complete_round,
-            )
-        return state
-    if rounds:
+        return folder.read_state()
+    if rounds := folder.rounds():
         raise CheckpointError(
             f"{folder.state_file} is missing, but {folder.rounds_file.name} beside it holds {len(rounds)} rounds. "
             "Bring the file back to go on, or start anew in another output.folder"

@@ -12,7 +12,7 @@ from typing import Any, Literal
 Phase = Literal["warmup", "exchange", "cooldown"]
 Split = Literal["train", "validation", "test"]
 RunOutcome = Literal["finished", "stopped", "failed"]  # to its end; asked to stop, and can be resumed; no site left
-RunStatus = Literal["running", "finished", "stopped", "failed"]
+RunStatus = Literal["running", RunOutcome]
 
 PERSONALISED = "personalised"  # a site's best model on its own validation cases
 BEFORE_GOSSIP = "before_gossip"  # its model at the end of the warm-up

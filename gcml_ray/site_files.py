@@ -97,7 +97,7 @@ class SiteFiles:
                 self._load_round(local, personal, number)
             except DamagedError as error:
                 if number == candidates[-1]:
-                    raise CheckpointError(
+                    raise DamagedError(
                         f"{error}. There is no older checkpoint of site {self.site}: bring the file back, leave the "
                         "site out (`gcml site remove`, then resume), or start anew in another output.folder"
                     ) from error

@@ -1,4 +1,4 @@
-"""Quantities in words."""
+"""Quantities and paths as people read and paste them."""
 
 from __future__ import annotations
 

@@ -16,6 +16,7 @@ from gcml_ray.cli.running import STOPPED, stop_on_signal, watched, wide_console
 from gcml_ray.comparison.config import ComparisonConfig, load_comparison
 from gcml_ray.comparison.table import method_table, site_table
 from gcml_ray.console.comparison import CellsConsole
+from gcml_ray.wording import in_shell
 
 if TYPE_CHECKING:
     from actors.compare import Ending, Views
@@ -60,7 +61,7 @@ def compare(
     )
     _show(console, comparison, ending)
     if ending.is_stopped:
-        say(f"stopped; the same command goes on where it was: gcml compare {config}")
+        say(f"stopped; the same command goes on where it was: gcml compare {in_shell(config)}")
         raise typer.Exit(STOPPED)
     if ending.failures:
         raise typer.Exit(1)

@@ -6,17 +6,7 @@ from typing import Literal
 
 from pydantic import field_validator, model_validator
 
-from gcml_ray.config.section import (
-    Axes,
-    Count,
-    CountOrZero,
-    Fraction,
-    Lengths,
-    Names,
-    NonNegative,
-    Section,
-    Sizes,
-)
+from gcml_ray.config.section import Axes, Count, CountOrZero, Fraction, Lengths, Names, NonNegative, Section, Sizes
 
 AXIS_CODES = (("L", "R"), ("P", "A"), ("I", "S"))  # where an axis may point to, as nibabel and MONAI name it
 

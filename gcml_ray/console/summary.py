@@ -183,7 +183,7 @@ def where_things_are(config: Config) -> str:
     lines = [f"{name:<12} {path}" for name, path in (("run folder", folder), *found)]
     lines.append(f"one page     gcml report {in_shell(folder)}")
     if config.tracking.enabled:
-        lines.append(f"MLflow       mlflow ui --backend-store-uri {tracking_uri(config, folder)}")
+        lines.append(f"MLflow       mlflow ui --backend-store-uri {in_shell(tracking_uri(config, folder))}")
     return "\n".join(lines)
 
 

@@ -7,7 +7,6 @@ cut, so evaluation sees the unpadded grid.
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -23,22 +22,18 @@ from torch import Tensor
 
 from gcml_ray.config import DataConfig
 from gcml_ray.config.data import AXIS_CODES
-from gcml_ray.data.datalist import Case, listed
-from gcml_ray.data.reading import (
-    Header,
-    Volume,
-    affine_problem,
-    affines_agree,
-    is_picture,
-    read_header,
-    read_volume,
-    values_text,
+from gcml_ray.data.case_checks import (
+    affine_problems,
+    channel_problems,
+    grid_problems,
+    intensity_problems,
+    label_problems,
+    warn_affines,
+    without_alpha,
 )
+from gcml_ray.data.datalist import Case, listed
+from gcml_ray.data.reading import Volume, read_volume
 from gcml_ray.errors import DataError
-
-log = logging.getLogger(__name__)
-
-MAX_INTENSITY = 1e18  # float32 cannot hold the square of more, of which a standard deviation is made
 
 
 @dataclass(frozen=True, eq=False)
@@ -147,13 +142,13 @@ def read_image(case: Case, data: DataConfig) -> Volume:
     volumes, problems = _read_files(case.images, None, data)
     if not problems:
         shapes = [tuple(volume.array.shape) for volume in volumes]
-        problems = _channel_problems(case, shapes, data) + _grid_problems(case, case.images, shapes)
-        problems += _affine_problems(case, volumes[0].affine, data) + _intensity_problems(case, volumes, data)
+        problems = channel_problems(case, shapes, data) + grid_problems(case, case.images, shapes)
+        problems += affine_problems(case, volumes[0].affine, data) + intensity_problems(case, volumes, data)
     if not problems and all(channel.min() == channel.max() for volume in volumes for channel in volume.array):
         problems = [f"image {case.images[0]} has one value everywhere: it is empty; export it again"]
     if problems:
         raise DataError("; ".join(problems))
-    _warn_affines(case, case.images, volumes)
+    warn_affines(case, case.images, volumes)
     return Volume(torch.cat([volume.array for volume in volumes]), volumes[0].affine)
 
 
@@ -168,7 +163,7 @@ def read_target(case: Case, data: DataConfig) -> tuple[Tensor, tuple[float, ...]
         DataError: names every problem of the file.
     """
     volumes, problems = _read_files((), case.label, data)
-    problems = problems or _label_problems(case, volumes[0].array, data)
+    problems = problems or label_problems(case, volumes[0].array, data)
     if problems:
         raise DataError("; ".join(problems))
     array, affine = volumes[0].array, volumes[0].affine
@@ -176,24 +171,7 @@ def read_target(case: Case, data: DataConfig) -> tuple[Tensor, tuple[float, ...]
     return target, _spacing(with_affine(array, affine), data), affine
 
 
-def check_headers(case: Case, data: DataConfig) -> list[str]:
-    """Problems of a case that its files' headers show, without reading voxels; empty where there are none."""
-    headers: list[Header] = []
-    problems: list[str] = []
-    for path in (*case.images, case.label):
-        try:
-            headers.append(read_header(path, spatial_dims=data.spatial_dims, is_label=path == case.label))
-        except DataError as error:
-            problems.append(str(error))
-    if not problems:
-        shapes = [header.shape for header in headers]
-        problems = _channel_problems(case, shapes[:-1], data)
-        problems += _grid_problems(case, (*case.images, case.label), shapes)
-        problems += _affine_problems(case, headers[0].affine, data)
-    return [f"site {case.site}, case {case.name}: {problem}" for problem in problems]
-
-
-# --- reading and checks --------------------------------------------------------------------------
+# --- reading -------------------------------------------------------------------------------------
 
 
 def _read_case(case: Case, data: DataConfig) -> tuple[list[Volume], Volume]:
@@ -202,13 +180,13 @@ def _read_case(case: Case, data: DataConfig) -> tuple[list[Volume], Volume]:
     volumes, problems = _read_files(case.images, case.label, data)
     if not problems:
         shapes = [tuple(volume.array.shape) for volume in volumes]
-        problems = _channel_problems(case, shapes[:-1], data) + _grid_problems(case, paths, shapes)
-        problems += _affine_problems(case, volumes[0].affine, data)
-        problems += _intensity_problems(case, volumes[:-1], data)
-        problems += _label_problems(case, volumes[-1].array, data)
+        problems = channel_problems(case, shapes[:-1], data) + grid_problems(case, paths, shapes)
+        problems += affine_problems(case, volumes[0].affine, data)
+        problems += intensity_problems(case, volumes[:-1], data)
+        problems += label_problems(case, volumes[-1].array, data)
     if problems:
         raise DataError(f"site {case.site}, case {case.name}: {len(problems)} problem(s):{listed(problems)}")
-    _warn_affines(case, paths, volumes)
+    warn_affines(case, paths, volumes)
     return volumes[:-1], volumes[-1]
 
 
@@ -224,94 +202,6 @@ def _read_files(images: Sequence[str], label: str | None, data: DataConfig) -> t
     return volumes, problems
 
 
-def _channel_problems(case: Case, shapes: Sequence[tuple[int, ...]], data: DataConfig) -> list[str]:
-    """``shapes``: (channels, *spatial) of each image file."""
-    num_channels = sum(shape[0] for shape in shapes)
-    if num_channels == len(data.channels):
-        return []
-    hint = "; is one an alpha channel?" if num_channels == len(data.channels) + 1 else ""
-    return [
-        f"the image has {num_channels} channel(s) in {len(case.images)} file(s), data.channels lists "
-        f"{len(data.channels)} ({', '.join(data.channels)}){hint}"
-    ]
-
-
-def _grid_problems(case: Case, paths: Sequence[str], shapes: Sequence[tuple[int, ...]]) -> list[str]:
-    """``shapes``: (channels, *spatial) of each of the ``paths``, the first image first."""
-    problems = []
-    first = shapes[0][1:]
-    for path, shape in zip(paths, shapes, strict=True):
-        if shape[1:] != first:
-            kind = "label" if path == case.label else "image"
-            problems.append(
-                f"{kind} {path} has the shape {shape[1:]}, image {case.images[0]} has {first}; they must be on one grid"
-            )
-    return problems
-
-
-def _affine_problems(case: Case, affine: NDArray[np.float64] | None, data: DataConfig) -> list[str]:
-    """``affine``: of the first image, which places the voxels of all files of the case."""
-    path = case.images[0]
-    if affine is None and data.spacing_is_real:
-        return [f"{path} is a picture and stores no voxel size; set data.spacing_is_real: false"]
-    return [problem] if (problem := affine_problem(path, affine, spatial_dims=data.spatial_dims)) is not None else []
-
-
-def _intensity_problems(case: Case, images: Sequence[Volume], data: DataConfig) -> list[str]:
-    problems = []
-    extremes = [volume.array.flatten(1).aminmax(dim=1) for volume in images]
-    for path, volume, (low, high) in zip(case.images, images, extremes, strict=True):
-        if num_bad := int((~torch.isfinite(volume.array)).sum()):
-            problems.append(f"image {path} has {num_bad} NaN or infinite value(s); replace them, e.g. by 0")
-        elif (largest := float(torch.maximum(high, -low).max())) > MAX_INTENSITY:
-            problems.append(f"image {path} holds {largest:.3g}: no intensity, and its square overflows; replace it")
-    lows, highs = (torch.cat(part).tolist() for part in zip(*extremes, strict=True))
-    for name, low, high in zip(data.channels, lows, highs, strict=False):
-        if low == high:
-            log.warning("site %s, case %s: channel %s is %g everywhere", case.site, case.name, name, low)
-    return problems
-
-
-def _label_problems(case: Case, label: Tensor, data: DataConfig) -> list[str]:
-    if not torch.isfinite(label).all():
-        return [f"label {case.label} has NaN or infinite values; write it again with whole numbers"]
-    if case.label_threshold is not None:
-        if len(data.labels) == 2:
-            return []
-        return [
-            f"label_threshold makes a mask of two classes, data.labels lists {len(data.labels)} "
-            f"({', '.join(data.labels)}); remove the threshold or the further classes"
-        ]
-    label = _without_alpha(label, case.label)
-    if not (label == label[:1]).all():
-        return [
-            f"label {case.label} has {label.shape[0]} differing channels; store one channel of label values, "
-            "or set label_threshold"
-        ]
-    values = torch.unique(label[0])
-    foreign = sorted(set(values.tolist()) - {float(value) for value in data.labels.values()})
-    if not foreign:
-        return []
-    return [
-        f"label {case.label} holds the values {values_text(foreign)}, data.labels allows {dict(data.labels)}; "
-        "add them there, or set label_threshold for a grey mask"
-    ]
-
-
-def _warn_affines(case: Case, paths: Sequence[str], volumes: Sequence[Volume]) -> None:
-    """Files of one case are matched voxel by voxel; say so where their headers disagree."""
-    first = volumes[0].affine
-    for path, volume in zip(paths, volumes, strict=True):
-        if not affines_agree(first, volume.affine):
-            log.warning(
-                "site %s, case %s: %s has another affine than %s; voxels are matched by index and the latter is used",
-                case.site,
-                case.name,
-                path,
-                case.images[0],
-            )
-
-
 # --- preprocessing -------------------------------------------------------------------------------
 
 
@@ -320,18 +210,13 @@ def _class_indices(label: Tensor, case: Case, data: DataConfig) -> Tensor:
 
     Of a coloured mask any colour above the threshold is foreground.
     """
-    label = _without_alpha(label, case.label)
+    label = without_alpha(label, case.label)
     if case.label_threshold is not None:
         return (label > case.label_threshold).any(dim=0, keepdim=True).to(torch.uint8)
     indices = torch.zeros_like(label[:1], dtype=torch.uint8)
     for index, value in enumerate(data.labels.values()):
         indices[label[:1] == value] = index
     return indices
-
-
-def _without_alpha(label: Tensor, path: str) -> Tensor:
-    """A picture's second or fourth channel is its opacity, not a label."""
-    return label[:-1] if is_picture(path) and label.shape[0] in (2, 4) else label
 
 
 def _to_grid(array: Tensor, affine: NDArray[np.float64] | None, data: DataConfig, *, is_label: bool) -> MetaTensor:

@@ -25,8 +25,9 @@ from monai.transforms.spatial.array import Orientation, Spacing
 from gcml_ray.config import Config, DataConfig, NetworkConfig
 from gcml_ray.config.data import AXIS_CODES
 from gcml_ray.config.file import load_config
+from gcml_ray.data.case_checks import check_headers
 from gcml_ray.data.datalist import Case, check_files, listed
-from gcml_ray.data.loading import check_headers, with_affine
+from gcml_ray.data.loading import with_affine
 from gcml_ray.data.reading import Header, affines_agree, read_header
 from gcml_ray.data.site_data import SiteData
 from gcml_ray.doctor.forecast_costs import SiteCases

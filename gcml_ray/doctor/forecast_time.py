@@ -94,12 +94,14 @@ def start_and_test_seconds(
     predict = [cost.window_s * _windows(config, one, "test") for one, cost in pairs]
     score = [cost.score_s * one.voxels("test") for one, cost in pairs]
     validate = [cost.window_s * _windows(config, one, "validation") for one, cost in pairs]
-    num_peers = min(config.evaluation.ensemble_peers, len(pairs) - 1)
     num_visits = len(pairs) - 1 if config.evaluation.cross_site else 0
-    num_tests = len(models_to_test(config)) + num_visits  # in an ensemble every member predicts
-    chosen_after = 1 + num_peers + sum(range(2, num_peers + 2))  # own, each peer, own and more and more of them
+    num_tests = len(models_to_test(config)) + num_visits
+    num_peers = min(config.evaluation.ensemble_peers, len(pairs) - 1)  # beside the own model, each predicts too
+    num_validations = 0  # of an ensemble's choice: own, each peer, own and more and more of them
+    if num_peers:
+        num_validations = 1 + num_peers + sum(range(2, num_peers + 2))
     test = [
-        num_tests * (predicting + scoring) + bool(num_peers) * (num_peers * predicting + chosen_after * validating)
+        num_tests * (predicting + scoring) + num_peers * predicting + num_validations * validating
         for predicting, scoring, validating in zip(predict, score, validate, strict=True)
     ]
     return _shared(load, slots) + _shared(test, slots)

@@ -277,7 +277,8 @@ def _memory() -> tuple[int, int]:
     try:
         lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
     except OSError:
-        return peak_memory_bytes(), peak_memory_bytes()
+        peak = peak_memory_bytes()
+        return peak, peak
     fields = dict(line.split(":", 1) for line in lines)
     now, peak = (int(fields[name].split()[0]) * 1024 for name in ("VmRSS", "VmHWM"))
     return now, peak

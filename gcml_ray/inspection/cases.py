@@ -276,8 +276,9 @@ def _read_label(case: Case, dims: int, problems: list[str]) -> list[tuple[int, i
         return []
     else:
         label = stack[0]
-    if not np.isfinite(label).all() or label.min() < 0 or label.max() > MAX_VALUE or (label % 1).any():
-        foreign = np.unique(label[~(np.isfinite(label) & (label >= 0) & (label <= MAX_VALUE) & (label % 1 == 0))])
+    with np.errstate(invalid="ignore"):  # infinity % 1
+        foreign = np.unique(label[~((label >= 0) & (label <= MAX_VALUE) & (label % 1 == 0))])
+    if foreign.size:
         problems.append(
             f"its label holds {values_text(foreign.tolist())}; only whole numbers from 0 to {MAX_VALUE} are classes"
         )

@@ -17,6 +17,7 @@ from gcml_ray.config.wire import WireConfig
 from gcml_ray.push.wire import WIRE_DTYPE, Buffer, Bytes, Payload, all_finite
 
 BLOCK_VALUES = 4096  # values that share a scale in int8
+BFLOAT16_NAN = 0x7FC0
 TOPK = "topk"
 _INT8_LARGEST = 127
 _PREFIX = 2  # words before a difference: K, and whether its places are a bitmap
@@ -64,12 +65,10 @@ def encode(vector: Buffer, encoding: str, *, num_exact: int) -> Payload:
         num_exact: X, how many values at the end are not encoded.
 
     Raises:
-        OverflowError: a value is too large for the encoding, or is none.
+        OverflowError: a value is too large for the encoding.
     """
     if encoding == WIRE_DTYPE:
         return vector
-    if not all_finite(vector):  # rounding to bfloat16 makes a zero of some NaN
-        raise OverflowError(f"the weights hold NaN or infinity, which must not become numbers in {encoding}")
     head, exact = _parts(vector, num_exact)
     with np.errstate(over="ignore", invalid="ignore"):
         encoded = {"float16": _to_float16, "bfloat16": _to_bfloat16, "int8": _to_int8}[encoding](head)
@@ -109,9 +108,11 @@ def _to_float16(head: Buffer) -> Bytes:
 
 
 def _to_bfloat16(head: Buffer) -> Bytes:
-    """The upper half of each float32, rounded to the nearest, ties to even."""
+    """The upper half of each float32, rounded to the nearest, ties to even; NaN stays NaN."""
     bits = head.view(np.uint32)
-    return ((bits + (np.uint32(0x7FFF) + ((bits >> 16) & 1))) >> 16).astype(np.uint16).view(np.uint8)
+    rounded = ((bits + (np.uint32(0x7FFF) + ((bits >> 16) & 1))) >> 16).astype(np.uint16)
+    rounded[np.isnan(head)] = BFLOAT16_NAN  # of some, rounding makes a zero
+    return rounded.view(np.uint8)
 
 
 def _to_int8(head: Buffer) -> Bytes:

@@ -11,8 +11,9 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from gcml_ray.config import DataConfig
+from gcml_ray.data.case_checks import check_headers
 from gcml_ray.data.datalist import Case
-from gcml_ray.data.loading import check_headers, load_sample, read_image, read_target
+from gcml_ray.data.loading import load_sample, read_image, read_target
 from gcml_ray.errors import DataError
 
 Array = NDArray[Any]

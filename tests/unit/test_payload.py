@@ -117,7 +117,7 @@ def test_weight_too_large_for_float16_is_an_error_with_words(value: float) -> No
 @pytest.mark.parametrize("value", [np.nan, np.inf, np.finfo(np.float32).max])
 def test_what_would_not_arrive_finite_does_not_leave(encoding: str, value: float) -> None:
     vector = np.array([1, value, 1], dtype=np.float32)
-    with pytest.raises(OverflowError, match=f"which {encoding} cannot hold|NaN or infinity"):
+    with pytest.raises(OverflowError, match=f"which {encoding} cannot hold"):
         encode(vector, encoding, num_exact=0)
 
 
@@ -125,7 +125,7 @@ def test_what_would_not_arrive_finite_does_not_leave(encoding: str, value: float
 def test_no_nan_becomes_a_number_in_bfloat16(bits: int) -> None:
     """Rounding by adding 0x7FFF carries the first three over the sign: they would arrive as zeros."""
     vector = np.array([bits], dtype=np.uint32).view(np.float32)
-    with pytest.raises(OverflowError, match="NaN or infinity"):
+    with pytest.raises(OverflowError, match="which bfloat16 cannot hold"):
         encode(vector, "bfloat16", num_exact=0)
 
 

@@ -13,8 +13,9 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from gcml_ray.data.case_checks import check_headers
 from gcml_ray.data.datalist import Case
-from gcml_ray.data.loading import check_headers, load_sample
+from gcml_ray.data.loading import load_sample
 from gcml_ray.data.reading import read_header, read_volume
 from gcml_ray.errors import DataError
 from tests.makers import make_config

@@ -10,7 +10,7 @@ import pytest
 
 from gcml_ray.checkpoint import round_file, save_round, saved_rounds
 from gcml_ray.config import Config
-from gcml_ray.errors import CheckpointError
+from gcml_ray.errors import CheckpointError, DamagedError
 from gcml_ray.learner import Learner
 from gcml_ray.records import PERSONALISED
 from gcml_ray.site_files import SiteFiles
@@ -61,7 +61,7 @@ def test_damaged_checkpoint_with_none_before_it_is_an_error_and_stays_where_it_i
     saved(config, tmp_path / "A", 3, 4)
     for number in (3, 4):
         cut_short(round_file(tmp_path / "A", number))
-    with pytest.raises(CheckpointError, match=r"round_00003.*There is no older checkpoint of site A"):
+    with pytest.raises(DamagedError, match=r"round_00003.*There is no older checkpoint of site A"):
         restored(config, tmp_path / "A", resume_round=4)
     assert saved_rounds(tmp_path / "A") == [3, 4]
 

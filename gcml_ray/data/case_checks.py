@@ -1,0 +1,132 @@
+"""What can be wrong with the files of one case, as its headers or its voxels show it."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from gcml_ray.config import DataConfig
+from gcml_ray.data.datalist import Case
+from gcml_ray.data.reading import Header, Volume, affine_problem, affines_agree, is_picture, read_header, values_text
+from gcml_ray.errors import DataError
+
+log = logging.getLogger(__name__)
+
+MAX_INTENSITY = 1e18  # float32 cannot hold the square of more, of which a standard deviation is made
+
+
+def check_headers(case: Case, data: DataConfig) -> list[str]:
+    """Problems of a case that its files' headers show, without reading voxels; empty where there are none."""
+    headers: list[Header] = []
+    problems: list[str] = []
+    for path in (*case.images, case.label):
+        try:
+            headers.append(read_header(path, spatial_dims=data.spatial_dims, is_label=path == case.label))
+        except DataError as error:
+            problems.append(str(error))
+    if not problems:
+        shapes = [header.shape for header in headers]
+        problems = channel_problems(case, shapes[:-1], data)
+        problems += grid_problems(case, (*case.images, case.label), shapes)
+        problems += affine_problems(case, headers[0].affine, data)
+    return [f"site {case.site}, case {case.name}: {problem}" for problem in problems]
+
+
+def channel_problems(case: Case, shapes: Sequence[tuple[int, ...]], data: DataConfig) -> list[str]:
+    """``shapes``: (channels, *spatial) of each image file."""
+    num_channels = sum(shape[0] for shape in shapes)
+    if num_channels == len(data.channels):
+        return []
+    hint = "; is one an alpha channel?" if num_channels == len(data.channels) + 1 else ""
+    return [
+        f"the image has {num_channels} channel(s) in {len(case.images)} file(s), data.channels lists "
+        f"{len(data.channels)} ({', '.join(data.channels)}){hint}"
+    ]
+
+
+def grid_problems(case: Case, paths: Sequence[str], shapes: Sequence[tuple[int, ...]]) -> list[str]:
+    """``shapes``: (channels, *spatial) of each of the ``paths``, the first image first."""
+    problems = []
+    first = shapes[0][1:]
+    for path, shape in zip(paths, shapes, strict=True):
+        if shape[1:] != first:
+            kind = "label" if path == case.label else "image"
+            problems.append(
+                f"{kind} {path} has the shape {shape[1:]}, image {case.images[0]} has {first}; they must be on one grid"
+            )
+    return problems
+
+
+def affine_problems(case: Case, affine: NDArray[np.float64] | None, data: DataConfig) -> list[str]:
+    """``affine``: of the first image, which places the voxels of all files of the case."""
+    path = case.images[0]
+    if affine is None and data.spacing_is_real:
+        return [f"{path} is a picture and stores no voxel size; set data.spacing_is_real: false"]
+    return [problem] if (problem := affine_problem(path, affine, spatial_dims=data.spatial_dims)) is not None else []
+
+
+def intensity_problems(case: Case, images: Sequence[Volume], data: DataConfig) -> list[str]:
+    """NaN, infinity and values that overflow; channels of one value everywhere are a warning."""
+    problems = []
+    extremes = [volume.array.flatten(1).aminmax(dim=1) for volume in images]
+    for path, volume, (low, high) in zip(case.images, images, extremes, strict=True):
+        if num_bad := int((~torch.isfinite(volume.array)).sum()):
+            problems.append(f"image {path} has {num_bad} NaN or infinite value(s); replace them, e.g. by 0")
+        elif (largest := float(torch.maximum(high, -low).max())) > MAX_INTENSITY:
+            problems.append(f"image {path} holds {largest:.3g}: no intensity, and its square overflows; replace it")
+    lows, highs = (torch.cat(part).tolist() for part in zip(*extremes, strict=True))
+    for name, low, high in zip(data.channels, lows, highs, strict=False):
+        if low == high:
+            log.warning("site %s, case %s: channel %s is %g everywhere", case.site, case.name, name, low)
+    return problems
+
+
+def label_problems(case: Case, label: Tensor, data: DataConfig) -> list[str]:
+    """Values that are no class of ``data.labels``, and channels that differ."""
+    if not torch.isfinite(label).all():
+        return [f"label {case.label} has NaN or infinite values; write it again with whole numbers"]
+    if case.label_threshold is not None:
+        if len(data.labels) == 2:
+            return []
+        return [
+            f"label_threshold makes a mask of two classes, data.labels lists {len(data.labels)} "
+            f"({', '.join(data.labels)}); remove the threshold or the further classes"
+        ]
+    label = without_alpha(label, case.label)
+    if not (label == label[:1]).all():
+        return [
+            f"label {case.label} has {label.shape[0]} differing channels; store one channel of label values, "
+            "or set label_threshold"
+        ]
+    values = torch.unique(label[0])
+    foreign = sorted(set(values.tolist()) - {float(value) for value in data.labels.values()})
+    if not foreign:
+        return []
+    return [
+        f"label {case.label} holds the values {values_text(foreign)}, data.labels allows {dict(data.labels)}; "
+        "add them there, or set label_threshold for a grey mask"
+    ]
+
+
+def warn_affines(case: Case, paths: Sequence[str], volumes: Sequence[Volume]) -> None:
+    """Files of one case are matched voxel by voxel; say so where their headers disagree."""
+    first = volumes[0].affine
+    for path, volume in zip(paths, volumes, strict=True):
+        if not affines_agree(first, volume.affine):
+            log.warning(
+                "site %s, case %s: %s has another affine than %s; voxels are matched by index and the latter is used",
+                case.site,
+                case.name,
+                path,
+                case.images[0],
+            )
+
+
+def without_alpha(label: Tensor, path: str) -> Tensor:
+    """A picture's second or fourth channel is its opacity, not a label."""
+    return label[:-1] if is_picture(path) and label.shape[0] in (2, 4) else label
