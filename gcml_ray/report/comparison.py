@@ -4,7 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from gcml_ray.comparison.cells import MethodRow
@@ -12,18 +15,22 @@ from gcml_ray.comparison.table import label
 from gcml_ray.records import RoundRecord
 from gcml_ray.report.axes import COLOURS, STYLES, figure_with_axes, save_figure
 
+MARKERS = "osD^vP*X"
+
 
 def plot_dice_against_bytes(rows: Sequence[MethodRow], path: Path) -> None:
-    """Each method's mean test Dice against what it sent; methods that send nothing stand at the left edge."""
-    figure, axes = figure_with_axes(8, 4.8)
+    """Each method's mean test Dice against what it sent; methods that send nothing stand at the left edge.
+
+    Those that send the same stand side by side.
+    """
+    figure, axes = _figure(rows, 8.5)
     sent = [row.sent_bytes / 1e6 for row in rows]
     positive = [value for value in sent if value > 0]
-    places = [max(value, min(positive, default=3.0) / 3) for value in sent]
-    heights = _apart([row.dice for row in rows], places)
-    for index, (row, place, height) in enumerate(zip(rows, places, heights, strict=True)):
+    left_edge = min(positive, default=3.0) / 3
+    places = _side_by_side([max(value, left_edge) for value in sent])
+    for index, (row, place) in enumerate(zip(rows, places, strict=True)):
         error = row.dice_sd if row.num_seeds > 1 else 0.0
-        axes.errorbar(place, row.dice, yerr=error, fmt="o", color=COLOURS[index % len(COLOURS)], capsize=3)
-        axes.annotate(label(row), (place, height), xytext=(7, -3), textcoords="offset points", fontsize=9)
+        axes.errorbar(place, row.dice, yerr=error, capsize=3, elinewidth=0.8, label=label(row), **_look(index))
     axes.set_xscale("log")
     ticks = sorted({round(value, 1) for value in positive})
     axes.set_xticks(ticks, [f"{value:g}" for value in ticks])
@@ -31,34 +38,48 @@ def plot_dice_against_bytes(rows: Sequence[MethodRow], path: Path) -> None:
     axes.margins(x=0.12)
     axes.set_xlabel("MB sent in the whole run (left edge: nothing)")
     axes.set_ylabel("mean test Dice over sites")
+    _add_legend(axes)
     save_figure(figure, path, dpi=150)
 
 
-def _apart(values: Sequence[float], places: Sequence[float]) -> list[float]:
-    """Heights for labels beside their marks: below each other where marks of one place lie too close."""
-    gap = 0.035 * (max(values) - min(values))
-    heights = list(values)
-    for place in set(places):
-        above = float("inf")
-        for index in sorted((i for i, own in enumerate(places) if own == place), key=lambda i: -values[i]):
-            heights[index] = above = min(values[index], above - gap)
-    return heights
+def _side_by_side(places: Sequence[float]) -> list[float]:
+    """Places along a logarithmic axis, so far apart that marks of one value can be told from each other."""
+    step = max(places) / min(places) if len(set(places)) > 1 else 10.0
+    shared = {value: [index for index, own in enumerate(places) if own == value] for value in set(places)}
+    apart = list(places)
+    for value, indices in shared.items():
+        for position, index in enumerate(indices):
+            apart[index] = value * step ** (0.014 * (position - (len(indices) - 1) / 2))
+    return apart
 
 
 def plot_site_dice(rows: Sequence[MethodRow], path: Path) -> None:
     """Test Dice by site, one mark a method."""
     sites = list(rows[0].site_dice)
-    figure, axes = figure_with_axes(max(6.0, 1.8 * len(sites) + 3), 4.8)
+    figure, axes = _figure(rows, max(6.0, 1.8 * len(sites) + 3))
     for index, row in enumerate(rows):
         offset = (index - (len(rows) - 1) / 2) * 0.7 / len(rows)
         places = [place + offset for place in range(len(sites))]
-        marker = "osD^vP*X"[index % 8]
-        colour = COLOURS[index % len(COLOURS)]
-        axes.plot(places, [row.site_dice[site] for site in sites], marker, color=colour, label=label(row))
+        axes.plot(places, [row.site_dice[site] for site in sites], label=label(row), **_look(index))
     axes.set_xticks(range(len(sites)), sites)
     axes.set_ylabel("test Dice")
-    axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False, fontsize=9)
+    _add_legend(axes)
     save_figure(figure, path, dpi=150)
+
+
+def _figure(rows: Sequence[MethodRow], width: float) -> tuple[Figure, Axes]:
+    """As high as its legend, one line a row, has to be."""
+    return figure_with_axes(width, max(4.8, 0.21 * len(rows) + 0.4))
+
+
+def _look(index: int) -> dict[str, Any]:
+    """Colour and marker of a row: 56 that differ."""
+    return {"color": COLOURS[index % len(COLOURS)], "marker": MARKERS[index % len(MARKERS)], "linestyle": "none"}
+
+
+def _add_legend(axes: Axes) -> None:
+    """Beside the axes, in the order of the table."""
+    axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False, fontsize=9)
 
 
 def plot_dice_by_round(runs: Mapping[str, Sequence[Sequence[RoundRecord]]], path: Path) -> None:
@@ -82,5 +103,5 @@ def plot_dice_by_round(runs: Mapping[str, Sequence[Sequence[RoundRecord]]], path
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("round")
     axes.set_ylabel("validation Dice, mean over sites and seeds")
-    axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False, fontsize=9)
+    _add_legend(axes)
     save_figure(figure, path, dpi=150)
