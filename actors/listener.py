@@ -21,6 +21,9 @@ from gcml_ray.records import (
 class Listener(Protocol):
     """Who watches a run; see ``gcml_ray/console/run.py``. Called from the driver's thread."""
 
+    def on_connected(self, where: str) -> None:
+        """The run has found the place where its sites will live, in words."""
+
     def on_start(self, config: Config, sites: Sequence[str]) -> None:
         """The sites are about to load their data."""
 
@@ -48,6 +51,9 @@ class Listener(Protocol):
 
 class NullListener:
     """Watches nothing; also the base of listeners that watch little."""
+
+    def on_connected(self, where: str) -> None:
+        """Nothing to do."""
 
     def on_start(self, config: Config, sites: Sequence[str]) -> None:
         """Nothing to do."""

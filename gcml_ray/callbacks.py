@@ -3,6 +3,7 @@
 A callback is any object with some of these methods; it needs no base class. All are called from the thread that
 runs the federation, so a slow one slows the run down.
 
+- ``on_connected(where)``: where the sites will live, in words: which cluster, or this process.
 - ``on_start(config, sites)``: the sites are about to load their data.
 - ``on_site_ready(info)``: a site is ready to train; a :class:`~gcml_ray.records.SiteInfo`.
 - ``on_round_begin(plan)``: a round begins; a :class:`~gcml_ray.records.RoundPlan`.
@@ -34,6 +35,7 @@ from gcml_ray.records import EvaluationReport, RoundPlan, RoundRecord, SiteFailu
 log = logging.getLogger(__name__)
 
 EVENTS = (
+    "on_connected",
     "on_start",
     "on_site_ready",
     "on_round_begin",
@@ -64,6 +66,10 @@ class CallbackList:
             )
         self._callbacks = tuple(callbacks)
         self._has_raised: set[tuple[int, str]] = set()
+
+    def on_connected(self, where: str) -> None:
+        """Passed on."""
+        self._tell("on_connected", where)
 
     def on_start(self, config: Config, sites: Sequence[str]) -> None:
         """Passed on."""

@@ -90,6 +90,9 @@ class CellRow:
         self._say = say
         self._is_aborted = is_aborted
 
+    def on_connected(self, where: str) -> None:
+        """All cells are on one cluster, and each one's log says which."""
+
     def on_start(self, config: Config, sites: Sequence[str]) -> None:
         """All sites begin to load."""
         self.config = config

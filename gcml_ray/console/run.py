@@ -98,6 +98,10 @@ class RunConsole(LiveTable):
 
     # --- the driver's events -----------------------------------------------------------------
 
+    def on_connected(self, where: str) -> None:
+        """Which cluster it is; the log says it anyway."""
+        self.print_line(f"{self.title}: running on {where}")
+
     def on_start(self, config: Config, sites: Sequence[str]) -> None:
         """All sites begin to load."""
         self.config = config

@@ -59,6 +59,7 @@ def test_failures_and_refusals_are_said_on_a_terminal_and_in_a_log(tmp_path, is_
     out = io.StringIO()
     console = Console(file=out, force_terminal=is_terminal, width=200)
     with RunConsole(console, title="demo") as shown:
+        shown.on_connected("a cluster of two nodes")
         shown.on_start(fake_config(tmp_path, sites=("A", "B", "C")), ["A", "B", "C"])
         shown.on_site_ready(SiteInfo("A", 5, 1, 2, 1000, 4000, "cpu", "here", 1, 0, 2.5, ("one note",)))
         shown.on_round_begin(record().plan)
@@ -66,6 +67,7 @@ def test_failures_and_refusals_are_said_on_a_terminal_and_in_a_log(tmp_path, is_
         shown.on_round_end(record())
     text = out.getvalue()
     assert "A: 5/1/2 training/validation/test cases, 1,000 parameters on cpu, ready in 2.5 s" in text
+    assert "demo: running on a cluster of two nodes" in text
     assert "note: one note" in text
     assert "! C: train died: killed -> restart" in text
     assert "! A refused B's push: stale: round 1" in text

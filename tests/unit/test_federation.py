@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 
 from actors.federation import pool_for, run_federation, sites_of
+from actors.listener import NullListener
 from actors.site_pool import SitePool
 from gcml_ray.errors import ConfigError, SiteError
 from gcml_ray.run_folder import RunFolder
@@ -85,7 +86,7 @@ def test_pool_is_empty_after_an_error_inside_its_block(tmp_path: Path) -> None:
     pools: list[SitePool] = []
 
     def work_until_interrupted() -> None:
-        with pool_for(fake_config(tmp_path), tmp_path, make_trainer=FakeTrainers()) as pool:
+        with pool_for(fake_config(tmp_path), tmp_path, listener=NullListener(), make_trainer=FakeTrainers()) as pool:
             pool.launch(["A", "B"])
             pools.append(pool)
             assert len(pool.statuses()) == 2

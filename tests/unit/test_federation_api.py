@@ -163,7 +163,7 @@ def test_every_callback_hears_every_event_in_order(tmp_path: Path) -> None:
     Federation(fake_config(tmp_path, federation={"rounds": 2})).run([first, second])
     one_round = ["on_round_begin", *["on_site_trained"] * 3, "on_round_end"]
     with_failure = ["on_round_begin", *["on_site_trained"] * 2, "on_failure", "on_round_end"]
-    start, end = ["on_start", *["on_site_ready"] * 3], [*["on_evaluated"] * 3, "on_end"]
+    start, end = ["on_connected", "on_start", *["on_site_ready"] * 3], [*["on_evaluated"] * 3, "on_end"]
     assert first.seen == [*start, *one_round, *with_failure, *end]
     assert second.seen == first.seen
 
