@@ -147,6 +147,10 @@ class LocalPool:
         """What each site last noted."""
         return [site.status() for site in self._sites.values()]
 
+    def has_process(self, site: str) -> bool:
+        """All have this one."""
+        return site in self._sites
+
     def restart(self, site: str, *, pid: int | None = None) -> None:
         """See :class:`actors.site_pool.SitePool`."""
         del pid  # all sites are in this process

@@ -20,7 +20,7 @@ from actors.site_pool import Outcome
 from gcml_ray.config import SERVER, Config
 from gcml_ray.errors import ClusterError
 from gcml_ray.push.wire import Payload, PushHeader
-from gcml_ray.records import Peer, PushReceipt, SiteFailure, SiteStatus
+from gcml_ray.records import WAITS_FOR_ROOM, Peer, PushReceipt, SiteFailure, SiteStatus
 
 # A site's threads: training in the default group, so that pushes land while it trains.
 CONCURRENCY_GROUPS = {"push": 1, "inbox": 2, "control": 1}
@@ -309,12 +309,20 @@ class RayPool:
                     known = []  # the call that matters reports the failure
                 self._statuses[key] = [known] if isinstance(known, SiteStatus) else known
             self._status_calls[key] = method.options(concurrency_group="control").remote()
-        return [status for known in self._statuses.values() for status in known]
+        heard = [status for known in self._statuses.values() for status in known]
+        starting = {site for site, method, _ in self._open.values() if method == "start"}
+        silent = sorted(starting - {status.site for status in heard})
+        return heard + [SiteStatus(site, 0, WAITS_FOR_ROOM, 0, 0) for site in silent if not self.has_process(site)]
 
     def _status_methods(self) -> list[tuple[str | int, Any]]:
         """What tells the statuses: of a site with an actor of its own, or of several at once."""
         alone = [(site, each.status) for site, each in self._handles.items() if not isinstance(each, HostedSite)]
         return [*alone, *((row, host.statuses) for row, host in self._hosts.items())]
+
+    def has_process(self, site: str) -> bool:
+        """See :class:`actors.site_pool.SitePool`. Ray names the process of an actor as soon as there is room for it."""
+        about = actor_table(_actor_of(self._handles[site])._actor_id.hex())
+        return (about.get("State"), about.get("Pid")) != ("PENDING_CREATION", 0)
 
     def restart(self, site: str, *, pid: int | None = None) -> None:
         """Ends a site's process; Ray starts a new one, which waits for ``start`` of this site and of its mates.

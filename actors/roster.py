@@ -17,7 +17,7 @@ from actors.failure_policy import Decision, History, decide, start_error
 from actors.listener import Listener
 from actors.member import LEAST_START_S, Absence, Member, OpenCall
 from actors.pace import CallKind, Pace
-from actors.site_pool import Outcome, SitePool, taken_along
+from actors.site_pool import Outcome, SitePool, no_answer, taken_along
 from gcml_ray.config import SERVER, Config
 from gcml_ray.errors import SiteError
 from gcml_ray.records import AdoptReport, EvaluationReport, Peer, SiteFailure, SiteInfo, TrainReport, by_site
@@ -200,7 +200,7 @@ class Roster:
         for (name, stage), call in list(self._calls.items()):
             if now >= call.deadline and (name, stage) in self._calls:
                 del self._calls[name, stage]
-                message = f"no answer within {call.timeout_s:.3g} s"
+                message = no_answer(call.timeout_s, has_process=self.pool.has_process(name))
                 failure = SiteFailure(name, call.number, stage, "late", message)
                 outcomes += [Outcome(name, stage, failure=failure), *self._wait_behind(failure)]
         if now >= self._next_status:  # asking everyone whenever somebody answers would be work for nothing

@@ -20,6 +20,14 @@ class SiteHungError(Exception):
     """Stands for a site that never answers, where waiting for it would stop all others."""
 
 
+def no_answer(timeout_s: float, *, has_process: bool) -> str:
+    """What is said of a site that has not answered in time."""
+    silence = f"no answer within {timeout_s:.3g} s"
+    if has_process:
+        return silence
+    return f"{silence}: it has no process yet, as other jobs hold the CPUs or GPUs that it asks for (see `ray status`)"
+
+
 def taken_along(failure: SiteFailure, *, site: str, stage: str, round_number: int) -> SiteFailure:
     """What the failure of one site means for a call of another that shares its process."""
     message = f"its process ends with what {failure.site} was doing"
@@ -74,6 +82,10 @@ class SitePool(Protocol):
 
     def statuses(self) -> list[SiteStatus]:
         """What the sites are doing, as far as it can be told without waiting."""
+        ...
+
+    def has_process(self, site: str) -> bool:
+        """Whether a site has a process that could answer, or is about to; False where there is no room for one."""
         ...
 
     def restart(self, site: str, *, pid: int | None = None) -> None:

@@ -18,6 +18,7 @@ PERSONALISED = "personalised"  # a site's best model on its own validation cases
 BEFORE_GOSSIP = "before_gossip"  # its model at the end of the warm-up
 SHARED = "shared"  # what it exchanges where it trains a personal model beside it
 ENSEMBLE = "ensemble"  # the personalised model together with models of its peers
+WAITS_FOR_ROOM = "waits for room"  # the stage of a site that the cluster has no process for yet
 
 
 @dataclass(frozen=True, order=True)

@@ -18,7 +18,16 @@ from gcml_ray.averages import mean
 from gcml_ray.config import Config
 from gcml_ray.console.live import LiveTable
 from gcml_ray.console.run import Clock, round_line
-from gcml_ray.records import EvaluationReport, RoundPlan, RoundRecord, SiteFailure, SiteInfo, SiteStatus, TrainReport
+from gcml_ray.records import (
+    WAITS_FOR_ROOM,
+    EvaluationReport,
+    RoundPlan,
+    RoundRecord,
+    SiteFailure,
+    SiteInfo,
+    SiteStatus,
+    TrainReport,
+)
 
 log = logging.getLogger(__name__)
 
@@ -112,7 +121,8 @@ class CellRow:
 
     def on_status(self, statuses: Sequence[SiteStatus]) -> None:
         """About twice a second; the one place where a cell in another thread can be ended."""
-        del statuses
+        if any(status.stage == WAITS_FOR_ROOM for status in statuses):
+            self.now = WAITS_FOR_ROOM
         if self._is_aborted.is_set():
             raise KeyboardInterrupt
 

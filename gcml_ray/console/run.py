@@ -20,9 +20,20 @@ from gcml_ray.averages import mean
 from gcml_ray.config import Config
 from gcml_ray.console.live import LiveTable
 from gcml_ray.phases import phase_of
-from gcml_ray.records import EvaluationReport, RoundPlan, RoundRecord, SiteFailure, SiteInfo, SiteStatus, TrainReport
+from gcml_ray.records import (
+    WAITS_FOR_ROOM,
+    EvaluationReport,
+    RoundPlan,
+    RoundRecord,
+    SiteFailure,
+    SiteInfo,
+    SiteStatus,
+    TrainReport,
+)
 
 log = logging.getLogger(__name__)
+
+PATIENCE_S = 10.0  # before a person is told that sites wait for room
 
 
 @dataclass
@@ -50,9 +61,14 @@ class Clock:
         self._own_rounds: dict[str, int] = {}
 
     @property
-    def elapsed(self) -> str:
+    def seconds(self) -> float:
         """Time since the run began."""
-        return _clock(time.monotonic() - self._began)
+        return time.monotonic() - self._began
+
+    @property
+    def elapsed(self) -> str:
+        """The same as a clock shows it."""
+        return _clock(self.seconds)
 
     def add(self, record: RoundRecord) -> None:
         """Notes how long a round took."""
@@ -90,6 +106,7 @@ class RunConsole(LiveTable):
         self.rows: dict[str, SiteRow] = {}
         self.clock = Clock()
         self.round_line = "starting"
+        self.has_told_who_waits = False
 
     def say(self, line: str) -> None:
         """One line above the table, and in the log."""
@@ -142,12 +159,22 @@ class RunConsole(LiveTable):
 
     def on_status(self, statuses: Sequence[SiteStatus]) -> None:
         """What the sites are doing now."""
+        self._tell_who_waits([status.site for status in statuses if status.stage == WAITS_FOR_ROOM])
         for status in statuses:
             if status.site in self.rows:
                 steps = f" {status.step}/{status.num_steps}" if status.num_steps > 1 else ""
                 own = f"r{status.round_number} " if self.config.federation.mode == "async" else ""
                 self.rows[status.site].stage = f"{own}{status.stage}{steps}"
         self._refresh()
+
+    def _tell_who_waits(self, sites: Sequence[str]) -> None:
+        """Says once whom the cluster has had no room for all the time since the start."""
+        if sites and not self.has_told_who_waits and self.clock.seconds > PATIENCE_S:
+            self.has_told_who_waits = True
+            self.say(
+                f"  {', '.join(sorted(sites))}: no process yet, as other jobs hold the CPUs or GPUs that are asked for "
+                "(see `ray status`); waiting"
+            )
 
     def on_site_trained(self, report: TrainReport) -> None:
         """A site's round is over."""

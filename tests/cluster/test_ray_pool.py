@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import threading
 import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from actors.federation import run_federation
 from actors.pool import RayPool, SiteActor
 from gcml_ray.config import Config
 from gcml_ray.errors import ClusterError, SiteError
-from gcml_ray.records import RoundRecord
+from gcml_ray.records import WAITS_FOR_ROOM, RoundRecord, SiteStatus
 from tests.cluster.conftest import live_actors, placement_groups, wait_until
 from tests.cluster.ray_runs import ray_pool, run_on_ray
 from tests.fake_runs import RecordingListener, drive, run_locally
@@ -77,6 +78,49 @@ def test_start_failures_are_reported_together(tmp_path: Path) -> None:
     faults = [Fault("A", 0, "start", "raise"), Fault("C", 0, "start", "die")]
     with pytest.raises(SiteError, match=r"(?s)site A: broken start of A in round 0.*site C: "):
         run_on_ray(fake_config(tmp_path), *faults)
+
+
+# --- a cluster that others use -----------------------------------------------------------------
+
+
+@ray.remote(num_cpus=7)
+class OtherJob:
+    """Leaves room for one of three sites."""
+
+    def is_there(self) -> bool:
+        return True
+
+
+@pytest.fixture
+def other_job(ray_local: None) -> Iterator[Any]:  # noqa: ARG001 - it has to be there first
+    job = OtherJob.remote()
+    assert ray.get(job.is_there.remote(), timeout=60)
+    yield job
+    ray.kill(job)
+
+
+@pytest.mark.usefixtures("other_job")
+def test_start_that_finds_no_room_says_that_others_have_it(tmp_path: Path) -> None:
+    config = fake_config(tmp_path, federation={"start_timeout_s": 8})
+    with pytest.raises(
+        SiteError, match=r"(?s)no answer within 8 s: it has no process yet, as other jobs hold"
+    ) as error:
+        run_on_ray(config)
+    assert str(error.value).count("it has no process yet") == 2  # the third has found room
+
+
+def test_run_begins_as_soon_as_there_is_room(tmp_path: Path, other_job: Any) -> None:
+    waited: set[str] = set()
+
+    class Patient(RecordingListener):
+        def on_status(self, statuses: Sequence[SiteStatus]) -> None:
+            waited.update(status.site for status in statuses if status.stage == WAITS_FOR_ROOM)
+            if len(waited) == 2:
+                ray.kill(other_job)
+
+    run = run_on_ray(fake_config(tmp_path, federation={"rounds": 1}), listener=Patient())
+    assert run.summary.status == "finished"
+    assert len(waited) == 2
 
 
 class CannotTravel(FakeTrainers):

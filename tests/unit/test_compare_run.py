@@ -23,6 +23,7 @@ from gcml_ray.config import Config, ResourcesConfig
 from gcml_ray.config.file import save_config
 from gcml_ray.console.comparison import CellsConsole
 from gcml_ray.errors import ConfigError
+from gcml_ray.records import WAITS_FOR_ROOM, SiteStatus
 from gcml_ray.run_folder import RunFolder
 from tests.fake_runs import RecordingListener
 from tests.fakes import FakeTrainers, Fault, calls_of, fake_config
@@ -321,7 +322,9 @@ def test_cells_are_rows_while_they_run_and_abort_reaches_their_driver() -> None:
         record = made_up_round(5, ("A", "B"))
         first.on_round_begin(record.plan)
         first.on_round_end(record)
-        first.on_status(())
+        first.on_status((SiteStatus("A", 5, "train", 1, 5),))
+        console.print(cells._table())
+        first.on_status((SiteStatus("A", 0, WAITS_FOR_ROOM, 0, 0),))
         console.print(cells._table())
         cells.abort()
         with pytest.raises(KeyboardInterrupt):
@@ -331,3 +334,4 @@ def test_cells_are_rows_while_they_run_and_abort_reaches_their_driver() -> None:
     assert "gcml, seed 0 begins" in text
     assert "round 5/30 exchange" in text
     assert "local, seed 0" in text
+    assert WAITS_FOR_ROOM in text

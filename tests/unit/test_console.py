@@ -7,7 +7,17 @@ from rich.console import Console
 
 from actors.failure_policy import Decision
 from gcml_ray.console.run import Clock, RunConsole, round_line
-from gcml_ray.records import Edge, PushReceipt, RoundPlan, RoundRecord, SiteFailure, SiteInfo, SiteStatus, TrainReport
+from gcml_ray.records import (
+    WAITS_FOR_ROOM,
+    Edge,
+    PushReceipt,
+    RoundPlan,
+    RoundRecord,
+    SiteFailure,
+    SiteInfo,
+    SiteStatus,
+    TrainReport,
+)
 from tests.fakes import fake_config
 
 
@@ -72,6 +82,22 @@ def test_failures_and_refusals_are_said_on_a_terminal_and_in_a_log(tmp_path, is_
     assert "! C: train died: killed -> restart" in text
     assert "! A refused B's push: stale: round 1" in text
     assert ("learns from" in text) == is_terminal
+
+
+def test_sites_that_wait_for_room_are_named_once_and_only_after_a_while(tmp_path: Path, monkeypatch) -> None:
+    out = io.StringIO()
+    waiting = [SiteStatus("B", 0, WAITS_FOR_ROOM, 0, 0), SiteStatus("A", 0, WAITS_FOR_ROOM, 0, 0)]
+    with RunConsole(Console(file=out, width=200), title="demo") as shown:
+        shown.on_start(fake_config(tmp_path, sites=("A", "B", "C")), ["A", "B", "C"])
+        shown.on_status(waiting)
+        assert "no process yet" not in out.getvalue()
+        assert shown.rows["A"].stage == WAITS_FOR_ROOM
+        monkeypatch.setattr("gcml_ray.console.run.PATIENCE_S", -1.0)
+        shown.on_status([])
+        assert "no process yet" not in out.getvalue()
+        shown.on_status(waiting)
+        shown.on_status(waiting)
+    assert out.getvalue().count("A, B: no process yet, as other jobs hold the CPUs or GPUs that are asked for") == 1
 
 
 def test_line_of_a_record_without_a_barrier_has_the_sites_own_rounds(tmp_path: Path) -> None:

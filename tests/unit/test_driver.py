@@ -303,6 +303,21 @@ def test_site_that_does_not_start_in_time_ends_the_run(tmp_path: Path) -> None:
         run_deaf(tmp_path, lambda *call: call[:2] == ("B", "start"))
 
 
+def test_site_without_a_process_is_told_from_one_that_is_slow(tmp_path: Path) -> None:
+    class FullPool(DeafPool):
+        def has_process(self, site: str) -> bool:
+            return site != "B"
+
+    config = fake_config(tmp_path, federation={"start_timeout_s": 0.1})
+    pool = FullPool(config, config.output.folder, run_id="run", make_trainer=FakeTrainers())
+    pool.is_lost = lambda *call: call[:2] in {("B", "start"), ("C", "start")}
+    with pytest.raises(
+        SiteError, match=r"site B: no answer within 0.1 s: it has no process yet, as other jobs"
+    ) as error:
+        drive(config, pool)
+    assert str(error.value).endswith("site C: no answer within 0.1 s")
+
+
 def test_sites_of_one_process_are_not_late_because_they_wait_for_each_other(tmp_path: Path) -> None:
     """Three sites of 0.2 s each, one after the other, with 0.3 s for a round."""
     config = fake_config(tmp_path, federation={"rounds": 1, "round_timeout_s": 0.3})
