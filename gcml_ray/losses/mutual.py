@@ -214,7 +214,8 @@ def _compare(learner: _Prediction, peer: _Prediction, truth: Tensor, target: Ten
         if with_lead:
             advantage = peer.log_yes.exp() - learner.log_yes.detach().exp()
             lead = torch.where(truth, advantage, -advantage)
-    return _Comparison(divergence.clamp_min(0), truth, learner.label, peer.label, lead)  # rounding may leave -1e-8
+    # Rounding may leave -1e-8. A clamp at 0 would take the gradient away there, which is no rounding error.
+    return _Comparison(divergence, truth, learner.label, peer.label, lead)
 
 
 def _foreground_classes(logits: Tensor) -> Tensor:

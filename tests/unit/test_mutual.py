@@ -366,12 +366,29 @@ cases = st.tuples(st.integers(0, 10**6), st.booleans(), st.booleans(), st.sample
 @settings(max_examples=40, deadline=None)
 @given(cases, st.sampled_from(["contrast_hinge", "regional", "mutual"]))
 def test_hinge_regional_and_mutual_are_never_negative(case: tuple[int, bool, bool, str], variant: str) -> None:
-    """Float32 and nearly equal models, where rounding could make a divergence negative."""
+    """Beyond the rounding of float32, which shows where models are nearly equal."""
     seed, sigmoid, classwise, normalise = case
     learner, peer, target = random_case(seed, sigmoid=sigmoid, dtype=torch.float32)
     dcml = config(variant, classwise=classwise, normalise=normalise)
     for other in (peer, learner + 1e-4 * peer):
-        assert mutual_divergence(learner, other, target, dcml=dcml, sigmoid=sigmoid)[0].item() >= 0
+        assert mutual_divergence(learner, other, target, dcml=dcml, sigmoid=sigmoid)[0].item() >= -1e-6
+
+
+@every_form
+@pytest.mark.parametrize("variant", [each for each in VARIANTS if each != "contrast_advantage"])  # here without any
+def test_gradient_of_nearly_equal_models_is_as_exact_as_float32(variant: str, classwise: bool, sigmoid: bool) -> None:
+    """Models that differ by a thousandth: their divergence is of the size of its rounding, its gradient is not."""
+    learner, noise, target = random_case(5, sigmoid=sigmoid, shape=(2, 3, 8, 8))
+    dcml, gradients = config(variant, classwise=classwise), []
+    for dtype in (torch.float32, torch.float64):
+        logits = learner.to(dtype, copy=True).requires_grad_()
+        peer = learner.to(dtype) + 1e-3 * noise.to(dtype)
+        mutual_divergence(logits, peer, target, dcml=dcml, sigmoid=sigmoid)[0].backward()
+        assert logits.grad is not None
+        gradients.append(logits.grad.double())
+    single, exact = gradients
+    assert exact.norm() > 0
+    assert (single - exact).norm() < 1e-3 * exact.norm()
 
 
 @settings(max_examples=40, deadline=None)
