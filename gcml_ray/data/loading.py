@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -251,13 +252,32 @@ def _resample(oriented: MetaTensor, data: DataConfig, *, is_label: bool) -> Meta
     """Another voxel size or number of voxels; see :func:`_to_grid`."""
     grid: Tensor = oriented
     if data.target_spacing_mm is not None:
-        grid = Spacing(data.target_spacing_mm, mode="nearest" if is_label else "bilinear")(grid)
+        grid = respaced(oriented, data.target_spacing_mm, mode="nearest" if is_label else "bilinear")
     if data.resize is not None and tuple(grid.shape[1:]) != tuple(data.resize):
         shrinks = all(new <= old for new, old in zip(data.resize, grid.shape[1:], strict=True))
         linear = "bilinear" if data.spatial_dims == 2 else "trilinear"
         mode = "nearest-exact" if is_label else "area" if shrinks else linear
         grid = Resize(data.resize, mode=mode, anti_aliasing=mode == linear)(grid)
     return _checked(grid)
+
+
+def respaced(oriented: MetaTensor, spacing_mm: Sequence[float], **options: Any) -> MetaTensor:
+    """Other voxel sizes along the axes that the voxels have: the first voxel stays where it is.
+
+    Tilt and shear are put aside meanwhile. With them MONAI's ``Spacing`` gives the same grid, but for the rounding of a
+    tilted affine that was stored in float32, as NIfTI does: then one that is shifted by up to half a voxel.
+
+    Args:
+        oriented: (C, *spatial) with its affine.
+        spacing_mm: the size of the new voxels, one number for each axis.
+        options: of ``Spacing``.
+    """
+    affine = torch.as_tensor(oriented.affine, dtype=torch.float64)
+    sizes = torch.diag(torch.cat([affine[:3, :3].norm(dim=0), torch.ones(1, dtype=torch.float64)]))
+    grid = _checked(Spacing(spacing_mm, **options)(MetaTensor(oriented.as_tensor(), affine=sizes)))
+    if not options.get("lazy"):
+        grid.affine = affine @ torch.linalg.inv(sizes) @ torch.as_tensor(grid.affine, dtype=torch.float64)
+    return grid
 
 
 def _checked(grid: Tensor) -> MetaTensor:

@@ -20,14 +20,15 @@ from typing import Any
 import nibabel
 import numpy as np
 import torch
-from monai.transforms.spatial.array import Orientation, Spacing
+from monai.data.meta_tensor import MetaTensor
+from monai.transforms.spatial.array import Orientation
 
 from gcml_ray.config import Config, DataConfig, NetworkConfig
 from gcml_ray.config.data import AXIS_CODES
 from gcml_ray.config.file import load_config
 from gcml_ray.data.case_checks import check_headers
 from gcml_ray.data.datalist import Case, check_files, listed
-from gcml_ray.data.loading import with_affine
+from gcml_ray.data.loading import respaced, with_affine
 from gcml_ray.data.reading import Header, affines_agree, read_header
 from gcml_ray.data.site_data import SiteData
 from gcml_ray.doctor.forecast_costs import SiteCases
@@ -208,7 +209,8 @@ def training_grid(header: Header, data: DataConfig) -> tuple[int, ...]:
     if data.spatial_dims == 3 and data.orientation is not None:
         grid = Orientation(axcodes=data.orientation, labels=AXIS_CODES, lazy=True)(grid)
     if data.target_spacing_mm is not None:
-        grid = Spacing(data.target_spacing_mm, lazy=True)(grid)
+        turned = torch.zeros(1).expand(1, *grid.peek_pending_shape())
+        grid = respaced(MetaTensor(turned, affine=grid.peek_pending_affine()), data.target_spacing_mm, lazy=True)
     return tuple(int(length) for length in grid.peek_pending_shape())
 
 
