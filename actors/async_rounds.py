@@ -16,6 +16,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
+from actors.listener import announce
 from actors.pace import CallKind
 from actors.site_pool import Outcome
 from gcml_ray.phases import order_of, phase_of
@@ -53,11 +54,10 @@ class AsyncRounds:
 
     def run(self, done: int) -> int:
         """See :class:`actors.driver.Rounds`."""
-        driver, roster, federation = self.driver, self.roster, self.config.federation
+        driver, roster = self.driver, self.roster
         driver.last_record = done
-        until = time.monotonic() + (federation.time_limit_s or float("inf"))
         self._announce()
-        while roster.members and not self._all_done() and not driver.stop.is_set() and time.monotonic() < until:
+        while roster.members and not self._all_done() and not (driver.stop.is_set() or driver.is_time_up()):
             driver.attendance.apply(driver.last_record + 1)
             self._welcome()
             self._order_all()
@@ -65,7 +65,7 @@ class AsyncRounds:
         self._drain()
         if not self._window.is_empty or roster.failures:
             self._close_window()
-        self.is_over = self._all_done() or time.monotonic() >= until
+        self.is_over = self._all_done() or driver.is_time_up()
         return driver.last_record
 
     def _all_done(self) -> bool:
@@ -130,7 +130,7 @@ class AsyncRounds:
                 self._window.pushes += outcome.result.receipts
                 self.driver.note_refusals(outcome.result.receipts)
             elif outcome.method == "train" and outcome.site in self.roster.members:
-                self.roster.announce(outcome)
+                announce(self.driver.listener, outcome.result)
                 self._trained(outcome.result)
 
     def _trained(self, report: TrainReport) -> None:

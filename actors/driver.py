@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from actors.async_rounds import AsyncRounds
-from actors.attendance import Attendance, check_schedule
+from actors.attendance import LEFT, Attendance, check_schedule
 from actors.cross_site import score_across_sites
 from actors.failure_policy import Decision
 from actors.listener import Listener
@@ -117,6 +117,9 @@ class Driver:
         self.last_record = 0
         self._resumable = 0
         self._written: RunState | None = None
+        self._seconds_before = 0.0  # of the rounds that this process has not run itself
+        self._rounds_began = 0.0
+        self._has_ended_before = False
 
     # --- the run -----------------------------------------------------------------------------
 
@@ -130,22 +133,26 @@ class Driver:
 
         Raises:
             SiteError: a site cannot start; bad input is for the user to mend.
-            CheckpointError: every site of the run to resume was dropped.
+            CheckpointError: every site of the run to resume has left.
         """
         began = time.perf_counter()
         done = resume.last_complete_round if resume else 0
-        self._start(sites, resume)
+        if not self._start(sites, resume):
+            seconds = time.perf_counter() - began
+            return RunSummary("stopped", done, (), (), self.roster.dropped, seconds, seconds)
         self.tracker.log_sites([member.info for member in self.roster.members.values()])
         start_seconds = time.perf_counter() - began
         if resume:
             self._remember(done)
+            self._has_ended_before = resume.status == "finished"
+        self._rounds_began = time.monotonic()
         self.last_record = self._resumable = done
         self.write_state("running")
         rounds = self._make_rounds()
         try:
             done = rounds.run(done)
             status: RunOutcome = "failed" if not self.roster.members else "finished" if rounds.is_over else "stopped"
-            evaluations, untested = self._test() if test and status == "finished" else ((), ())
+            evaluations, untested = self._test(done) if test and status == "finished" else ((), ())
         except KeyboardInterrupt:
             self.write_state("stopped")
             raise
@@ -159,6 +166,7 @@ class Driver:
         self.folder.truncate_after(done)
         rounds = self.folder.rounds()
         self.recent.extend(rounds[-REMEMBERED_ROUNDS:])
+        self._seconds_before = sum(record.seconds for record in rounds)
         if (last := rounds[-1].plan.round_number if rounds else 0) < done:
             log.warning(
                 "%s ends at round %d, the run was at round %d: what the rounds between were stays unknown, in tables, "
@@ -172,25 +180,41 @@ class Driver:
         """Rounds with a barrier or without."""
         return SyncRounds(self) if self.config.federation.mode == "sync" else AsyncRounds(self)
 
-    def _start(self, sites: Sequence[str], resume: RunState | None) -> None:
-        """Launches all sites at once and waits until the last one is ready."""
+    def is_time_up(self) -> bool:
+        """Whether no further round may begin; a run that has ended so before goes on with its test alone."""
+        limit_s = self.config.federation.time_limit_s
+        gone_s = self._seconds_before + time.monotonic() - self._rounds_began
+        return limit_s is not None and (self._has_ended_before or gone_s >= limit_s)
+
+    def _start(self, sites: Sequence[str], resume: RunState | None) -> bool:
+        """Launches all sites at once and waits until the last one is ready; False where it is told to stop before."""
         check_schedule(self.config, sites)
         self.roster.dropped = dict(resume.dropped) if resume else {}
         self.roster.past_rounds = dict(resume.site_rounds) if resume else {}
         living = [site for site in self.attendance.at_start(sites, resume) if site not in self.roster.dropped]
-        if not living:
-            reasons = "; ".join(f"{site}: {reason}" for site, reason in self.roster.dropped.items())
-            raise CheckpointError(
-                f"{self.folder.path} cannot be resumed, all its sites were dropped ({reasons}). "
-                "Mend their cause and start anew in another output.folder"
-            )
+        living = living or self._given_up()
         self.listener.on_start(self.config, living)
         names = [*living, SERVER] if has_server(self.config.method) else living
         last = resume.last_complete_round if resume else 0
         rounds = {name: resume.site_rounds.get(name, last) if resume else 0 for name in names}
         self.roster.start(names, rounds)
         self.tracker.start(self.config)  # while the sites load
-        self.roster.wait_for_start(names, rounds)
+        return self.roster.wait_for_start(names, rounds, self.stop.is_set)
+
+    def _given_up(self) -> list[str]:
+        """Where no site is left: those that were dropped for their failures, to be tried again.
+
+        Raises:
+            CheckpointError: there is none, all have left.
+        """
+        reasons = "; ".join(f"{site}: {reason}" for site, reason in self.roster.dropped.items())
+        again = sorted(site for site, reason in self.roster.dropped.items() if not reason.startswith(LEFT))
+        if not again:
+            raise CheckpointError(f"{self.folder.path} cannot be resumed, all its sites have left ({reasons})")
+        log.warning("all sites were given up and are tried again (%s)", reasons)
+        for site in again:
+            del self.roster.dropped[site]
+        return again
 
     # --- what both kinds of rounds need ------------------------------------------------------
 
@@ -250,7 +274,7 @@ class Driver:
 
     # --- the end -----------------------------------------------------------------------------
 
-    def _test(self) -> tuple[tuple[EvaluationReport, ...], tuple[str, ...]]:
+    def _test(self, done: int) -> tuple[tuple[EvaluationReport, ...], tuple[str, ...]]:
         """Every site scores its personalised model, and its own model before gossip, on its test cases.
 
         Returns:
@@ -264,7 +288,8 @@ class Driver:
             self.listener.on_failure(failure, Decision.SKIP)
         untested = set(self.roster.members)
         reports: list[EvaluationReport] = []
-        for model in models_to_test(self.config):
+        last_round = done if federation.mode == "sync" else None  # else it counts records
+        for model in models_to_test(self.config, last_round=last_round):
             names = self.roster.present
             for name in names:
                 kind = CallKind(f"test {model}")

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 from actors.failure_policy import Decision
-from gcml_ray.config import Config
+from gcml_ray.config import SERVER, Config
 from gcml_ray.records import (
     EvaluationReport,
     RoundPlan,
@@ -15,6 +15,7 @@ from gcml_ray.records import (
     SiteInfo,
     SiteStatus,
     TrainReport,
+    by_site,
 )
 
 
@@ -78,3 +79,14 @@ class NullListener:
 
     def on_evaluated(self, report: EvaluationReport) -> None:
         """Nothing to do."""
+
+
+def announce(listener: Listener, result: Any) -> None:
+    """Tells of what a site, not a server, has answered, as soon as it is there."""
+    if isinstance(result, SiteInfo) and result.site != SERVER:
+        listener.on_site_ready(result)
+    elif isinstance(result, TrainReport) and result.site != SERVER:
+        listener.on_site_trained(result)
+    elif isinstance(result, EvaluationReport):
+        for report in by_site(result):
+            listener.on_evaluated(report)

@@ -76,8 +76,16 @@ class Mailbox:
                 if self._last_round.pop(sender, None) is not None:
                     self._before_restart[sender] = self._last_checksum.pop(sender)
 
-    def take(self) -> list[tuple[PushHeader, Buffer]]:
-        """Empties the mailbox; in the order of senders' names, whatever order they came in."""
+    def take(self, *, newest_round: int | None = None) -> list[tuple[PushHeader, Buffer]]:
+        """Empties the mailbox; in the order of senders' names, whatever order they came in.
+
+        Args:
+            newest_round: the round that all are in, where there is one. What claims to be of a later one is left out
+                and forgotten: else it would keep its sender's true pushes out until then.
+        """
         with self._lock:
             waiting, self._waiting = self._waiting, {}
+            if newest_round is not None:
+                waiting = {name: push for name, push in waiting.items() if push[0].round_number <= newest_round}
+                self._last_round = {name: min(last, newest_round) for name, last in self._last_round.items()}
         return [waiting[sender] for sender in sorted(waiting)]

@@ -10,6 +10,7 @@ from gcml_ray.records import SiteInfo
 
 FIRST_PAUSE_S = 0.5  # before the second attempt; each pause is twice the one before, up to the longest
 LONGEST_PAUSE_S = 8.0
+START_PAUSES_S = (1.0, 4.0)  # of a run, before a site whose process was lost at its start is asked again
 LEAST_START_S = 5.0  # for the last attempt, however little time is left: its answer says why there is none
 
 

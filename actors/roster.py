@@ -14,19 +14,18 @@ from dataclasses import replace
 from typing import Any
 
 from actors.failure_policy import Decision, History, decide, start_error
-from actors.listener import Listener
-from actors.member import LEAST_START_S, Absence, Member, OpenCall
+from actors.listener import Listener, announce
+from actors.member import LEAST_START_S, START_PAUSES_S, Absence, Member, OpenCall
 from actors.pace import CallKind, Pace
 from actors.site_pool import Outcome, SitePool, no_answer, taken_along
 from gcml_ray.config import SERVER, Config
 from gcml_ray.errors import SiteError
-from gcml_ray.records import AdoptReport, EvaluationReport, Peer, SiteFailure, SiteInfo, TrainReport, by_site
+from gcml_ray.records import AdoptReport, Peer, SiteFailure, SiteInfo, TrainReport
 
 log = logging.getLogger(__name__)
 
 POLL_S = 0.5
 STATUS_CALLS_PER_S = 40  # at most, of all sites together: they are for the screen, and the driver pays for each
-START_PAUSES_S = (1.0, 4.0)  # before a site whose process was lost at the start is asked again
 REGISTER = "register"
 BESIDE = ("start", "push", REGISTER)  # calls that do not keep a site from its work, or come before it
 
@@ -127,8 +126,10 @@ class Roster:
         self.pool.start(name, resume_round=at)
         self._open(name, "start", number, timeout_s)
 
-    def wait_for_start(self, names: Sequence[str], rounds: Mapping[str, int]) -> None:
+    def wait_for_start(self, names: Sequence[str], rounds: Mapping[str, int], is_stopped: Callable[[], bool]) -> bool:
         """Waits until the last one is ready; one whose process is lost on the way is asked again, in a new one.
+
+        False where it was stopped before.
 
         Raises:
             SiteError: one of them cannot start; the message has each one's own words.
@@ -136,7 +137,9 @@ class Roster:
         infos: list[SiteInfo] = []
         waiting = list(names)
         for pause_s in (*START_PAUSES_S, None):
-            outcomes = self.gather(waiting, "start")
+            outcomes = self.gather(waiting, "start", is_stopped=is_stopped)
+            if is_stopped() and len(outcomes) < len(waiting):
+                return False
             infos += [outcome.result for outcome in outcomes if outcome.failure is None]
             failures = [outcome.failure for outcome in outcomes if outcome.failure]
             if not failures:
@@ -151,6 +154,7 @@ class Roster:
             self._enrol(info)
         self.introduce()
         self.gather(names, REGISTER)
+        return True
 
     def _enrol(self, info: SiteInfo) -> None:
         """A site is ready."""
@@ -239,7 +243,13 @@ class Roster:
         return unheard is not None
 
     def gather(
-        self, names: Sequence[str], stage: str, *, patience_s: float | None = None, announces: bool = True
+        self,
+        names: Sequence[str],
+        stage: str,
+        *,
+        patience_s: float | None = None,
+        announces: bool = True,
+        is_stopped: Callable[[], bool] = lambda: False,
     ) -> list[Outcome]:
         """One outcome of each of these sites, by name; those that are late after ``patience_s`` are left out.
 
@@ -248,14 +258,14 @@ class Roster:
         waiting = {name for name in names if (name, stage) in self._calls}
         outcomes: list[Outcome] = []
         until = None if patience_s is None else time.monotonic() + patience_s
-        while waiting and (until is None or time.monotonic() < until):
+        while waiting and (until is None or time.monotonic() < until) and not is_stopped():
             left_s = POLL_S if until is None else max(0.0, until - time.monotonic())
             for outcome in self.poll(min(POLL_S, left_s)):
                 if outcome.site in waiting and outcome.method == stage:
                     waiting.discard(outcome.site)
                     outcomes.append(outcome)
                     if announces:
-                        self.announce(outcome)
+                        announce(self.listener, outcome.result)
                 else:
                     self._strays.append(outcome)
             waiting = {name for name in waiting if (name, stage) in self._calls}
@@ -265,16 +275,6 @@ class Roster:
         """What came after nobody waited for it any more."""
         strays, self._strays = self._strays, []
         return sorted(strays, key=lambda outcome: outcome.site)
-
-    def announce(self, outcome: Outcome) -> None:
-        """Shows a result as soon as it is there."""
-        if isinstance(outcome.result, SiteInfo) and outcome.site != SERVER:
-            self.listener.on_site_ready(outcome.result)
-        elif isinstance(outcome.result, TrainReport) and outcome.site != SERVER:
-            self.listener.on_site_trained(outcome.result)
-        elif isinstance(outcome.result, EvaluationReport):
-            for report in by_site(outcome.result):
-                self.listener.on_evaluated(report)
 
     # --- failures ----------------------------------------------------------------------------
 
@@ -345,7 +345,7 @@ class Roster:
         if outcome.failure is None:
             self._enrol(outcome.result)
             self._returned.append(outcome.site)
-            self.announce(outcome)
+            announce(self.listener, outcome.result)
             self.introduce()
             return
         later = absence.next_attempt(time.monotonic()) if outcome.failure.kind == "unreachable" else None

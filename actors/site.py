@@ -286,12 +286,16 @@ class Site:
         """One round on this site's data with what lies in the mailbox."""
         with self._working(order.round_number) as trainer:
             self.current = SiteStatus(self.name, order.round_number, "train", 0, self.config.federation.local_steps)
-            return trainer.train_round(order, self.mailbox.take())
+            return trainer.train_round(order, self._arrived(order))
 
     def adopt(self, order: TrainOrder) -> AdoptReport:
         """Ends a round with a server: takes over what it has sent, validates, writes the checkpoint."""
         with self._working(order.round_number) as trainer:
-            return trainer.adopt(order, self.mailbox.take())
+            return trainer.adopt(order, self._arrived(order))
+
+    def _arrived(self, order: TrainOrder) -> list[tuple[PushHeader, Buffer]]:
+        """What lies in the mailbox; with a barrier nothing of a later round than the one that all are in."""
+        return self.mailbox.take(newest_round=None if self.is_async else order.round_number)
 
     def evaluate(self, split: Split, model: str) -> EvaluationReport:
         """Scores one of this site's models on its own cases."""

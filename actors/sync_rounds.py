@@ -14,6 +14,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
+from actors.listener import announce
 from actors.pace import CallKind
 from actors.site_pool import Outcome
 from gcml_ray.config import SERVER
@@ -51,10 +52,9 @@ class SyncRounds:
 
     def run(self, done: int) -> int:
         """See :class:`actors.driver.Rounds`."""
-        federation = self.config.federation
-        began = time.monotonic()
-        for number in range(done + 1, federation.rounds + 1):
-            if federation.time_limit_s is not None and time.monotonic() - began >= federation.time_limit_s:
+        rounds = self.config.federation.rounds
+        for number in range(done + 1, rounds + 1):
+            if self.driver.is_time_up():
                 self.is_over = True
                 return done
             work = _Work()
@@ -62,7 +62,7 @@ class SyncRounds:
                 return done
             self._round(number, work)
             done = number
-        self.is_over = done == federation.rounds
+        self.is_over = done == rounds
         return done
 
     def _is_ready(self, number: int, work: _Work) -> bool:
@@ -243,7 +243,7 @@ class SyncRounds:
         """What late sites have reported since they were waited for."""
         for outcome in self.roster.take_strays():
             if outcome.method in ("train", "adopt") and self._took(outcome) and isinstance(outcome.result, TrainReport):
-                self.roster.announce(outcome)
+                announce(self.driver.listener, outcome.result)
                 work.trained.append(outcome.result)
 
 

@@ -29,9 +29,16 @@ def order_of(config: Config, round_number: int) -> TrainOrder:
     )
 
 
-def models_to_test(config: Config) -> tuple[str, ...]:
-    """The models that every site scores on its test cases, in this order."""
-    has_warmup = 0 < config.federation.num_warmup < config.federation.rounds
+def models_to_test(config: Config, *, last_round: int | None = None) -> tuple[str, ...]:
+    """The models that every site scores on its test cases, in this order.
+
+    Args:
+        config: the configuration.
+        last_round: where the run ended, if before its time; a warm-up that was not done has left no model.
+    """
+    federation = config.federation
+    is_warm = last_round is None or last_round >= federation.num_warmup
+    has_warmup = 0 < federation.num_warmup < federation.rounds and is_warm
     models = {
         PERSONALISED: True,
         BEFORE_GOSSIP: has_warmup,

@@ -138,7 +138,8 @@ class RunFolder:
         if not self.config_file.exists():
             raise CheckpointError(
                 f"{self.config_file} was there when the run began and is not any more: the run folder was removed or "
-                "moved. What is left cannot be resumed; start anew in another output.folder"
+                "moved. If it was moved, go on with `gcml run --resume` and its new place, without what lies under the "
+                "old name; if it is lost, start anew in another output.folder"
             )
 
     def checkpoints(self, site: str) -> Path:

@@ -375,6 +375,9 @@ class SiteTrainer:
                 ``shared`` (the exchanged model as it is now), or ``ensemble`` (with peers' models).
         """
         self._mend()
+        if model == PERSONALISED and not self.state.best_file:  # the run ended before any model was validated
+            order = TrainOrder(self.state.round_number, "cooldown", evaluate=True, checkpoint=False)
+            self._end_round(order, None, {})
         learner, round_number = self._model_to_evaluate(model)
         report = self.evaluator.evaluate(
             learner, split=split, model=model, round_number=round_number, on_progress=self.on_progress

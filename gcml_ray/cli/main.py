@@ -186,7 +186,8 @@ def _exit_for(summary: RunSummary, config: Config) -> None:
     if summary.status == "stopped":
         _stopped(config)
     if summary.status == "failed":
-        console.print(f"every site was lost; see {folder}/log.txt", style="red", highlight=False)
+        words = f"every site was lost; see {folder}/log.txt, mend the cause and try again: gcml run --resume "
+        console.print(words + in_shell(folder), style="red", highlight=False, markup=False)
         raise typer.Exit(1)
     if summary.untested:
         names = ", ".join(summary.untested)

@@ -14,6 +14,7 @@ from gcml_ray.console.comparison import CellsConsole
 from gcml_ray.console.run import RunConsole
 
 STOPPED = 130  # what a shell reports for a program ended by Ctrl-C
+ENDINGS = (signal.SIGTERM, signal.SIGHUP)
 WIDTH = 120  # columns of tables in a file or a pipe
 
 
@@ -31,17 +32,21 @@ def watched(console: Console, title: str) -> Iterator[tuple[RunConsole, threadin
 
 @contextmanager
 def stop_on_signal(listener: RunConsole | CellsConsole) -> Iterator[threading.Event]:
-    """Ctrl-C once ends after the round in flight, twice ends now; so does a termination signal."""
+    """Ctrl-C once ends after the round in flight, twice ends now; so does a termination, or a terminal that closes.
+
+    Who has asked for such a signal to be ignored (``nohup``) is left alone.
+    """
     stop = threading.Event()
 
     def interrupt(number: int, frame: object) -> None:
         del frame
-        if stop.is_set() or number == signal.SIGTERM:
+        if stop.is_set() or number in ENDINGS:
             raise KeyboardInterrupt
         stop.set()
-        listener.say("stopping after this round; press Ctrl-C again to stop now")
+        listener.say("stopping as soon as the round in progress is over; press Ctrl-C again to stop now")
 
-    before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
+    heard = [number for number in ENDINGS if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, *heard)}
     try:
         yield stop
     finally:

@@ -35,7 +35,7 @@ class FederationConfig(Section):
     Clocks: after ``timeout_factor`` times its typical time a call has failed (never before a minute, never after
     the timeout). In a synchronous round nobody waits longer than ``late_factor`` times the slowest site's typical
     time (at least ten seconds more than it), nor than ``round_deadline_s``. A lost site may come back within
-    ``rejoin_timeout_s``. After ``time_limit_s`` no further round begins.
+    ``rejoin_timeout_s``. After ``time_limit_s`` of rounds, over all resumes, no further one begins.
     """
 
     rounds: Count

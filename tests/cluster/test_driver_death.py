@@ -110,7 +110,11 @@ def test_one_interrupt_finishes_the_round_and_stops(tmp_path: Path, own_tmpdir: 
     wait_for_none(own_tmpdir)
 
 
-@pytest.mark.parametrize("signals", [(signal.SIGINT, signal.SIGINT), (signal.SIGTERM,)], ids=["twice", "terminate"])
+@pytest.mark.parametrize(
+    "signals",
+    [(signal.SIGINT, signal.SIGINT), (signal.SIGTERM,), (signal.SIGHUP,)],
+    ids=["twice", "terminate", "hang up"],
+)
 def test_two_interrupts_or_a_termination_stop_at_once(
     tmp_path: Path, own_tmpdir: str, signals: tuple[int, ...]
 ) -> None:

@@ -15,6 +15,7 @@ import pytest
 from actors.attendance import Attendance, request
 from gcml_ray.config import SERVER, Config
 from gcml_ray.errors import CheckpointError, ConfigError, SiteError
+from gcml_ray.records import SiteInfo
 from gcml_ray.run_folder import RunFolder, RunState
 from tests.fake_runs import RecordingListener, run_locally
 from tests.fakes import FakeTrainer, Fault, calls_of, fake_config, final_weights
@@ -153,10 +154,13 @@ def test_resume_from_before_a_scheduled_join_repeats_it_at_its_time(tmp_path: Pa
 
 
 def test_run_that_stopped_before_its_first_round_starts_with_all_its_sites(tmp_path: Path) -> None:
+    class Hasty(RecordingListener):
+        def on_site_ready(self, info: SiteInfo) -> None:
+            if info.site == "C":  # the last one to start
+                self.stop.set()
+
     config = fake_config(tmp_path, federation={"schedule": {"B": {"joins": 2}}})
-    listener = RecordingListener()
-    listener.stop.set()
-    assert run_locally(config, listener=listener).folder.read_state().last_complete_round == 0
+    assert run_locally(config, listener=Hasty()).folder.read_state().last_complete_round == 0
     assert sites_of_rounds(run_locally(config, resume=True)) == ["AC", "ABC", "ABC", "ABC"]
 
 

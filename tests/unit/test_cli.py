@@ -82,11 +82,29 @@ def test_ctrl_c_once_asks_to_stop_and_twice_stops_now(capsys: pytest.CaptureFixt
     with RunConsole(Console(), title="t") as listener, stop_on_signal(listener) as stop:
         os.kill(os.getpid(), signal.SIGINT)
         assert stop.is_set()
-        assert "stopping after this round" in capsys.readouterr().out
+        assert "stopping as soon as the round in progress is over" in capsys.readouterr().out
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     assert STOPPED == 130
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_termination_and_a_closed_terminal_stop_now(number: int) -> None:
+    before = signal.getsignal(number)
+    with RunConsole(Console(), title="t") as listener, stop_on_signal(listener), pytest.raises(KeyboardInterrupt):
+        os.kill(os.getpid(), number)
+    assert signal.getsignal(number) is before
+
+
+def test_run_under_nohup_hears_no_closed_terminal() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with RunConsole(Console(), title="t") as listener, stop_on_signal(listener) as stop:
+            os.kill(os.getpid(), signal.SIGHUP)
+            assert not stop.is_set()
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 def test_demo_ends_with_a_table_and_a_verdict_and_predicts(

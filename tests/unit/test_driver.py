@@ -151,23 +151,6 @@ def test_push_to_a_site_that_was_dropped_in_this_round_is_only_refused(tmp_path:
     assert calls_of(run.folder, "B", "train") == [1, 2]
 
 
-def test_run_without_a_site_left_has_failed(tmp_path: Path) -> None:
-    faults = [fault for site in "ABC" for fault in raises_in(range(2, 5), site=site)]
-    run = run_locally(fake_config(tmp_path, federation={"rounds": 9}), *faults)
-    assert (run.summary.status, run.summary.last_round) == ("failed", 4)
-    assert sorted(run.summary.dropped) == ["A", "B", "C"]
-    state = run.folder.read_state()
-    assert (state.status, state.last_complete_round) == ("failed", 1)
-
-
-def test_resume_of_a_run_without_sites_is_refused_and_keeps_its_records(tmp_path: Path) -> None:
-    config = fake_config(tmp_path, sites=("A", "B"), federation={"rounds": 9})
-    run_locally(config, *(fault for site in "AB" for fault in raises_in(range(2, 5), site=site)))
-    with pytest.raises(CheckpointError, match=r"all its sites were dropped .*broken train of A in round 4"):
-        run_locally(config, resume=True)
-    assert len(RunFolder(tmp_path / "run").rounds()) == 4
-
-
 def test_site_that_cannot_be_tested_leaves_the_others_scores(tmp_path: Path) -> None:
     run = run_locally(fake_config(tmp_path), Fault("B", 4, "evaluate", "raise"))
     assert run.summary.status == "finished"

@@ -137,3 +137,19 @@ def test_concurrent_deliveries_never_exceed_the_capacity() -> None:
     assert answers.count("") == 2
     assert len(answers) == 8
     assert len(mailbox.take()) == 2
+
+
+def test_push_that_claims_a_later_round_is_left_out_and_keeps_no_true_one_away() -> None:
+    mailbox = Mailbox(2)
+    assert deliver_other(mailbox, "A", round_number=8) == ""
+    assert deliver(mailbox, "B", round_number=2) == ""
+    assert [head.sender for head, _ in mailbox.take(newest_round=2)] == ["B"]
+    assert deliver(mailbox, "A", round_number=2) == "duplicate: round 2 of A has been here"
+    assert deliver(mailbox, "A", round_number=3) == ""
+    assert [(head.sender, head.round_number) for head, _ in mailbox.take(newest_round=3)] == [("A", 3)]
+
+
+def test_push_of_an_earlier_round_is_taken_later() -> None:
+    mailbox = Mailbox(1)
+    deliver(mailbox, "A", round_number=2)
+    assert [head.round_number for head, _ in mailbox.take(newest_round=5)] == [2]

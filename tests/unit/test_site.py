@@ -129,6 +129,14 @@ def test_push_that_lands_during_training_waits_for_the_next_round(tmp_path: Path
     assert [header.sender for header, _ in sites["B"].mailbox.take()] == ["A"]
 
 
+def test_push_forged_for_a_later_round_is_not_learnt_from_and_locks_nobody_out(tmp_path: Path) -> None:
+    sites = make_sites(tmp_path)
+    assert sites["A"].push(4, ("B",)).receipts[0].accepted  # by its checks alone it could be: B may have missed rounds
+    assert sites["B"].train(TrainOrder(1, "exchange", evaluate=False, checkpoint=False)).peers == ()
+    assert sites["A"].push(2, ("B",)).receipts[0].accepted
+    assert sites["B"].train(TrainOrder(2, "exchange", evaluate=False, checkpoint=False)).peers == ("A",)
+
+
 def test_stop_ends_training_at_its_next_step(tmp_path: Path) -> None:
     site = make_sites(tmp_path, GatedTrainer)["A"]
     with training(site) as errors:

@@ -197,11 +197,23 @@ def test_both_models_survive_a_resume(tmp_path: Path) -> None:
     assert torch.equal(evaluator.evaluated[1], flats[1])
 
 
-@pytest.mark.parametrize("model", [PERSONALISED, BEFORE_GOSSIP])
-def test_a_model_that_never_was_is_refused(tmp_path: Path, model: str) -> None:
+def test_a_model_that_never_was_is_refused(tmp_path: Path) -> None:
     trainer = make_trainer(make_config(tmp_path, federation={"warmup_rounds": 0}))
-    with pytest.raises(CheckpointError, match=f"site A has no {model} model"):
-        trainer.evaluate(split="test", model=model)
+    with pytest.raises(CheckpointError, match=f"site A has no {BEFORE_GOSSIP} model"):
+        trainer.evaluate(split="test", model=BEFORE_GOSSIP)
+
+
+def test_site_that_was_never_validated_is_tested_with_the_model_it_has(tmp_path: Path) -> None:
+    """The time of a run can be up before its first validation."""
+    trainer = make_trainer(make_config(tmp_path))
+    for number in (1, 2):
+        trainer.train_round(order(number, evaluate=False), [])
+    flat = trainer.own.model.flat.clone()
+    report = trainer.evaluate(split="test", model=PERSONALISED)
+    assert report.round_number == trainer.state.best_round == 2
+    trainer.own.model.flat.zero_()
+    assert trainer.files.load(PERSONALISED, trainer.own.model) == 2
+    assert torch.equal(trainer.own.model.flat, flat)
 
 
 def test_a_deleted_model_file_is_named(tmp_path: Path) -> None:

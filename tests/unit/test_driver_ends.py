@@ -1,0 +1,84 @@
+"""How a run ends before its last round, by its failures, its clock or a stop, and what a resume makes of that."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from threading import Event
+
+import pytest
+
+from actors.federation import run_federation
+from gcml_ray.errors import CheckpointError
+from gcml_ray.records import SiteInfo
+from tests.fake_runs import RecordingListener, run_locally
+from tests.fakes import FakeTrainers, Fault, fake_config
+from tests.unit.test_driver import raises_in
+
+
+def test_run_without_a_site_left_has_failed(tmp_path: Path) -> None:
+    faults = [fault for site in "ABC" for fault in raises_in(range(2, 5), site=site)]
+    run = run_locally(fake_config(tmp_path, federation={"rounds": 9}), *faults)
+    assert (run.summary.status, run.summary.last_round) == ("failed", 4)
+    assert sorted(run.summary.dropped) == ["A", "B", "C"]
+    state = run.folder.read_state()
+    assert (state.status, state.last_complete_round) == ("failed", 1)
+
+
+def test_resume_of_a_run_that_lost_all_sites_tries_them_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Their disk was full, for example: what they had finished is there, and nothing else is wrong with them."""
+    config = fake_config(tmp_path, sites=("A", "B"), federation={"rounds": 9})
+    run_locally(config, *(fault for site in "AB" for fault in raises_in(range(2, 5), site=site)))
+    resumed = run_locally(config, resume=True)
+    assert "all sites were given up and are tried again (A: train, raised: broken train of A in round 4" in caplog.text
+    assert (resumed.summary.status, resumed.summary.dropped) == ("finished", {})
+    assert resumed.restored("A") == [1]
+    assert [record.plan.round_number for record in resumed.folder.rounds()] == list(range(1, 10))
+
+
+def test_resume_of_a_run_that_all_sites_have_left_is_refused(tmp_path: Path) -> None:
+    config = fake_config(tmp_path, sites=("A", "B"))
+    folder = run_locally(config, listener=RecordingListener(stop_after=1)).folder
+    state = folder.read_state()
+    folder.write_state(replace(state, alive=(), dropped={"A": "left on request", "B": "left on request"}))
+    with pytest.raises(CheckpointError, match=r"all its sites have left \(A: left on request; B: left"):
+        run_locally(config, resume=True)
+
+
+# --- stopped by the clock, or before the first round -------------------------------------------
+
+
+def test_run_whose_time_is_up_is_tested_and_a_resume_tests_again_but_trains_no_more(tmp_path: Path) -> None:
+    slow = [Fault(site, number, "train", "slow", seconds=0.1) for site in "ABC" for number in range(1, 51)]
+    config = fake_config(tmp_path, federation={"rounds": 50, "time_limit_s": 0.8})
+    first = run_locally(config, *slow)
+    assert (first.summary.status, len(first.summary.evaluations)) == ("finished", 3)
+    assert 0 < first.summary.last_round < 50
+    again = run_locally(config, *slow, resume=True)
+    assert (again.summary.status, len(again.summary.evaluations)) == ("finished", 3)
+    assert again.summary.last_round == first.summary.last_round
+    assert again.trained("A") == []
+
+
+def test_time_before_a_stop_counts(tmp_path: Path) -> None:
+    slow = [Fault(site, number, "train", "slow", seconds=0.1) for site in "ABC" for number in range(1, 51)]
+    config = fake_config(tmp_path, federation={"rounds": 50, "time_limit_s": 1.0})
+    run_locally(config, *slow, listener=RecordingListener(stop_after=2))
+    resumed = run_locally(config, *slow, resume=True)
+    gone_s = sum(record.seconds for record in resumed.folder.rounds())
+    assert resumed.summary.status == "finished"
+    assert gone_s < 1.0 + 2 * 0.3 + 1.0  # the limit, a round that was begun before it, and a slow machine
+
+
+def test_stop_during_the_start_ends_it_and_the_run_can_begin_later(tmp_path: Path) -> None:
+    class Hasty(RecordingListener):
+        def on_site_ready(self, info: SiteInfo) -> None:
+            del info
+            self.stop.set()
+
+    config = fake_config(tmp_path)
+    run = run_locally(config, listener=Hasty())
+    assert (run.summary.status, run.summary.last_round, run.folder.rounds()) == ("stopped", 0, ())
+    assert not run.folder.state_file.exists()
+    again = run_federation(config, listener=RecordingListener(), stop=Event(), resume=True, make_trainer=FakeTrainers())
+    assert (again.status, again.last_round) == ("finished", 4)
