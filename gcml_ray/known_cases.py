@@ -1,5 +1,6 @@
 """Which cases a site trains, validates and tests on, kept beside its checkpoints: none may go from one to another.
 
+A case is known by its name and by its images, so that renaming it, or exchanging the files of two, does not hide it.
 Splits that a datalist leaves open follow from how many cases a site has, so a list that has grown gives other ones.
 """
 
@@ -31,7 +32,7 @@ def keep_cases(folder: Path, cases: Sequence[Case], *, anew: bool) -> None:
         CheckpointError: what was written before cannot be read.
     """
     known = {} if anew else known_cases(folder)
-    now = known | {_name(case): str(case.split) for case in cases}
+    now = known | _splits(cases)
     if now != known:
         replace_file(folder / CASES_FILE, json.dumps(now, indent=0, sort_keys=True, ensure_ascii=False) + "\n")
 
@@ -60,7 +61,7 @@ def check_splits(folder: Path, cases: Sequence[Case], *, source: str) -> None:
 
 
 def known_cases(folder: Path) -> dict[str, str]:
-    """The split of each case, by ``site/case``; empty where none were written down.
+    """The split of each case, by ``site/case``, and of each image, by its path; empty where none were written down.
 
     Raises:
         CheckpointError: the file cannot be read.
@@ -78,14 +79,25 @@ def known_cases(folder: Path) -> dict[str, str]:
 
 
 def _moved(known: dict[str, str], cases: Sequence[Case]) -> list[str]:
-    """The cases that are in another split than they were known in."""
-    before = [known.get(_name(case), case.split) for case in cases]
-    return [
-        f"site {case.site}, case {case.name}: was {was}, is {case.split}"
-        for case, was in zip(cases, before, strict=True)
-        if was != case.split
-    ]
+    """The cases that are in another split than they, or their images, were known in."""
+    moved = []
+    for case in cases:
+        before = {words: known.get(name, case.split) for name, words in _names(case).items()}
+        told = next((words for words, split in before.items() if split != case.split), None)
+        if told is not None:
+            moved.append(f"site {case.site}, case {case.name}{told}: was {before[told]}, is {case.split}")
+    return moved
 
 
-def _name(case: Case) -> str:
-    return f"{case.site}/{case.name}"
+def _splits(cases: Sequence[Case]) -> dict[str, str]:
+    """The split of every name; images that stand in cases of two splits tell nothing."""
+    splits: dict[str, set[str]] = {}
+    for case in cases:
+        for name in _names(case):
+            splits.setdefault(name, set()).add(str(case.split))
+    return {name: next(iter(found)) for name, found in splits.items() if len(found) == 1}
+
+
+def _names(case: Case) -> dict[str, str]:
+    """What a case is known by, each with the words for it: its own name, then its images."""
+    return {f"{case.site}/{case.name}": ""} | {f"image {path}": f" ({path})" for path in case.images}

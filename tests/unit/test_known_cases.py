@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -27,7 +28,8 @@ def test_a_case_that_moves_is_refused_by_name(tmp_path: Path) -> None:
 def test_cases_may_come_and_go_but_not_come_back_elsewhere(tmp_path: Path) -> None:
     keep_cases(tmp_path, [case("a", "train")], anew=True)
     keep_cases(tmp_path, [case("b", "test")], anew=False)
-    assert known_cases(tmp_path) == {"A/a": "train", "A/b": "test"}
+    known = {"A/a": "train", "image a.nii.gz": "train", "A/b": "test", "image b.nii.gz": "test"}
+    assert known_cases(tmp_path) == known
     with pytest.raises(DataError, match="case a"):
         check_splits(tmp_path, [case("a", "validation")], source="list.json")
 
@@ -35,7 +37,29 @@ def test_cases_may_come_and_go_but_not_come_back_elsewhere(tmp_path: Path) -> No
 def test_a_run_that_starts_anew_forgets_what_was_written_before(tmp_path: Path) -> None:
     keep_cases(tmp_path, [case("a", "train")], anew=True)
     keep_cases(tmp_path, [case("a", "test")], anew=True)
-    assert known_cases(tmp_path) == {"A/a": "test"}
+    assert known_cases(tmp_path) == {"A/a": "test", "image a.nii.gz": "test"}
+
+
+def test_images_that_two_cases_exchange_are_found(tmp_path: Path) -> None:
+    first, second = case("a", "train"), case("b", "test")
+    keep_cases(tmp_path, [first, second], anew=True)
+    exchanged = [replace(first, images=second.images), replace(second, images=first.images)]
+    with pytest.raises(
+        DataError, match=r"(?s)2 case.*case a \(b.nii.gz\): was test, is train.*case b \(a.nii.gz\): was"
+    ):
+        check_splits(tmp_path, exchanged, source="list.json")
+
+
+def test_case_with_a_new_name_is_known_by_its_images(tmp_path: Path) -> None:
+    keep_cases(tmp_path, [case("a", "train")], anew=True)
+    with pytest.raises(DataError, match=r"case new \(a.nii.gz\): was train, is test"):
+        check_splits(tmp_path, [replace(case("a", "test"), name="new")], source="list.json")
+
+
+def test_image_of_two_cases_in_different_splits_does_not_stop_a_resume(tmp_path: Path) -> None:
+    cases = [case("a", "train"), replace(case("a", "test"), name="b")]
+    keep_cases(tmp_path, cases, anew=True)
+    check_splits(tmp_path, cases, source="list.json")
 
 
 def test_a_folder_without_a_list_knows_nothing_and_a_damaged_list_is_named(tmp_path: Path) -> None:
