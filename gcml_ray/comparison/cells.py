@@ -283,6 +283,19 @@ def bootstrap_interval(by_site: Sequence[NDArray[np.float64]], *, level: float =
     return float(low), float(high)
 
 
+def site_interval(differences: NDArray[np.float64], *, level: float = 0.95) -> tuple[float, float]:
+    """Student's t interval of the mean difference of one site's cases, (N,), at least two.
+
+    Not the bootstrap's, which is too narrow for so few: of 6 cases without any true difference it leaves out 0 in 14 %,
+    of 10 in 11 %, instead of 5 %.
+    """
+    from scipy.stats import t  # noqa: PLC0415 - as above
+
+    count = len(differences)
+    half = float(t.ppf((1 + level) / 2, count - 1) * differences.std(ddof=1) / np.sqrt(count))
+    return float(differences.mean()) - half, float(differences.mean()) + half
+
+
 def holm(p_values: Sequence[float]) -> list[float]:
     """Holm's step-down correction (Scandinavian Journal of Statistics 6, 1979), in the order given."""
     corrected = [0.0] * len(p_values)
@@ -296,8 +309,8 @@ def holm(p_values: Sequence[float]) -> list[float]:
 def site_verdicts(cells: Sequence[Cell], *, method: str, alone: str) -> tuple[str, ...]:
     """In words, for all sites together and then for each: is joining better than training alone, by how much, how sure.
 
-    A site is told to be better or worse off where the bootstrap interval of its mean difference leaves out 0, and never
-    with fewer than :data:`MIN_CASES` test cases.
+    A site is told to be better or worse off where the interval of its mean difference (:func:`site_interval`) leaves
+    out 0, and never with fewer than :data:`MIN_CASES` test cases.
     """
     by_site = differences_of_methods(cells, method, alone)
     if not by_site:
@@ -322,6 +335,6 @@ def _verdict(differences: NDArray[np.float64]) -> tuple[Literal["better", "worse
     mean_points = f"{100 * differences.mean():+.1f} Dice points"
     if count < MIN_CASES:
         return "unsure", f"{mean_points}: {count} test case{'s' * (count != 1)}, too few to tell"
-    low, high = bootstrap_interval([differences])
+    low, high = site_interval(differences)
     numbers = f"{mean_points} (95 % interval {100 * low:+.1f} to {100 * high:+.1f}, {count} test cases)"
     return ("better" if low > 0 else "worse" if high < 0 else "unsure"), numbers

@@ -17,6 +17,7 @@ from gcml_ray.comparison.cells import (
     holm,
     read_cell,
     signed_rank_p,
+    site_interval,
     site_verdicts,
     summarise,
     write_cell,
@@ -149,6 +150,19 @@ def test_holm_multiplies_by_what_is_left_and_never_falls() -> None:
     """Sorted 0.01, 0.02, 0.03 x 3, 2, 1 = 0.03, 0.04, 0.03 -> 0.03, 0.04, 0.04."""
     assert holm([0.03, 0.01, 0.02]) == pytest.approx([0.04, 0.03, 0.04])
     assert holm([0.9, 0.8]) == [1.0, 1.0]
+
+
+def test_interval_of_one_site_is_students() -> None:
+    """Mean 0.1, sample deviation 0.1, t(0.975, 5 degrees of freedom) = 2.571: 0.1 -+ 2.571 x 0.1 / sqrt(6)."""
+    spread = np.array([-1.0, 1.0, -1.0, 1.0, -1.0, 1.0]) * np.sqrt(5 / 6)
+    low, high = site_interval(0.1 + 0.1 * spread)
+    assert (low, high) == pytest.approx((0.1 - 0.10495, 0.1 + 0.10495), abs=1e-4)
+
+
+def test_a_site_without_a_true_difference_is_told_apart_in_one_of_twenty() -> None:
+    samples = np.random.default_rng(0).normal(size=(2000, 6))
+    wrong = sum(low > 0 or high < 0 for low, high in map(site_interval, samples))
+    assert 0.035 < wrong / 2000 < 0.065
 
 
 def test_bootstrap_interval_is_about_two_standard_errors() -> None:
