@@ -8,6 +8,7 @@ from pydantic import field_validator, model_validator
 
 from gcml_ray.config.section import Axes, Count, CountOrZero, Fraction, Lengths, Names, NonNegative, Section, Sizes
 
+BACKGROUND = ("background", "bg")  # what the first class may be called, and no other
 AXIS_CODES = (("L", "R"), ("P", "A"), ("I", "S"))  # where an axis may point to, as nibabel and MONAI name it
 
 
@@ -104,6 +105,14 @@ class DataConfig(Section):
     def _classes_are_apart(self) -> DataConfig:
         if len(self.labels) < 2:
             raise ValueError("labels needs the background and at least one more class")
+        first, *others = self.labels
+        for name in others:
+            is_zero = self.labels[name] == 0 and first.lower() not in BACKGROUND
+            if is_zero or name.lower() in BACKGROUND:
+                raise ValueError(
+                    f"labels begins with {first}: {self.labels[first]}, and what stands first is the background; put "
+                    f"{name}: {self.labels[name]} first"
+                )
         if len(set(self.labels.values())) != len(self.labels):
             raise ValueError(f"labels gives one value to two classes: {self.labels}")
         if self.regions is not None and not self.regions:
