@@ -99,11 +99,12 @@ def _to_do(cases: Sequence[Case], out: Path, model: PersonalModel, *, overwrite:
     """The cases to predict, and how many are left out because their files exist."""
     from gcml_ray.label_files import output_paths  # noqa: PLC0415 - torch only when a model runs
 
-    inputs = {Path(image).resolve() for case in cases for image in case.images}
+    if out.resolve() in {Path(image).resolve().parent for case in cases for image in case.images}:
+        raise ConfigError(
+            f"--out {out} is the folder of the images: label files among them would be taken for images, or replace "
+            "them; give another folder"
+        )
     paths = {case: list(output_paths(out, case.name, case.images[0], model.config.data).values()) for case in cases}
-    clash = [path for each in paths.values() for path in each if path.resolve() in inputs]
-    if clash:
-        raise ConfigError(f"--out {out}: {clash[0]} is one of the images and would be replaced; give another folder")
     done = {} if overwrite else {case: each for case, each in paths.items() if all(path.exists() for path in each)}
     _check_own(done, out, model.facts[0].site)
     return [case for case in cases if case not in done], len(done)
@@ -155,7 +156,7 @@ def evaluate(
     datalist: Annotated[Path, typer.Option(help="Cases with their reference labels (.json).")],
     site: Annotated[str | None, typer.Option(help="Only this site's cases.")] = None,
     split: SplitOption = None,
-    out: Annotated[Path | None, typer.Option(help="Write every case's scores here (CSV).")] = None,
+    out: Annotated[Path | None, typer.Option(dir_okay=False, help="Write every case's scores here (CSV).")] = None,
 ) -> None:
     """Score label files against references, each on its own grid."""
     from gcml_ray.score_files import score_files  # noqa: PLC0415 - torch only when there is something to score

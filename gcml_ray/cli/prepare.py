@@ -16,7 +16,7 @@ from gcml_ray.data.datalist import SPLITS, Case, cases_of_site, site_names, writ
 
 prepare_app = typer.Typer(help="Write a datalist from images in a known layout.", no_args_is_help=True)
 
-Out = Annotated[Path, typer.Option("--out", help="The datalist to write (JSON).")]
+Out = Annotated[Path, typer.Option("--out", dir_okay=False, help="The datalist to write (JSON).")]
 SkipFaulty = Annotated[bool, typer.Option("--skip-faulty", help="Leave out cases with problems, with a warning each.")]
 
 

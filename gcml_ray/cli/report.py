@@ -13,7 +13,9 @@ from gcml_ray.errors import ConfigError
 
 def report(
     folder: Annotated[Path, typer.Argument(help="Folder of a run, of a comparison, or of a search.")],
-    out: Annotated[Path | None, typer.Option(help="The page; default: report.html in the folder.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(dir_okay=False, help="The page; default: report.html in the folder.")
+    ] = None,
     regions: Annotated[
         bool, typer.Option("--regions/--no-regions", help="Compute the example of what mutual learning compares.")
     ] = True,

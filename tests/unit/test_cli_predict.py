@@ -208,10 +208,12 @@ def test_images_are_never_replaced(tmp_path: Path) -> None:
     config = write_run(tmp_path)
     image = volume(tmp_path / "out" / "p1.nii.gz", shape=(12, 12, 8, 2))
     before = image.read_bytes()
-    result = predict_b(config, "--images", tmp_path / "out", "--overwrite")
-    assert isinstance(result.exception, ConfigError)
-    assert "would be replaced" in str(result.exception)
+    for words in ((tmp_path / "out", "--overwrite"), (image,)):
+        result = predict_b(config, "--images", *words)
+        assert isinstance(result.exception, ConfigError)
+        assert "out is the folder of the images: label files among them would be taken for" in str(result.exception)
     assert image.read_bytes() == before
+    assert list((tmp_path / "out").iterdir()) == [image]
 
 
 def labels_with(config: Config, *words: object) -> Array:
