@@ -189,11 +189,18 @@ def check_schedule(config: Config, sites: Sequence[str]) -> None:
     """Refuses a schedule that this run cannot follow.
 
     Raises:
-        ConfigError: it names unknown sites, or leaves nobody at the start.
+        ConfigError: it names unknown sites or a round after the last one, or leaves nobody at the start.
     """
     schedule = config.federation.schedule
     unknown = sorted(set(schedule) - set(sites))
     if unknown:
         raise ConfigError(f"federation.schedule names {unknown}, not sites of this run; it has {list(sites)}")
+    late = {site: each.joins for site, each in schedule.items() if each.joins > config.federation.rounds}
+    if late and config.federation.mode == "sync":  # else there may be more records than rounds
+        site, joins = next(iter(late.items()))
+        raise ConfigError(
+            f"federation.schedule.{site}.joins is {joins}, after the last round ({config.federation.rounds}): it would "
+            "take no part; leave it out with federation.sites, or let it join earlier"
+        )
     if schedule and all(site in schedule and schedule[site].joins > 1 for site in sites):
         raise ConfigError("federation.schedule: at least one site must take part from round 1")

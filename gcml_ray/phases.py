@@ -14,6 +14,14 @@ def phase_of(federation: FederationConfig, round_number: int) -> Phase:
     return "cooldown" if round_number > federation.rounds - federation.num_cooldown else "exchange"
 
 
+def rounds_left(federation: FederationConfig, round_number: int) -> dict[Phase, int]:
+    """How many rounds of each phase follow after a round."""
+    left = federation.rounds - round_number
+    warmup = max(0, federation.num_warmup - round_number)
+    cooldown = min(left, federation.num_cooldown)
+    return {"warmup": warmup, "exchange": left - warmup - cooldown, "cooldown": cooldown}
+
+
 def order_of(config: Config, round_number: int) -> TrainOrder:
     """What a site does in a round: evaluation and checkpoints by their rhythm, and always where a run ends.
 

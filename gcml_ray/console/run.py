@@ -19,7 +19,7 @@ from rich.table import Table
 from gcml_ray.averages import mean
 from gcml_ray.config import Config
 from gcml_ray.console.live import LiveTable
-from gcml_ray.phases import phase_of
+from gcml_ray.phases import rounds_left
 from gcml_ray.records import (
     WAITS_FOR_ROOM,
     EvaluationReport,
@@ -83,13 +83,9 @@ class Clock:
         if config.federation.mode == "async":
             slowest = min(self._own_rounds.values(), default=0)
             return _clock(sum(everything) * (config.federation.rounds - slowest) / slowest) if slowest else ""
-        fallback = sum(everything) / len(everything)
-        total = 0.0
-        for number in range(round_number + 1, config.federation.rounds + 1):
-            phase = phase_of(config.federation, number)
-            values = self._seconds.get(phase)
-            total += sum(values[-10:]) / len(values[-10:]) if values else fallback
-        return _clock(total)
+        lengths = {phase: mean(values[-10:]) for phase, values in self._seconds.items()}
+        left = rounds_left(config.federation, round_number)
+        return _clock(sum(count * lengths.get(phase, mean(everything)) for phase, count in left.items()))
 
 
 class RunConsole(LiveTable):

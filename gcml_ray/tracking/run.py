@@ -39,6 +39,7 @@ log = logging.getLogger(__name__)
 MLFLOW_STATUS = {"finished": "FINISHED", "cut": "KILLED", "stopped": "KILLED", "failed": "FAILED"}
 _MAX_METRICS, _MAX_PARAMS = 1000, 100  # a batch of MLflow's protocol
 _MAX_TAG = 5000  # characters of a tag that MLflow takes
+LASTING = {"log_artifacts", "log_model"}  # calls that nobody makes again
 _MAX_PENDING = 200_000  # metrics kept while the server is away, about 50 MB
 
 
@@ -148,6 +149,7 @@ class MlflowTracker:
         self._connect = connect
         self._uri = uri
         self._folder = folder
+        self._failed: set[str] = set()
         self._client: MlflowClient | None = None
         self._config: Config | None = None
         self._infos: tuple[SiteInfo, ...] = ()
@@ -217,11 +219,13 @@ class MlflowTracker:
 
         self._guard("finish", close)
         num_left = sum(len(pending.metrics) for pending in self._pending.values())
-        if self.num_failures:
+        if num_left or self._failed & LASTING:
             log.warning(
-                "MLflow at %s failed %d times in this run; %d metrics were not sent (they are in %s)",
-                self._uri, self.num_failures, num_left, self._folder / "rounds.jsonl",
+                "MLflow at %s failed %d times in this run; %d metrics%s were not sent (they are in %s)",
+                self._uri, self.num_failures, num_left, " and files" * bool(self._failed & LASTING), self._folder,
             )  # fmt: skip
+        elif self.num_failures:
+            log.info("MLflow at %s failed %d times in this run; all was sent later", self._uri, self.num_failures)
 
     def _guard(self, what: str, call: Callable[[], None]) -> None:
         """Tracking must never stop training, whatever MLflow, its database or the network raises."""
@@ -229,6 +233,7 @@ class MlflowTracker:
             call()
         except Exception as error:
             self.num_failures += 1
+            self._failed.add(what)
             level = logging.WARNING if self.num_failures == 1 else logging.DEBUG
             log.log(level, "MLflow at %s: %s failed (%r). Training goes on", self._uri, what, error)
 

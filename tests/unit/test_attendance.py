@@ -153,6 +153,12 @@ def test_resume_from_before_a_scheduled_join_repeats_it_at_its_time(tmp_path: Pa
         np.testing.assert_array_equal(final_weights(resumed.folder)[site], weights)
 
 
+def test_site_that_would_join_after_the_last_round_is_refused(tmp_path: Path) -> None:
+    config = fake_config(tmp_path, federation={"rounds": 4, "schedule": {"B": {"joins": 5}}})
+    with pytest.raises(ConfigError, match=r"federation.schedule.B.joins is 5, after the last round \(4\)"):
+        run_locally(config)
+
+
 def test_run_that_stopped_before_its_first_round_starts_with_all_its_sites(tmp_path: Path) -> None:
     class Hasty(RecordingListener):
         def on_site_ready(self, info: SiteInfo) -> None:

@@ -287,7 +287,33 @@ def test_finish_says_how_much_was_lost(tmp_path: Path, caplog: pytest.LogCapture
     tracker.log_round(replace(make_round(), plan=replace(make_round().plan, sites=("CS",))))
     tracker.finish("finished")
     num_metrics = len(federation_metrics(make_round())) + len(site_metrics(make_round(), "CS"))
-    assert f"failed 4 times in this run; {num_metrics} metrics were not sent" in caplog.messages[-1]
+    assert (
+        f"failed 4 times in this run; {num_metrics} metrics were not sent (they are in {tmp_path}"
+        in caplog.messages[-1]
+    )
+
+
+def test_failure_that_was_made_up_for_is_no_alarm_at_the_end(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Two runs make the tables of one new database at the same time, for example: one of them fails at first."""
+    client = FlakyClient()
+    tracker = flaky_tracker(client, tmp_path)
+    tracker.start(made_up_config(tmp_path))
+    client.is_down = False
+    with caplog.at_level("INFO"):
+        tracker.finish("finished")
+    assert [(each.levelname, each.message.split("; ")[-1]) for each in caplog.records[1:]] == [
+        ("INFO", "all was sent later")
+    ]
+
+
+def test_files_that_were_not_sent_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    client = FlakyClient()
+    client.is_down = False
+    tracker = flaky_tracker(client, tmp_path)
+    tracker.start(made_up_config(tmp_path))
+    tracker.log_model("nowhere", tmp_path / "missing.safetensors")
+    tracker.finish("finished")
+    assert "failed 1 times in this run; 0 metrics and files were not sent" in caplog.messages[-1]
 
 
 # --- a real database ---------------------------------------------------------------------------
