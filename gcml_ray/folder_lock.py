@@ -32,6 +32,8 @@ def held(folder: Path, *, key: str = "output.folder") -> Iterator[None]:
         stream = (folder / LOCK_FILE).open("a+", encoding="utf-8")
     except OSError as error:
         raise not_writable(folder, error, key=key) from error
+    except ValueError as error:  # a NUL character
+        raise ConfigError(f"{key}: {str(folder)!r} cannot be the name of a folder ({error})") from error
     with stream:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)

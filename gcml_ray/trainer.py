@@ -314,8 +314,8 @@ class SiteTrainer:
                 self.site,
                 round_number,
                 "train",
-                "the weights became NaN or infinite: training goes on from the last checkpoint. If it happens again, "
-                "lower optimiser.learning_rate or set optimiser.clip_norm",
+                "the weights became NaN or infinite: training goes on from the last checkpoint, or from the start. If "
+                "it happens again, lower optimiser.learning_rate or set optimiser.clip_norm",
             )
 
     def _mend(self) -> None:

@@ -331,7 +331,7 @@ def _misfit(module: nn.Module, data: DataConfig, size: tuple[int, ...]) -> str |
     try:
         with torch.no_grad():
             main_head = forward_heads(module, image)[0]
-    except (RuntimeError, ValueError) as error:
+    except (RuntimeError, ValueError, ZeroDivisionError) as error:
         return str(error).splitlines()[0]
     if main_head.shape[2:] != image.shape[2:]:
         return f"its output has size {tuple(main_head.shape[2:])}"

@@ -35,3 +35,8 @@ def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match="file/run cannot be made"), held(tmp_path / "file" / "run"):
         raise AssertionError("never")
+
+
+def test_a_name_that_no_folder_can_have_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"'.*a\\x00b' cannot be the name of a folder"), held(tmp_path / "a\0b"):
+        raise AssertionError("never")

@@ -214,6 +214,11 @@ def test_network_that_shrinks_the_image_is_refused() -> None:
         check_patch(small("dynunet", strides=[2, 2, 2]), data(patch_size=(16, 16)))
 
 
+def test_stride_of_zero_is_told_with_its_network() -> None:
+    with pytest.raises(ConfigError, match=r"does not fit network unet: .*by zero"):
+        check_patch(small("unet", strides=[0, 2]), data())
+
+
 def test_checking_a_patch_leaves_the_random_state_alone() -> None:
     before = torch.get_rng_state()
     check_patch(small("unet"), data())
