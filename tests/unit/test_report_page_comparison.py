@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from gcml_ray.comparison.cells import Cell, Score, write_cell
+from gcml_ray.report.page.comparison_charts import gains_by_site
 from gcml_ray.report.page.write import write_report
 from tests.report_runs import make_run, without_pushes
 
@@ -55,3 +56,27 @@ def test_runs_with_other_test_cases_are_marked(tmp_path: Path) -> None:
         shared = Score("A", "0", "personalised", "x", 0.5, 1.0, 0.9)
         write_cell(tmp_path / f"{method}_seed0.csv", Cell(method, 0, "id", 0, 5.0, 10, (shared, score)))
     assert "not all tested on the same cases" in write_report(tmp_path).read_text(encoding="utf-8")
+
+
+def cell_with(method: str, num_cases: dict[str, int], lift: float) -> Cell:
+    scores = tuple(
+        Score(site, str(case), "personalised", "x", 0.5 + lift * (1 + case % 2), 1.0, 0.9)
+        for site, count in num_cases.items()
+        for case in range(count)
+    )
+    return Cell(method, 0, "id", 0, 5.0, 10, scores)
+
+
+def test_site_with_too_few_cases_is_grey_and_has_no_interval() -> None:
+    """Six cases are enough, five are not; the rows keep the order of the sites."""
+    num_cases = {"A": 5, "B": 6, "C": 2}
+    cells = [cell_with("gcml", num_cases, 0.1), cell_with("local", num_cases, 0.0)]
+    chart = gains_by_site(cells, method="gcml", alone="local")
+    assert chart is not None
+    told, untold = chart.figure.data
+    assert (told.y, untold.y) == (("B",), ("A", "C"))
+    assert told.error_x.array is not None
+    assert untold.error_x.array is None
+    assert untold.marker.symbol == "diamond-open"
+    assert chart.figure.layout.yaxis.categoryarray == ("A", "B", "C")
+    assert "C +15.0, too few cases to tell" in chart.alternative

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from gcml_ray.comparison.cells import COLUMNS, Cell, MethodRow, read_cell, site_verdicts, summarise
+from gcml_ray.comparison.cells import COLUMNS, MIN_CASES, Cell, MethodRow, read_cell, site_verdicts, summarise
 from gcml_ray.comparison.config import cell_name
 from gcml_ray.comparison.output import make_cell
 from gcml_ray.comparison.table import cells as table_cells
@@ -218,7 +218,8 @@ def _sites(cells: Sequence[Cell], *, alone: str, focus: str) -> tuple[Section, .
         return ()
     lead = (
         f"Mean difference of test Dice between {focus} and {alone}, in points. A line that crosses 0 means that these "
-        "cases cannot tell the two apart at this site."
+        f"cases cannot tell the two apart at this site. An open grey mark without a line: fewer than {MIN_CASES} test "
+        "cases, too few to tell."
     )
     return (Section("sites", "Is joining better?", lead, (chart,)),)
 

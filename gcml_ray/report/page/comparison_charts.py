@@ -3,11 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from gcml_ray.averages import mean
-from gcml_ray.comparison.cells import Cell, MethodRow, bootstrap_interval, case_dice, differences_of_methods
+from gcml_ray.comparison.cells import (
+    MIN_CASES,
+    Cell,
+    MethodRow,
+    bootstrap_interval,
+    case_dice,
+    differences_of_methods,
+)
 from gcml_ray.comparison.table import label
 from gcml_ray.report.page.parts import COLOURS, Chart, chart_text, count_rounds, looks, megabytes, new_figure, points
 from gcml_ray.report.page.records import RunRecords, validation_series
@@ -52,26 +61,47 @@ def dice_against_bytes(rows: Sequence[MethodRow]) -> Chart:
 
 
 def gains_by_site(cells: Sequence[Cell], *, method: str, alone: str) -> Chart | None:
-    """Difference of joining to training alone at each site, with its 95 % interval over the site's cases."""
+    """Difference of joining to training alone at each site, with its 95 % interval over the site's cases.
+
+    A site with too few cases to tell has an open grey mark and no interval.
+    """
     differences = differences_of_methods(cells, method, alone)
     by_site = {site: 100 * values for site, values in differences.items() if np.isfinite(values).all()}
     if not by_site:
         return None
-    means = [mean(values) for values in by_site.values()]
-    intervals = [bootstrap_interval([values]) for values in by_site.values()]
-    figure = new_figure(height=110 + 46 * len(by_site), x_title="Dice points, better to the right")
-    figure.add_scatter(
-        x=means, y=[chart_text(site) for site in by_site], mode="markers+text", showlegend=False,
-        text=[f"{value:+.1f}" for value in means], textposition="top center", hoverinfo="skip", cliponaxis=False,
-        marker={"size": 11, "color": COLOURS[0], "symbol": "diamond"},
-        error_x={"type": "data", "symmetric": False, "thickness": 2, "width": 6, "color": COLOURS[0],
-                 "array": [high - value for (_, high), value in zip(intervals, means, strict=True)],
-                 "arrayminus": [value - low for (low, _), value in zip(intervals, means, strict=True)]},
-    )  # fmt: skip
+    figure = new_figure(height=130 + 46 * len(by_site), x_title="Dice points, better to the right")
+    enough = {site: values for site, values in by_site.items() if len(values) >= MIN_CASES}
+    few = {site: values for site, values in by_site.items() if len(values) < MIN_CASES}
+    if enough:
+        _add_gains(figure, enough, colour=COLOURS[0], symbol="diamond", name="with 95 % interval")
+        means = [mean(values) for values in enough.values()]
+        intervals = [bootstrap_interval([values]) for values in enough.values()]
+        figure.data[0].error_x = {
+            "type": "data", "symmetric": False, "thickness": 2, "width": 6, "color": COLOURS[0],
+            "array": [high - value for (_, high), value in zip(intervals, means, strict=True)],
+            "arrayminus": [value - low for (low, _), value in zip(intervals, means, strict=True)],
+        }  # fmt: skip
+    if few:
+        _add_gains(figure, few, colour=COLOURS[6], symbol="diamond-open", name="too few test cases to tell")
+    figure.update_layout(showlegend=bool(few))
     figure.update_xaxes(showgrid=True, zeroline=True, zerolinewidth=2)
-    figure.update_yaxes(autorange="reversed", type="category")
-    words = "; ".join(f"{site} {points(value / 100)}" for site, value in zip(by_site, means, strict=True))
+    names = [chart_text(site) for site in by_site]
+    figure.update_yaxes(autorange="reversed", type="category", categoryorder="array", categoryarray=names)
+    words = "; ".join(
+        f"{site} {points(mean(values) / 100)}{', too few cases to tell' if site in few else ''}"
+        for site, values in by_site.items()
+    )
     return Chart(f"{method} against {alone}", f"Differences with intervals, in Dice points: {words}.", figure)
+
+
+def _add_gains(figure: Any, by_site: Mapping[str, NDArray[np.float64]], *, colour: str, symbol: str, name: str) -> None:
+    """A mark a site at its mean difference, with the number above it."""
+    means = [mean(values) for values in by_site.values()]
+    figure.add_scatter(
+        x=means, y=[chart_text(site) for site in by_site], mode="markers+text", name=name,
+        text=[f"{value:+.1f}" for value in means], textposition="top center", hoverinfo="skip", cliponaxis=False,
+        marker={"size": 11, "color": colour, "symbol": symbol},
+    )  # fmt: skip
 
 
 def cases_by_method(cells: Sequence[Cell], rows: Sequence[MethodRow]) -> Chart:
