@@ -9,7 +9,7 @@ import pytest
 from gcml_ray.errors import CheckpointError
 from gcml_ray.record_json import to_json
 from gcml_ray.report.page.search import search_page
-from gcml_ray.report.page.search_charts import parallel_coordinates
+from gcml_ray.report.page.search_charts import _number_scale, objective_by_trial, parallel_coordinates
 from gcml_ray.report.page.write import write_report
 from gcml_ray.search.folder import read_search_record, write_search_record
 from gcml_ray.search.records import FinalRecord, FinalScore, SearchRecord, TrialPoint, TrialRecord
@@ -73,6 +73,18 @@ def test_parallel_coordinates_place_numbers_by_logarithm_and_names_side_by_side(
     own = next(line for line in chart.figure.data if "trial 1<" in line.text[0])
     assert list(own.y) == ["lambda", "merge", "objective"]
     assert list(own.x)[:2] == pytest.approx([0.589, 0.0], abs=1e-3)
+
+
+def test_trials_are_counted_in_whole_numbers(tmp_path: Path) -> None:
+    axis = objective_by_trial(read_search_record(search_in(tmp_path / "search"))).figure.layout.xaxis
+    assert (axis.dtick, axis.range) == (1, (0, 6))
+
+
+def test_ends_of_a_scale_that_are_close_have_digits_that_tell_them_apart() -> None:
+    """In three digits both would be 0.057."""
+    scale = _number_scale("objective", [0.05696, 0.05704], is_log=False)
+    assert scale.ticks == ((0.0, "0.05696"), (1.0, "0.05704"))
+    assert _number_scale("lambda", [0.1, 0.5], is_log=False).ticks == ((0.0, "0.1"), (1.0, "0.5"))
 
 
 def test_a_damaged_record_is_named(tmp_path: Path) -> None:

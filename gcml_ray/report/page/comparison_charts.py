@@ -18,7 +18,7 @@ from gcml_ray.comparison.cells import (
     differences_of_methods,
 )
 from gcml_ray.comparison.table import label
-from gcml_ray.report.page.parts import COLOURS, Chart, chart_text, count_rounds, looks, megabytes, new_figure, points
+from gcml_ray.report.page.parts import COLOURS, Chart, chart_text, looks, megabytes, new_figure, points, whole_numbers
 from gcml_ray.report.page.records import RunRecords, validation_series
 from gcml_ray.report.page.run_charts import MANY_POINTS, distribution_chart
 from gcml_ray.wording import number
@@ -135,7 +135,7 @@ def mean_dice_by_round(by_method: Mapping[str, Sequence[RunRecords]]) -> Chart |
         )  # fmt: skip
     if not ends:
         return None
-    count_rounds(
+    whole_numbers(
         figure, max(run.rounds[-1].plan.round_number for runs in by_method.values() for run in runs if run.rounds)
     )
     return Chart("Mean validation Dice by round", f"Line chart; at the end {'; '.join(ends)}.", figure)

@@ -15,12 +15,12 @@ from gcml_ray.report.page.parts import (
     Chart,
     chart_text,
     count,
-    count_rounds,
     hatched,
     looks,
     megabytes,
     new_figure,
     points,
+    whole_numbers,
 )
 from gcml_ray.report.page.records import RunRecords, natural_order
 
@@ -128,7 +128,7 @@ def traffic_by_round(rounds: Sequence[RoundRecord]) -> Chart:
                 x=numbers, y=sizes, name=name, hovertemplate="round %{x}: %{y:.1f} MB",
                 marker=hatched(colour, hatch),
             )  # fmt: skip
-    count_rounds(figure, rounds[-1].plan.round_number)
+    whole_numbers(figure, rounds[-1].plan.round_number)
     figure.update_layout(barmode="stack", showlegend=len(figure.data) > 1)
     total = sum(push.size_bytes for record in rounds for push in record.pushes)
     return Chart("Traffic by round", f"Bars of MB sent in each round, {megabytes(total)} in all.", figure)

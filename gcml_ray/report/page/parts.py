@@ -192,8 +192,8 @@ def hatched(colour: str, hatch: str) -> dict[str, Any]:
     return {"color": colour, "pattern": {"shape": hatch, "fillmode": "overlay", "fgcolor": "#fff", "solidity": 0.25}}
 
 
-def count_rounds(figure: go.Figure, last: int) -> None:
-    """Whole numbers along x."""
+def whole_numbers(figure: go.Figure, last: int) -> None:
+    """Whole numbers (rounds, trials) along x."""
     figure.update_xaxes(dtick=1 if last <= 12 else None, tickformat="d", rangemode="normal")
 
 

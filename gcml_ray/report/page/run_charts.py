@@ -11,7 +11,7 @@ import plotly.graph_objects as go
 
 from gcml_ray.averages import case_dice, mean
 from gcml_ray.records import BEFORE_GOSSIP, ENSEMBLE, PERSONALISED, SHARED, CaseScore, RoundRecord
-from gcml_ray.report.page.parts import Chart, chart_text, count_rounds, hatched, look, looks, new_figure
+from gcml_ray.report.page.parts import Chart, chart_text, hatched, look, looks, new_figure, whole_numbers
 from gcml_ray.report.page.records import MODELS, RunRecords, natural_order, validation_series
 from gcml_ray.wording import number
 
@@ -88,7 +88,7 @@ def _shade_phases(figure: go.Figure, rounds: Sequence[RoundRecord]) -> None:
             annotation={"text": PHASES[phase], "font": {"size": 11}, "yshift": 14 * (index % 2)},
             annotation_position="bottom left",
         )  # fmt: skip
-    count_rounds(figure, rounds[-1].plan.round_number)
+    whole_numbers(figure, rounds[-1].plan.round_number)
     figure.update_xaxes(range=[rounds[0].plan.round_number - 0.5, rounds[-1].plan.round_number + 0.5])
 
 
@@ -156,7 +156,7 @@ def region_shares(run: RunRecords) -> Chart | None:
             marker={"symbol": each.symbol, "size": 6}, hovertemplate="round %{x}: %{y:.2f} %",
         )  # fmt: skip
     figure.update_yaxes(rangemode="tozero")
-    count_rounds(figure, run.rounds[-1].plan.round_number)
+    whole_numbers(figure, run.rounds[-1].plan.round_number)
     last = {region: list(values.values())[-1] for region, values in by_region.items()}
     words = ", ".join(f"{REGIONS[region]} {value:.2f} %" for region, value in last.items())
     return Chart(
@@ -227,7 +227,7 @@ def round_seconds(run: RunRecords) -> Chart | None:
         x=numbers, y=[record.seconds for record in run.rounds], name="round", marker={"color": look(0).colour},
         hovertemplate="round %{x}: %{y:.1f} s<extra></extra>",
     )  # fmt: skip
-    count_rounds(figure, numbers[-1])
+    whole_numbers(figure, numbers[-1])
     slowest = max(run.rounds, key=lambda record: record.seconds)
     words = (
         f"Bars of each round's seconds; the longest, round {slowest.plan.round_number}, took {slowest.seconds:.1f} s."

@@ -10,7 +10,7 @@ from typing import Any
 
 from plotly.colors import sample_colorscale
 
-from gcml_ray.report.page.parts import COLOURS, Chart, chart_text, count_rounds, hatched, look, new_figure
+from gcml_ray.report.page.parts import COLOURS, Chart, chart_text, hatched, look, new_figure, whole_numbers
 from gcml_ray.search.effects import Effect, compared_round, value_at
 from gcml_ray.search.records import SearchRecord, TrialRecord, describe_params, format_value
 
@@ -51,7 +51,9 @@ def objective_by_trial(search: SearchRecord) -> Chart:
             x=[trial.number for trial in finished], y=best, name="best so far", mode="lines", hoverinfo="skip",
             line={"shape": "hv", "color": "#7F7F7F", "width": 2},
         )  # fmt: skip
-    figure.update_xaxes(range=[0, max(trial.number for trial in trials) + 1], tickformat="d")
+    last = max(trial.number for trial in trials)
+    whole_numbers(figure, last)
+    figure.update_xaxes(range=[0, last + 1])
     words = "; ".join(f"trial {t.number} {format_value(t.value(search.objective))}, {t.status}" for t in trials)
     return Chart("Objective by trial", f"Dot chart. {words}.", figure)
 
@@ -86,7 +88,7 @@ def learning_curves(search: SearchRecord) -> Chart:
             text=[_hover(trial)] * (last + 1), hovertemplate="%{text}<br>round %{x}: %{y:.3f}<extra></extra>",
         )  # fmt: skip
         named.add(name)
-    count_rounds(figure, search.rounds)
+    whole_numbers(figure, search.rounds)
     cut = sum(trial.status == "cut" for trial in search.trials)
     return Chart("Learning curves", f"Line chart of the objective by round, a line a trial; {cut} were cut.", figure)
 
@@ -156,8 +158,15 @@ def _number_scale(label: str, numbers: Sequence[float], *, is_log: bool) -> _Sca
         return math.log(number / low) / math.log(high / low) if is_log else (number - low) / (high - low)
 
     ticks = [tick for tick in _decade_ticks(low, high) if 0.1 < place(tick) < 0.9] if is_log else []
-    marks = dict.fromkeys((low, *ticks, high))
-    return _Scale(label, tuple(map(place, numbers)), tuple((place(mark), f"{mark:.3g}") for mark in marks))
+    marks = tuple(dict.fromkeys((low, *ticks, high)))
+    texts = _told_apart(marks)
+    return _Scale(label, tuple(map(place, numbers)), tuple(zip(map(place, marks), texts, strict=True)))
+
+
+def _told_apart(numbers: Sequence[float]) -> list[str]:
+    """The numbers in three digits, or in as many as it takes to tell them apart."""
+    texts = ([f"{number:.{digits}g}" for number in numbers] for digits in range(3, 18))
+    return next(found for found in texts if len(set(found)) == len(numbers))
 
 
 def _decade_ticks(low: float, high: float) -> list[float]:
