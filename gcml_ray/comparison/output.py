@@ -103,7 +103,7 @@ def draw_plots(comparison: ComparisonConfig, rows: tuple[MethodRow, ...]) -> tup
     report_comparison.plot_dice_against_bytes(rows, folder / "dice_against_bytes.png")
     report_comparison.plot_site_dice(rows, folder / "dice_by_site.png")
     if runs:
-        report_comparison.plot_dice_by_round(runs, folder / "dice_by_round.png")
+        report_comparison.plot_dice_by_round(runs, rows, folder / "dice_by_round.png")
     report_teaching.plot_gains_by_method(runs, folder / "who_taught_whom.png")
     report_cross_site.plot_cross_site_by_method(cross_site, folder / "cross_site.png")
     return tuple(sorted(folder.glob("*.png")))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +12,7 @@ from matplotlib.ticker import MaxNLocator
 
 from gcml_ray.comparison.cells import MethodRow
 from gcml_ray.comparison.table import label
-from gcml_ray.records import RoundRecord
+from gcml_ray.records import PERSONALISED, RoundRecord
 from gcml_ray.report.axes import COLOURS, STYLES, figure_with_axes, save_figure
 
 MARKERS = "osD^vP*X"
@@ -67,13 +67,13 @@ def plot_site_dice(rows: Sequence[MethodRow], path: Path) -> None:
     save_figure(figure, path, dpi=150)
 
 
-def _figure(rows: Sequence[MethodRow], width: float) -> tuple[Figure, Axes]:
+def _figure(rows: Collection[object], width: float) -> tuple[Figure, Axes]:
     """As high as its legend, one line a row, has to be."""
     return figure_with_axes(width, max(4.8, 0.21 * len(rows) + 0.4))
 
 
 def _look(index: int) -> dict[str, Any]:
-    """Colour and marker of a row: 56 that differ."""
+    """Colour and marker of a row, the same in every plot: 56 that differ."""
     return {"color": COLOURS[index % len(COLOURS)], "marker": MARKERS[index % len(MARKERS)], "linestyle": "none"}
 
 
@@ -82,24 +82,30 @@ def _add_legend(axes: Axes) -> None:
     axes.legend(loc="upper left", bbox_to_anchor=(1.01, 1), frameon=False, fontsize=9)
 
 
-def plot_dice_by_round(runs: Mapping[str, Sequence[Sequence[RoundRecord]]], path: Path) -> None:
+def plot_dice_by_round(
+    runs: Mapping[str, Sequence[Sequence[RoundRecord]]], rows: Sequence[MethodRow], path: Path
+) -> None:
     """Validation Dice by round, mean over sites and seeds: whether every method has converged.
 
     Args:
         runs: for each method the rounds of each of its seeds.
+        rows: the table; a method has the look of its personalised models there.
         path: the picture.
     """
-    figure, axes = figure_with_axes(8, 4.8)
-    for index, (method, seeds) in enumerate(runs.items()):
+    figure, axes = _figure(runs, 8.5)
+    for index, row in enumerate(rows):
+        if row.model != PERSONALISED or row.method not in runs:
+            continue
         by_round: dict[int, list[float]] = {}
-        for record in (record for rounds in seeds for record in rounds):
+        for record in (record for rounds in runs[row.method] for record in rounds):
             scores = [report.validation_dice for report in record.trained if report.validation_dice is not None]
             if scores:
                 by_round.setdefault(record.plan.round_number, []).append(sum(scores) / len(scores))
         numbers = sorted(by_round)
         values = [sum(by_round[number]) / len(by_round[number]) for number in numbers]
-        style = STYLES[index // len(COLOURS) % len(STYLES)]
-        axes.plot(numbers, values, color=COLOURS[index % len(COLOURS)], linestyle=style, label=method)
+        line = STYLES[index // len(COLOURS) % len(STYLES)]
+        marks = {"markevery": max(1, len(numbers) // 8), "markersize": 5}
+        axes.plot(numbers, values, label=row.method, **(_look(index) | {"linestyle": line} | marks))
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("round")
     axes.set_ylabel("validation Dice, mean over sites and seeds")

@@ -3,9 +3,18 @@ from itertools import combinations
 from pathlib import Path
 
 import pytest
+from matplotlib.container import ErrorbarContainer
+from matplotlib.figure import Figure
 
 from gcml_ray.comparison.cells import summarise
-from gcml_ray.report.comparison import _look, _side_by_side, plot_dice_against_bytes
+from gcml_ray.report.comparison import (
+    _look,
+    _side_by_side,
+    plot_dice_against_bytes,
+    plot_dice_by_round,
+    plot_site_dice,
+)
+from tests.made_up_run import made_up_round
 from tests.unit.test_comparison import cell
 
 
@@ -33,3 +42,25 @@ def test_picture_grows_with_the_number_of_methods(tmp_path: Path) -> None:
     plot_dice_against_bytes(summarise(cells), tmp_path / "many.png")
     few, many = (int.from_bytes((tmp_path / name).read_bytes()[20:24], "big") for name in ("few.png", "many.png"))
     assert (few, many) == (720, 1320)  # 4.8 inches; 40 rows x 0.21 + 0.4; at 150 dots per inch
+
+
+def test_a_method_has_one_look_in_all_three_pictures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The runs come in another order than the table's."""
+    figures: list[Figure] = []
+    monkeypatch.setattr("gcml_ray.report.comparison.save_figure", lambda figure, *_, **__: figures.append(figure))
+    rows = summarise([cell(method, 0, lift=lift) for method, lift in (("a", 0.0), ("b", 0.2), ("c", 0.1))])
+    runs = {method: [[made_up_round(1, ("A", "B"))]] for method in ("c", "a")}
+    plot_dice_against_bytes(rows, tmp_path)
+    plot_site_dice(rows, tmp_path)
+    plot_dice_by_round(runs, rows, tmp_path)
+    against_bytes, by_site, by_round = map(looks_of, figures)
+    assert against_bytes == by_site
+    assert list(by_round) == ["c", "a"]
+    assert by_round.items() <= by_site.items()
+
+
+def looks_of(figure: Figure) -> dict[str, tuple[object, object]]:
+    """Colour and marker by method, in the order of the legend."""
+    handles, names = figure.axes[0].get_legend_handles_labels()
+    lines = [handle[0] if isinstance(handle, ErrorbarContainer) else handle for handle in handles]
+    return {name: (line.get_color(), line.get_marker()) for name, line in zip(names, lines, strict=True)}

@@ -6,8 +6,9 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
-from gcml_ray.comparison.cells import Cell, Score, write_cell
-from gcml_ray.report.page.comparison_charts import gains_by_site
+from gcml_ray.comparison.cells import Cell, Score, summarise, write_cell
+from gcml_ray.report.page.comparison_charts import dice_against_bytes, gains_by_site, mean_dice_by_round
+from gcml_ray.report.page.records import read_run
 from gcml_ray.report.page.write import write_report
 from tests.report_runs import make_run, without_pushes
 
@@ -80,3 +81,14 @@ def test_site_with_too_few_cases_is_grey_and_has_no_interval() -> None:
     assert untold.marker.symbol == "diamond-open"
     assert chart.figure.layout.yaxis.categoryarray == ("A", "B", "C")
     assert "C +15.0, too few cases to tell" in chart.alternative
+
+
+def test_method_has_one_look_against_traffic_and_by_round(tmp_path: Path) -> None:
+    """The folders are in another order than the table: alpha is worse and comes first."""
+    rows = summarise([cell_with("alpha", {"A": 2}, 0.0), cell_with("beta", {"A": 2}, 0.1)])
+    run = read_run(make_run(tmp_path / "run", rounds=4).path)
+    by_round = mean_dice_by_round({"alpha": [run], "beta": [run]}, rows)
+    assert by_round is not None
+    marks = {trace.name: trace.marker.color for trace in dice_against_bytes(rows).figure.data}
+    assert {trace.name: trace.line.color for trace in by_round.figure.data} == marks
+    assert [trace.name for trace in by_round.figure.data] == ["beta", "alpha"]

@@ -101,7 +101,7 @@ def comparison_page(
     if rows:
         sections += [_methods(rows, unit=unit), *_sites(tested, alone=alone, focus=focus), _cases(tested, rows)]
     if runs:
-        sections += [_rounds(runs), *_closer(runs, focus, with_images=with_images, with_regions=with_regions)]
+        sections += [_rounds(runs, rows), *_closer(runs, focus, with_images=with_images, with_regions=with_regions)]
         sections += [_time(runs), _failures(runs), _config(runs)]
     has_pictures = any(isinstance(block, Pictures) for section in sections for block in section.blocks)
     notices = _faults(runs) + ((PATIENTS,) if has_pictures else ()) + _differences_of_cases(tested)
@@ -232,12 +232,12 @@ def _cases(cells: Sequence[Cell], rows: Sequence[MethodRow]) -> Section:
     return Section("cases", "Case by case", lead, (cases_by_method(cells, rows),))
 
 
-def _rounds(runs: Sequence[NamedRun]) -> Section:
+def _rounds(runs: Sequence[NamedRun], rows: Sequence[MethodRow]) -> Section:
     lead = "While a line still rises, the table ranks how fast methods learn, not how good they become."
     by_method: dict[str, list[RunRecords]] = {}
     for each in runs:
         by_method.setdefault(each.method, []).append(each.run)
-    chart = mean_dice_by_round(by_method)
+    chart = mean_dice_by_round(by_method, rows)
     blocks: tuple[Block, ...] = (chart,) if chart else (Words(("No round has a validation score yet.",)),)
     return Section("rounds", "Dice by round", lead, blocks)
 

@@ -113,11 +113,14 @@ def cases_by_method(cells: Sequence[Cell], rows: Sequence[MethodRow]) -> Chart:
     return distribution_chart({"each test case": shown}, styles=[0], title="Test Dice of every case")
 
 
-def mean_dice_by_round(by_method: Mapping[str, Sequence[RunRecords]]) -> Chart | None:
-    """Validation Dice by round, mean over sites and seeds, one line a method."""
+def mean_dice_by_round(by_method: Mapping[str, Sequence[RunRecords]], rows: Sequence[MethodRow]) -> Chart | None:
+    """Validation Dice by round, mean over sites and seeds, one line a method, in the looks and order of the table."""
     figure = new_figure(height=440, x_title="round", y_title="validation Dice, mean of sites")
     ends = []
-    for method, each in looks(list(by_method)).items():
+    names = dict.fromkeys([*(label(row) for row in rows), *by_method])
+    for method, each in looks(list(names)).items():
+        if method not in by_method:
+            continue
         by_round: dict[int, list[float]] = {}
         for run in by_method[method]:
             for site in run.sites:
