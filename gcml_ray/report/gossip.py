@@ -96,7 +96,7 @@ def _on_arrow(start: NDArray[np.float64], end: NDArray[np.float64], *, share: fl
 
 
 def _draw_table(axes: Axes, sites: Sequence[str], by_edge: PushesByEdge) -> None:
-    """Senders in rows, receivers in columns: accepted pushes, MB, and refused ones in red."""
+    """Senders in rows, receivers in columns: accepted pushes, refused ones with a minus, MB."""
     counts = np.full((len(sites), len(sites)), np.nan)
     for (sender, receiver), receipts in by_edge.items():
         counts[sites.index(sender), sites.index(receiver)] = sum(receipt.accepted for receipt in receipts)
@@ -115,7 +115,7 @@ def _draw_table(axes: Axes, sites: Sequence[str], by_edge: PushesByEdge) -> None
     axes.set_xticks(range(len(sites)), sites, rotation=90 if len(sites) > 6 else 0)
     axes.set_yticks(range(len(sites)), sites)
     axes.set(xlabel="receiver", ylabel="sender")
-    axes.set_title("accepted pushes, traffic; refused in red", fontsize=9)
+    axes.set_title("accepted pushes (\u2212n: refused), traffic", fontsize=9)
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
 
