@@ -28,7 +28,7 @@ def load_search(path: str | Path, overrides: tuple[str, ...] = (), base_override
     Raises:
         ConfigError: names every problem, its key, what was received and what is allowed.
     """
-    values = dict(read_sections(path))
+    values = dict(read_sections(path, "tune"))
     problems = [problem for override in overrides for problem in apply_override(values, override)]
     config = None
     try:

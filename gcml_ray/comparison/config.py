@@ -59,7 +59,7 @@ def load_comparison(path: Path) -> ComparisonConfig:
         ConfigError: it names every wrong key.
     """
     try:
-        comparison = ComparisonConfig.model_validate(read_sections(path))
+        comparison = ComparisonConfig.model_validate(read_sections(path, "compare"))
     except ValidationError as error:
         problems = "".join(f"\n  - {problem}" for problem in describe_problems(error, ComparisonConfig))
         raise ConfigError(f"comparison {path} is not valid:{problems}") from error

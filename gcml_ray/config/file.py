@@ -13,7 +13,7 @@ import os
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 from pydantic import ValidationError
@@ -22,6 +22,7 @@ from gcml_ray.config import Config
 from gcml_ray.config.problems import describe_problems
 from gcml_ray.errors import ConfigError
 from gcml_ray.whole_files import replace_file
+from gcml_ray.wording import in_shell
 
 _EXPONENT_FLOAT = re.compile(r"[-+]?(?:[0-9][0-9_]*(?:\.[0-9_]*)?|\.[0-9][0-9_]*)[eE][-+]?[0-9]+$")
 _VARIABLE = re.compile(r"\$\{(\w+)\}")
@@ -29,6 +30,13 @@ _SQLITE = "sqlite:///"
 _TAG = "tag:yaml.org,2002:"
 _UNWANTED = [_TAG + kind for kind in ("binary", "omap", "pairs", "set", "timestamp")]  # what JSON does not have
 _MAX_NODES = 100_000  # values of a file, aliases written out
+
+Kind = Literal["run", "compare", "tune"]  # by the command that takes the file
+_KINDS: dict[Kind, tuple[str, set[str]]] = {  # what it is called, and two keys that tell it from the others
+    "run": ("the configuration of a federation", {"data", "method"}),
+    "compare": ("a comparison file", {"base", "methods"}),
+    "tune": ("a search file", {"base", "space"}),
+}
 
 
 class _Loader(yaml.SafeLoader):
@@ -107,15 +115,15 @@ def load_config(path: str | Path, overrides: Sequence[str] = ()) -> Config:
         ConfigError: the file cannot be read or is not a YAML mapping, an override cannot be applied, or
             values are wrong; the message lists every problem on a line of its own.
     """
-    raw = read_sections(path)
+    raw = read_sections(path, "run")
     return parse_config(raw, overrides, source=f"configuration {path}")
 
 
-def read_sections(path: str | Path) -> dict[str, Any]:
+def read_sections(path: str | Path, kind: Kind) -> dict[str, Any]:
     """The top level of a YAML file, unchecked.
 
     Raises:
-        ConfigError: the file cannot be read or is not a YAML mapping.
+        ConfigError: the file cannot be read, is not a YAML mapping, or is one of another kind.
     """
     try:
         text = Path(path).read_text(encoding="utf-8")
@@ -129,6 +137,9 @@ def read_sections(path: str | Path) -> dict[str, Any]:
     if not isinstance(raw, dict):
         received = "an empty file" if raw is None else f"a {type(raw).__name__}"
         raise ConfigError(f"configuration {path}: the top level must be sections ('key: value' lines), not {received}")
+    for other, (name, keys) in _KINDS.items():
+        if other != kind and keys <= raw.keys() and not _KINDS[kind][1] <= raw.keys():
+            raise ConfigError(f"{path} is {name}: gcml {other} {in_shell(path)}")
     return raw
 
 

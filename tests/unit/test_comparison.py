@@ -1,5 +1,6 @@
 import io
 import math
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
@@ -312,3 +313,20 @@ def test_every_other_shipped_configuration_loads(path: Path) -> None:
         assert load_search(path, (), ()).config.name
     else:
         assert load_config(path).name == path.stem
+
+
+@pytest.mark.parametrize(
+    ("name", "words", "command"),
+    [
+        ("phantom", "the configuration of a federation", "run"),
+        ("compare_phantom", "a comparison file", "compare"),
+        ("tune_phantom", "a search file", "tune"),
+    ],
+)
+def test_file_of_another_kind_is_told_with_its_command(name: str, words: str, command: str) -> None:
+    path = CONFIGS / f"{name}.yaml"
+    readers: dict[str, Callable[[Path], object]] = {"run": load_config, "compare": load_comparison, "tune": load_search}
+    for read in (read for other, read in readers.items() if other != command):
+        with pytest.raises(ConfigError) as error:
+            read(path)
+        assert str(error.value) == f"{path} is {words}: gcml {command} {path}"
