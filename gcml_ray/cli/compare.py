@@ -37,7 +37,7 @@ def compare(
     from actors.compare import Views, run_comparison  # noqa: PLC0415 - the command line knows all packages
 
     console = wide_console()
-    comparison = load_comparison(config)
+    comparison = load_comparison(config, overrides)
 
     def say(line: str) -> None:
         console.print(line, highlight=False, markup=False)

@@ -10,10 +10,12 @@ from typing import Annotated, Any
 from pydantic import Field, ValidationError, model_validator
 
 from gcml_ray.config import POOLED, Config
-from gcml_ray.config.file import load_config, read_sections
+from gcml_ray.config.file import find_base, load_config, read_sections
 from gcml_ray.config.problems import describe_problems
 from gcml_ray.config.section import Name, Section
 from gcml_ray.errors import ConfigError
+
+OWN_OF_A_CELL = {"federation.seed": "seeds", "output.folder": "output", "tracking.experiment": "name"}
 
 
 class ComparisonConfig(Section):
@@ -52,19 +54,55 @@ class ComparisonConfig(Section):
         return self
 
 
-def load_comparison(path: Path) -> ComparisonConfig:
-    """Reads and checks a comparison file.
+def load_comparison(path: Path, overrides: Sequence[str] = ()) -> ComparisonConfig:
+    """Reads and checks a comparison file and the configuration of each of its methods.
+
+    Args:
+        path: the YAML file.
+        overrides: ``--set`` of the command line, for every cell.
 
     Raises:
-        ConfigError: it names every wrong key.
+        ConfigError: it names every wrong key, and in which method.
     """
     try:
         comparison = ComparisonConfig.model_validate(read_sections(path, "compare"))
     except ValidationError as error:
         problems = "".join(f"\n  - {problem}" for problem in describe_problems(error, ComparisonConfig))
         raise ConfigError(f"comparison {path} is not valid:{problems}") from error
-    base = path.parent / comparison.base
-    return comparison.model_copy(update={"base": str(base)})
+    comparison = comparison.model_copy(update={"base": str(find_base(path, comparison.base))})
+    problems = _misplaced(overrides) or _problems_of_methods(comparison, overrides)
+    if problems:
+        raise ConfigError("\n".join([f"comparison {path}: {len(problems)} problem(s)", *(f"  {p}" for p in problems)]))
+    return comparison
+
+
+def _misplaced(overrides: Sequence[str]) -> list[str]:
+    """Overrides that mean the comparison rather than its cells."""
+    own, of_cells = set(ComparisonConfig.model_fields), set(Config.model_fields)
+    given = {override: override.partition("=")[0].strip() for override in overrides}
+    keys = {override: OWN_OF_A_CELL.get(key, key) for override, key in given.items()}
+    return [
+        f"--set {override}: {key.partition('.')[0]} is a key of the comparison file, change it there; --set changes "
+        "the configuration of every cell"
+        for override, key in keys.items()
+        if key in own or key.partition(".")[0] in own - of_cells
+    ]
+
+
+def _problems_of_methods(comparison: ComparisonConfig, overrides: Sequence[str]) -> list[str]:
+    """What is wrong with which method's configuration; what all have in common is said once."""
+    found: dict[str, list[str]] = {}
+    for method in comparison.methods:
+        try:
+            cell_config(comparison, method, comparison.seeds[0], overrides)
+        except ConfigError as error:
+            for line in str(error).splitlines()[1:]:
+                found.setdefault(line.strip(), []).append(method)
+    everywhere = f"every method (by {comparison.base}, common or --set)"
+    return [
+        f"{everywhere if len(methods) == len(comparison.methods) else ', '.join(methods)}: {problem}"
+        for problem, methods in found.items()
+    ]
 
 
 def cell_config(comparison: ComparisonConfig, method: str, seed: int, overrides: Sequence[str]) -> Config:

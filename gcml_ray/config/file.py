@@ -143,6 +143,20 @@ def read_sections(path: str | Path, kind: Kind) -> dict[str, Any]:
     return raw
 
 
+def find_base(path: Path, base: str) -> Path:
+    """The configuration that a comparison or a search varies; ``base`` is relative to the folder of its file.
+
+    Raises:
+        ConfigError: it is no configuration that can be read.
+    """
+    found = path.parent / Path(base).expanduser()
+    try:
+        read_sections(found, "run")
+    except ConfigError as error:
+        raise ConfigError(f"{path}, base: {error}. A relative base starts at the folder of {path.name}") from error
+    return found
+
+
 def parse_config(raw: Mapping[str, Any], overrides: Sequence[str] = (), *, source: str) -> Config:
     """Checks plain nested values, as from YAML, after applying ``overrides``; see :func:`load_config`.
 

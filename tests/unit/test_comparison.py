@@ -289,6 +289,39 @@ def test_a_faulty_comparison_is_told_its_own_keys(tmp_path: Path) -> None:
     assert "seedz: unknown key; did you mean 'seeds'?" in str(error.value)
 
 
+def problems_of(text: str, folder: Path, *overrides: str) -> str:
+    """What is said of a comparison of the phantom in which ``local`` and ``gcml`` are compared."""
+    (folder / "c.yaml").write_text(text.format(base=CONFIGS / "phantom.yaml", folder=folder))
+    with pytest.raises(ConfigError) as error:
+        load_comparison(folder / "c.yaml", overrides)
+    return str(error.value)
+
+
+def test_wrong_changes_are_told_with_their_methods_all_at_once(tmp_path: Path) -> None:
+    """One mistake in each method, one in ``common``."""
+    text = COMPARISON.replace("name: local}}", "name: lokal}}").replace("gcml: {{", "gcml: {{federation.round: 7, ")
+    told = problems_of(text.replace("federation.local_steps", "federation.steps"), tmp_path)
+    assert told.startswith(f"comparison {tmp_path}/c.yaml: 3 problem(s)")
+    assert "\n  local: method.name: received 'lokal'" in told
+    assert "\n  gcml: federation.round: unknown key; did you mean 'rounds'?" in told
+    assert "phantom.yaml, common or --set): federation.steps: unknown key" in told
+
+
+def test_a_base_that_is_not_there_is_told_as_the_key_of_the_comparison(tmp_path: Path) -> None:
+    told = problems_of(COMPARISON.replace("{base}", "b.yaml"), tmp_path)
+    assert told.startswith(f"{tmp_path}/c.yaml, base: cannot read configuration {tmp_path}/b.yaml")
+    assert told.endswith("A relative base starts at the folder of c.yaml")
+
+
+@pytest.mark.parametrize(
+    ("override", "key"),
+    [("seeds=[1]", "seeds"), ("methods.gcml={}", "methods"), ("output=runs", "output"), ("federation.seed=1", "seeds")],
+)
+def test_override_of_a_key_of_the_comparison_belongs_into_its_file(tmp_path: Path, override: str, key: str) -> None:
+    told = problems_of(COMPARISON, tmp_path, override)
+    assert f"--set {override}: {key} is a key of the comparison file, change it there" in told
+
+
 CONFIGS = Path(__file__).parents[2] / "configs"
 COMPARISONS = sorted([*CONFIGS.glob("compare_*.yaml"), *CONFIGS.glob("ablate_*.yaml")])
 OTHERS = sorted(set(CONFIGS.glob("*.yaml")) - set(COMPARISONS))
