@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 from pydantic import ValidationError
 
 from gcml_ray.config import GcmlMethod, dcml_keys
-from gcml_ray.config.file import apply_override, load_config, read_sections, save_config, save_sections
+from gcml_ray.config.file import apply_override, find_base, load_config, read_sections, save_config, save_sections
 from gcml_ray.config.problems import describe_problems
 from gcml_ray.errors import CheckpointError, ConfigError
 from tune.space import ChoiceDomain, Domain, SearchConfig
@@ -29,7 +30,9 @@ def load_search(path: str | Path, overrides: tuple[str, ...] = (), base_override
         ConfigError: names every problem, its key, what was received and what is allowed.
     """
     values = dict(read_sections(path, "tune"))
-    problems = [problem for override in overrides for problem in apply_override(values, override)]
+    problems = []
+    for override in overrides:
+        problems += _beyond_reach(values, override) or apply_override(values, override)
     config = None
     try:
         config = SearchConfig.model_validate(values)
@@ -37,16 +40,33 @@ def load_search(path: str | Path, overrides: tuple[str, ...] = (), base_override
         problems += describe_problems(error, SearchConfig)
     if problems or config is None:
         raise ConfigError("\n".join([f"search {path}: {len(problems)} problem(s)", *(f"  {p}" for p in problems)]))
-    base_file = Path(path).resolve().parent / Path(config.base).expanduser()
-    base = load_config(base_file, (*config.base_overrides, *base_overrides, f"output.folder={config.folder}"))
+    base_file = find_base(Path(path).resolve(), config.base)
+    changes = (*config.base_overrides, *base_overrides)
+    try:
+        base = load_config(base_file, (*changes, f"output.folder={config.folder}"))
+    except ConfigError as error:
+        made_of = "base, base_overrides and --base-set" if changes else "base"
+        raise ConfigError(f"search {path}, the federation of its {made_of}: {error}") from error
     absolute = {
         "base": str(base_file),
-        "base_overrides": (*config.base_overrides, *base_overrides),
+        "base_overrides": changes,
         "folder": base.output.folder,
     }
     search = Search(config.model_copy(update=absolute), base)
     _check(search)
     return search
+
+
+def _beyond_reach(values: dict[str, Any], override: str) -> list[str]:
+    """Why an override cannot mean a searched key: the dots of its own would be read as sections."""
+    section, _, key = override.partition("=")[0].strip().partition(".")
+    space = values.get("space")
+    if section != "space" or "." not in key or (isinstance(space, dict) and key.partition(".")[0] in space):
+        return []
+    return [
+        f"--set {override}: a searched key has dots of its own, which --set takes for sections; change space in the "
+        "file, or set it whole: --set 'space={method.dcml.lambda: {name: uniform, low: 0, high: 1}}'"
+    ]
 
 
 def save_search(search: Search) -> None:

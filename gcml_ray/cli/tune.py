@@ -32,7 +32,7 @@ def tune(
     final: Annotated[
         Path | None,
         typer.Option(
-            help="Train this search's winner and the federation's own values with new seeds, and test each once."
+            help="Train this search's winner with new seeds, and the federation's own values if others won; test once."
         ),
     ] = None,
 ) -> None:

@@ -130,6 +130,27 @@ def test_overrides_reach_the_search_and_the_federation(tmp_path: Path) -> None:
     assert (search.base.federation.rounds, search.base.federation.local_steps) == (6, 5)
 
 
+def test_a_searched_key_cannot_be_overridden_but_the_space_can(tmp_path: Path) -> None:
+    path = write_search(tmp_path)
+    with pytest.raises(ConfigError, match=r"--set space\.method\.dcml\.lambda\.high=2: a searched key has dots"):
+        load_search(path, ("space.method.dcml.lambda.high=2",))
+    whole = "space={method.dcml.lambda: {name: uniform, low: 0, high: 2}}"
+    assert load_search(path, (whole,)).config.space["method.dcml.lambda"].name == "uniform"
+
+
+def test_a_wrong_base_is_told_as_the_key_of_the_search(tmp_path: Path) -> None:
+    path = write_search(tmp_path, base_overrides=["federation.round=9"])
+    with pytest.raises(
+        ConfigError, match=r"search_file.yaml, the federation of its base, base_overrides and --base-set"
+    ):
+        load_search(path)
+    (tmp_path / "base.yaml").unlink()
+    with pytest.raises(
+        ConfigError, match=r"search_file.yaml, base: cannot read .* starts at the folder of search_file"
+    ):
+        load_search(path)
+
+
 def test_a_saved_search_needs_no_other_file_and_may_be_moved(tmp_path: Path) -> None:
     search = make_search(tmp_path, base_overrides=["federation.rounds=6"])
     save_search(search)
