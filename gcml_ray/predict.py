@@ -295,12 +295,21 @@ def _load_one(folder: RunFolder, config: Config, site: str, device: torch.device
     """One site's model from the folder of a run."""
     path = folder.checkpoints(site) / MODEL_FILE
     if not path.is_file():
-        found = ", ".join(folder.sites_with_model()) or "none"
+        found = folder.sites_with_model()
+        words = f"{path} does not exist; sites with a personalised model in this run: {', '.join(found) or 'none'}"
+        if found and not _took_part(folder, site):
+            raise CheckpointError(words)
         raise CheckpointError(
-            f"{path} does not exist; sites with a personalised model in this run: {found}. It is written when a run "
-            f"has tested its models: finish it with `gcml run --resume {in_shell(folder.path)}`"
+            f"{words}. It is written when a run has tested its models: finish it with "
+            f"`gcml run --resume {in_shell(folder.path)}`"
         )
     return _load_file(path, config, site, device, described_in=folder.config_file)
+
+
+def _took_part(folder: RunFolder, site: str) -> bool:
+    """Whether a run has a site of that name."""
+    state = folder.read_state() if folder.state_file.exists() else None
+    return folder.checkpoints(site).is_dir() or (state is not None and site in (*state.alive, *state.dropped))
 
 
 def _load_members(

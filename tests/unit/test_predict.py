@@ -341,9 +341,16 @@ def test_ensemble_of_one_is_refused(tmp_path: Path) -> None:
         load_model(config.output.folder, "A", ensemble=True)
 
 
-def test_missing_model_names_the_sites_that_have_one(tmp_path: Path) -> None:
+def test_unknown_site_is_told_the_sites_there_are(tmp_path: Path) -> None:
     config = write_run(tmp_path, sites=("A",))
-    with pytest.raises(CheckpointError, match="does not exist; sites with a personalised model in this run: A"):
+    with pytest.raises(CheckpointError, match=r"does not exist; sites with a personalised model in this run: A$"):
+        load_model(config.output.folder, "B")
+
+
+def test_site_without_its_model_is_told_to_finish_the_run(tmp_path: Path) -> None:
+    config = write_run(tmp_path, sites=("A",))
+    RunFolder.open(config.output.folder).checkpoints("B").mkdir()
+    with pytest.raises(CheckpointError, match=r"in this run: A\. It is written .* finish it with `gcml run --resume"):
         load_model(config.output.folder, "B")
 
 
