@@ -144,8 +144,20 @@ def _case_problem(name: str, found: dict[int | None, list[Path]], channels: Sequ
     if twice or (None in found and len(found) > 1):
         files = ", ".join(str(path) for path in (twice[0] if twice else [p for paths in found.values() for p in paths]))
         return f"{name}: {files} claim the same place; keep one, or give the case another name"
+    if None in found and (case := _case_of_other_letters(name, channels)):
+        names = ", ".join(f"{case}_{channel}" for channel in channels)
+        numbers = ", ".join(f"{case}_{index:04}" for index in range(len(channels)))
+        return f"{name}: {found[None][0]} has a channel's name in other letters; call the files {names}, or {numbers}"
     missing = [channel for index, channel in enumerate(channels) if index not in found]
     if None not in found and missing:
         have = ", ".join(str(path) for paths in found.values() for path in paths)
         return f"{name}: channel {', '.join(missing)} is missing beside {have}; add <case>_<channel> or <case>_<number>"
     return None
+
+
+def _case_of_other_letters(name: str, channels: Sequence[str]) -> str:
+    """The case that a name such as ``b_T1`` means where the channel is ``t1``; empty where it is a whole case."""
+    if len(channels) == 1:  # b_CT is a case of one channel, whatever its name
+        return ""
+    ends = [len(channel) + 1 for channel in channels if name.lower().endswith(f"_{channel.lower()}")]
+    return name[: -max(ends)] if ends else ""

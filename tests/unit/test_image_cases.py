@@ -72,6 +72,17 @@ def test_missing_channel_is_named_and_other_cases_are_kept() -> None:
     assert "p1: channel flair is missing beside /in/p1_t1.nii" in result.problems[0]
 
 
+def test_channel_in_other_letters_is_told_how_to_be_called() -> None:
+    result = found(data("t1", "flair"), "b_T1.nii.gz", "b_FLAIR.nii.gz", "c.nii.gz")
+    assert list(shown(result)) == ["c"]
+    assert [problem.partition(":")[0] for problem in result.problems] == ["b_T1", "b_FLAIR"]
+    assert all("call the files b_t1, b_flair, or b_0000, b_0001" in problem for problem in result.problems)
+
+
+def test_single_channel_in_other_letters_is_a_case_of_its_own() -> None:
+    assert list(shown(found(data("ct"), "b_CT.nii.gz"))) == ["b_CT"]
+
+
 @pytest.mark.parametrize("names", [("p1.nii", "p1.nii.gz"), ("p1.nii", "p1_t1.nii"), ("p1_t1.nii", "p1_t1.nii.gz")])
 def test_two_files_in_one_place_are_a_problem(names: tuple[str, str]) -> None:
     result = found(data("t1", "flair"), *names)
