@@ -22,3 +22,8 @@ def in_shell(path: str | Path) -> str:
 def number(value: float, digits: int = 3) -> str:
     """A number for a table; a dash where it is undefined."""
     return "-" if math.isnan(value) else f"{value:.{digits}f}"
+
+
+def count(num: int, thing: str, things: str = "") -> str:
+    """``1 site``, ``2 sites``; ``things`` where that is not ``thing`` with an s."""
+    return f"{num} {thing if num == 1 else things or thing + 's'}"

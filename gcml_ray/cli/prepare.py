@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import Progress
 
 from gcml_ray.data.datalist import SPLITS, Case, cases_of_site, site_names, write_datalist
+from gcml_ray.wording import count
 
 prepare_app = typer.Typer(help="Write a datalist from images in a known layout.", no_args_is_help=True)
 
@@ -223,8 +224,8 @@ def _write(out: Path, cases: Sequence[Case], *, description: str) -> None:
     sites = site_names(cases)
     for site in sites:
         own = cases_of_site(cases, site)
-        console.print(f"{site}: {len(own)} cases{_split_note(own)}", highlight=False)
-    console.print(f"{len(cases)} cases of {len(sites)} sites -> {out}", highlight=False)
+        console.print(f"{site}: {count(len(own), 'case')}{_split_note(own)}", highlight=False)
+    console.print(f"{count(len(cases), 'case')} of {count(len(sites), 'site')} -> {out}", highlight=False)
 
 
 def _split_note(cases: Sequence[Case]) -> str:

@@ -22,6 +22,7 @@ from gcml_ray.errors import DataError
 from gcml_ray.records import ENSEMBLE, PERSONALISED, SHARED
 from gcml_ray.seeding import numpy_generator
 from gcml_ray.whole_files import replace_file
+from gcml_ray.wording import count
 
 COLUMNS = (
     "method", "seed", "identity", "sent_bytes", "seconds", "num_steps",
@@ -318,7 +319,7 @@ def site_verdicts(cells: Sequence[Cell], *, method: str, alone: str) -> tuple[st
     told = {site: _verdict(differences) for site, differences in by_site.items()}
     counts = {word: [site for site in told if told[site][0] == word] for word in ("better", "worse", "unsure")}
     summary = (
-        f"{method} against {alone}: better at {len(counts['better'])} of {len(told)} sites, worse at "
+        f"{method} against {alone}: better at {len(counts['better'])} of {count(len(told), 'site')}, worse at "
         f"{len(counts['worse'])}, not told apart at {len(counts['unsure'])}"
     )
     sentences = {
@@ -331,10 +332,10 @@ def site_verdicts(cells: Sequence[Cell], *, method: str, alone: str) -> tuple[st
 
 def _verdict(differences: NDArray[np.float64]) -> tuple[Literal["better", "worse", "unsure"], str]:
     """One site's verdict, and the numbers behind it."""
-    count = len(differences)
+    num_cases = count(len(differences), "test case")
     mean_points = f"{100 * differences.mean():+.1f} Dice points"
-    if count < MIN_CASES:
-        return "unsure", f"{mean_points}: {count} test case{'s' * (count != 1)}, too few to tell"
+    if len(differences) < MIN_CASES:
+        return "unsure", f"{mean_points}: {num_cases}, too few to tell"
     low, high = site_interval(differences)
-    numbers = f"{mean_points} (95 % interval {100 * low:+.1f} to {100 * high:+.1f}, {count} test cases)"
+    numbers = f"{mean_points} (95 % interval {100 * low:+.1f} to {100 * high:+.1f}, {num_cases})"
     return ("better" if low > 0 else "worse" if high < 0 else "unsure"), numbers

@@ -30,6 +30,7 @@ from gcml_ray.records import (
     SiteStatus,
     TrainReport,
 )
+from gcml_ray.wording import count
 
 log = logging.getLogger(__name__)
 
@@ -119,7 +120,8 @@ class RunConsole(LiveTable):
         """All sites begin to load."""
         self.config = config
         self.rows = {site: SiteRow() for site in sites}
-        self.say(f"{self.title}: {len(sites)} sites, {config.federation.rounds} rounds, method {config.method.name}")
+        size = f"{count(len(sites), 'site')}, {count(config.federation.rounds, 'round')}"
+        self.say(f"{self.title}: {size}, method {config.method.name}")
         if config.chaos:
             self.say(f"  faults on purpose, what this run gives is no result: {config.chaos}")
         self._refresh()
@@ -266,7 +268,7 @@ def round_line(config: Config, record: RoundRecord, *, left: str) -> str:
     taken = [receipt for receipt in record.pushes if receipt.accepted]
     is_async = config.federation.mode == "async"
     num_pushes = len(record.pushes if is_async else plan.edges)  # without a barrier a push may end in a later record
-    traffic = f"{len(taken)}/{num_pushes} pushes, {sum(r.size_bytes for r in taken) / 1e6:.1f} MB"
+    traffic = f"{len(taken)}/{count(num_pushes, 'push', 'pushes')}, {sum(r.size_bytes for r in taken) / 1e6:.1f} MB"
     exchanged = traffic if num_pushes else "no pushes"
     number = f"round {plan.round_number}/{config.federation.rounds}"
     if is_async:

@@ -12,6 +12,7 @@ from rich.table import Table
 
 from gcml_ray.console.live import LiveTable
 from gcml_ray.search.records import FinalRecord, SearchRecord, TrialRecord, describe_params, format_value
+from gcml_ray.wording import count
 
 log = logging.getLogger(__name__)
 
@@ -79,7 +80,7 @@ def search_table(search: SearchRecord) -> Table:
         value = trial.value(search.objective)
         return order.index(trial.status), math.inf if math.isnan(value) else -value, trial.number
 
-    title = f"{search.name}: {len(search.trials)} trials by validation {search.objective}"
+    title = f"{search.name}: {count(len(search.trials), 'trial')} by validation {search.objective}"
     return _table(title, sorted(search.trials, key=rank), search)
 
 

@@ -16,7 +16,7 @@ from gcml_ray.records import BEFORE_GOSSIP, PERSONALISED, CaseScore, EvaluationR
 from gcml_ray.run_folder import MODEL_FILE
 from gcml_ray.stopwatch import peak_memory_bytes
 from gcml_ray.tracking.run import tracking_uri
-from gcml_ray.wording import in_shell, number
+from gcml_ray.wording import count, in_shell, number
 
 
 def scores_of(reports: Iterable[EvaluationReport], site: str, model: str) -> tuple[CaseScore, ...]:
@@ -139,13 +139,14 @@ def run_facts(rounds: Sequence[RoundRecord], *, start_seconds: float, chaos: str
     megabytes = sum(receipt.size_bytes for receipt in taken) / 1e6
     share = share_of_fedavg(rounds)
     num_judged, num_rejected = judged_counts(rounds)
-    judged = [f"judged       {num_judged} incoming models by their receivers; {num_rejected} not let in"]
+    judged = [f"judged       {count(num_judged, 'incoming model')} by the receivers; {num_rejected} not let in"]
     faults = [f"FAULTS       were injected on purpose, what this run gives is no result: {chaos}"]
     lines = (
         *(faults if chaos else ()),
-        f"time         {start_seconds:.0f} s to start, {seconds:.0f} s for {len(rounds)} rounds",
+        f"time         {start_seconds:.0f} s to start, {seconds:.0f} s for {count(len(rounds), 'round')}",
         *([f"             of the sites' time {shares}"] if shares else []),
-        f"traffic      {len(taken)} pushes, {megabytes:.1f} MB; {refused} refused; {skipped} site rounds skipped",
+        f"traffic      {count(len(taken), 'push', 'pushes')}, {megabytes:.1f} MB; {refused} refused; "
+        f"{count(skipped, 'site round')} skipped",
         *(
             (f"             {share:.0%} of FedAvg's uploads in the same rounds, {share / 2:.0%} of both its ways",)
             if share

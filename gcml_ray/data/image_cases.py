@@ -20,6 +20,7 @@ from gcml_ray.data.datalist import Case, assign_splits, duplicate_problems, name
 from gcml_ray.data.reading import NIFTI, PICTURES
 from gcml_ray.errors import ConfigError, DataError
 from gcml_ray.records import Split
+from gcml_ray.wording import count
 
 NUMBERED = re.compile(r"(.+)_(\d{4})")
 
@@ -61,20 +62,19 @@ def _from_datalist(path: Path, data: DataConfig, *, site: str, split: Split | No
     """A site's entries, and those of no site."""
     entries = read_datalist(path, only_images=True)
     own = tuple(replace(case, site=site) for case in entries if case.site in ("", site))
-    notes = (
-        [f"{len(entries) - len(own)} cases of other sites in {path} were left out"] if len(own) < len(entries) else []
-    )
+    num_others = len(entries) - len(own)
+    notes = (f"{count(num_others, 'case')} of other sites in {path}: left out",) if num_others else ()
     twice = duplicate_problems(own)  # one with its site and one without
     if twice:
         raise DataError(f"{path}: {'; '.join(twice)}")
     if not own:
-        raise DataError(f"{path}: none of its {len(entries)} cases is of site {site}; sites are {_sites(entries)}")
+        raise DataError(f"{path} holds {count(len(entries), 'case')}, none of site {site}; sites are {_sites(entries)}")
     if split is not None:
         own = with_splits(own, data)
         own = tuple(case for case in own if case.split == split)
     if not own:
         raise DataError(f"{path}: site {site} has no {split} case there; leave --split out, or name another")
-    return FoundCases(own, (), tuple(notes))
+    return FoundCases(own, (), notes)
 
 
 def with_splits(cases: Sequence[Case], data: DataConfig) -> tuple[Case, ...]:

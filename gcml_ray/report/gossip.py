@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from gcml_ray.records import PushReceipt
 from gcml_ray.report.axes import empty_figure, finished_rounds, site_looks, site_names
 from gcml_ray.run_folder import RunFolder
+from gcml_ray.wording import count
 
 PushesByEdge = dict[tuple[str, str], list[PushReceipt]]
 REFUSED_COLOUR = "#D55E00"
@@ -44,8 +45,8 @@ def plot_gossip_graph(folder: RunFolder) -> Figure:
     _draw_graph(graph, sites, by_edge)
     total = sum(receipt.size_bytes for receipts in by_edge.values() for receipt in receipts)
     num_refused = sum(map(_num_refused, by_edge.values()))
-    in_rounds = f"in {len(rounds)} round{'s' * (len(rounds) != 1)}"
-    text = f"{num_pushes} pushes, {num_refused} refused, {_megabytes(total)} {in_rounds}"
+    in_rounds = f"in {count(len(rounds), 'round')}"
+    text = f"{count(num_pushes, 'push', 'pushes')}, {num_refused} refused, {_megabytes(total)} {in_rounds}"
     figure.suptitle(text if num_pushes else f"no pushes {in_rounds}", fontsize=11)
     return figure
 

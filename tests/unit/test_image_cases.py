@@ -135,8 +135,8 @@ def test_cases_of_other_sites_are_left_out_with_a_note(tmp_path: Path) -> None:
     path = datalist(tmp_path, {"image": "p1.nii", "site": "A"}, {"image": "p2.nii", "site": "B"}, {"image": "p3.nii"})
     result = find_cases([path], data(), site="A", split=None)
     assert list(shown(result)) == ["p1", "p3"]
-    assert "1 cases of other sites" in result.notes[0]
-    with pytest.raises(DataError, match=r"none of its 1 cases is of site A; sites are B"):
+    assert "1 case of other sites" in result.notes[0]
+    with pytest.raises(DataError, match=r"holds 1 case, none of site A; sites are B"):
         find_cases([datalist(tmp_path, {"image": "p2.nii", "site": "B"})], data(), site="A", split=None)
 
 

@@ -24,7 +24,7 @@ from gcml_ray.report.page.comparison_charts import (
 )
 from gcml_ray.report.page.exchange import gossip_section, regions_section
 from gcml_ray.report.page.gossip_charts import gain_map
-from gcml_ray.report.page.parts import Block, Figures, Folded, Page, Pictures, Section, Table, Words, count, points
+from gcml_ray.report.page.parts import Block, Figures, Folded, Page, Pictures, Section, Table, Words, points
 from gcml_ray.report.page.records import RunRecords, faults_notice, read_run
 from gcml_ray.report.page.run import (
     FAILURES,
@@ -36,7 +36,7 @@ from gcml_ray.report.page.run_charts import stage_chart, stage_seconds
 from gcml_ray.report.page.summary import METHODS, listed
 from gcml_ray.teaching import gains_by_edge
 from gcml_ray.tracking.metrics import flat_params
-from gcml_ray.wording import number
+from gcml_ray.wording import count, number
 
 NOT_COMPARED = {"name", "federation.seed", "output.folder", "tracking.experiment"}  # differ in every cell
 

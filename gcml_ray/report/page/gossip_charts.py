@@ -14,7 +14,6 @@ from gcml_ray.report.page.parts import (
     COLOURS,
     Chart,
     chart_text,
-    count,
     hatched,
     looks,
     megabytes,
@@ -23,6 +22,7 @@ from gcml_ray.report.page.parts import (
     whole_numbers,
 )
 from gcml_ray.report.page.records import RunRecords, natural_order
+from gcml_ray.wording import count
 
 ARROW, REFUSED = "#7F7F7F", COLOURS[1]
 GAIN, LOSS = "0,114,178", "213,94,0"

@@ -220,11 +220,6 @@ def megabytes(size_bytes: float) -> str:
     return f"{size:,.0f} MB" if size >= 100 else f"{size:.3g} MB"
 
 
-def count(number: int, thing: str, things: str = "") -> str:
-    """``1 site``, ``2 sites``."""
-    return f"{number} {thing if number == 1 else things or thing + 's'}"
-
-
 def picture_uri(source: Path | BinaryIO) -> str:
     """An image file as a data URI, at most ``PICTURE_WIDTH`` wide.
 

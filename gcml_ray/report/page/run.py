@@ -20,7 +20,6 @@ from gcml_ray.report.page.parts import (
     Section,
     Table,
     Words,
-    count,
     picture_uri,
     points,
 )
@@ -33,7 +32,7 @@ from gcml_ray.report.page.run_charts import (
     time_by_stage,
 )
 from gcml_ray.report.page.summary import METHODS, summary_section
-from gcml_ray.wording import number
+from gcml_ray.wording import count, number
 
 PATIENTS = (
     "This page holds pictures of patients and names of cases. Share it only as you may share the images themselves. "

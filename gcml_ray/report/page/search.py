@@ -7,7 +7,7 @@ from collections import Counter
 from pathlib import Path
 from statistics import fmean, stdev
 
-from gcml_ray.report.page.parts import Block, Figures, Folded, Page, Section, Table, Words, count
+from gcml_ray.report.page.parts import Block, Figures, Folded, Page, Section, Table, Words
 from gcml_ray.report.page.search_charts import (
     AXES,
     dice_by_traffic,
@@ -19,7 +19,7 @@ from gcml_ray.report.page.search_charts import (
 from gcml_ray.search.effects import Effect, compared_round, describe, effects
 from gcml_ray.search.folder import read_final, read_search_record
 from gcml_ray.search.records import FinalRecord, SearchRecord, TrialRecord, describe_params, format_value, mean_dices
-from gcml_ray.wording import number
+from gcml_ray.wording import count, number
 
 
 def search_page(folder: Path) -> Page:
