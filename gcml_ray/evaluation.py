@@ -197,6 +197,7 @@ class Evaluator:
                     sample.label.numpy(),
                     self.predict(learner, sample.image).numpy(),
                     class_names=self.config.data.foreground_names,
+                    channel_names=self.config.data.channels,
                     title=f"{site}  {name}  Dice {dice[known]:.3f}",
                     path=folder / f"{chosen[known]}_{sample.case.replace(':', '_')}.png",
                 )

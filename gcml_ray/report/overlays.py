@@ -34,12 +34,13 @@ def draw_overlay(
     title: str,
     path: Path,
     class_names: Sequence[str] = (),
+    channel_names: Sequence[str] = (),
 ) -> None:
     """Draw contours of reference and prediction around the structure, one panel a class, to a PNG file.
 
     A volume is shown in the slice of its last axis with the largest reference area, turned so that in
     an RAS volume anterior is up and the patient's right is on the left. A 2D image of three channels is
-    shown in colour, anything else by its first channel.
+    shown in colour, anything else by the channel in which the structure is clearest.
 
     Args:
         image: (C, *spatial).
@@ -48,6 +49,7 @@ def draw_overlay(
         title: shown above the panels.
         path: where the PNG goes; its folder is made.
         class_names: of the foreground classes in order, or of the R regions.
+        channel_names: of the C channels; the one that is shown is named in the title.
 
     Raises:
         DataError: the shapes do not fit.
@@ -57,6 +59,10 @@ def draw_overlay(
             f"overlay {path.name}: image {image.shape}, label {label.shape} and prediction {prediction.shape} do not "
             "fit; expected (C, *spatial) and twice (1, *spatial) or (R, *spatial) with 2 or 3 spatial axes"
         )
+    channel = clearest_channel(image, label[0] > 0)
+    if channel is not None:
+        image = image[channel : channel + 1]
+        title += f"  {channel_names[channel]}" if len(channel_names) > 1 else ""
     names, references, predictions = _class_masks(label, prediction, class_names)
     if image.ndim == 4:
         index = _slice_index(references, predictions)
@@ -72,6 +78,22 @@ def draw_overlay(
         axes.set_title(names[i], fontsize=9, parse_math=False)
     path.parent.mkdir(parents=True, exist_ok=True)
     save_figure(figure, path, dpi=150)
+
+
+def clearest_channel(image: NDArray[Any], structure: Mask) -> int | None:
+    """The channel in which a structure differs most from the rest; None for a colour picture, shown as it is.
+
+    Args:
+        image: (C, *spatial).
+        structure: (*spatial).
+    """
+    if image.ndim == 3 and len(image) == 3:
+        return None
+    if not structure.any() or structure.all():
+        return 0
+    spread = np.maximum([channel.std() for channel in image], 1e-6)
+    differences = [channel[structure].mean() - channel[~structure].mean() for channel in image]
+    return int((np.abs(differences) / spread).argmax())
 
 
 def _class_masks(

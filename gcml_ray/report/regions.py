@@ -31,7 +31,15 @@ from gcml_ray.inference import logits_by, predict_labels
 from gcml_ray.predict import load_model
 from gcml_ray.records import RoundRecord
 from gcml_ray.report.axes import empty_figure, save_figure
-from gcml_ray.report.overlays import PREDICTION_COLOUR, REFERENCE_COLOUR, _axial, _contour, _crop, _picture
+from gcml_ray.report.overlays import (
+    PREDICTION_COLOUR,
+    REFERENCE_COLOUR,
+    _axial,
+    _contour,
+    _crop,
+    _picture,
+    clearest_channel,
+)
 from gcml_ray.run_folder import MODEL_FILE, RunFolder
 
 Mask = NDArray[np.bool_]
@@ -77,7 +85,7 @@ def draw_regions(run_folder: Path, config: Config, rounds: Sequence[RoundRecord]
     site, peer = _pair(RunFolder(run_folder), rounds)
     sample = _example_case(config, site)
     labels = [_prediction(run_folder, name, config, sample.image) for name in (site, peer)]
-    channel = _clearest_channel(sample)
+    channel = clearest_channel(sample.image.numpy(), sample.label[0].numpy() > 0)
     if channel is not None:
         sample = replace(sample, image=sample.image[channel : channel + 1])
     compared = _slice(_compare(sample, *labels, sigmoid=config.data.is_sigmoid))
@@ -143,18 +151,6 @@ def _prediction(run_folder: Path, site: str, config: Config, image: Tensor) -> T
     model = load_model(run_folder, site)
     logits = logits_by(config, model.modules[0], image, torch.device("cpu"))  # where AMP has no effect
     return predict_labels(logits, sigmoid=config.data.is_sigmoid)
-
-
-def _clearest_channel(sample: Sample) -> int | None:
-    """The channel in which the expert's structure differs most from the rest; None for a picture, shown as it is."""
-    if sample.image.ndim == 3:
-        return None
-    inside = sample.label[0] > 0
-    if not bool(inside.any()) or bool(inside.all()):
-        return 0
-    spread = sample.image.flatten(1).std(dim=1).clamp_min(1e-6)
-    difference = sample.image[:, inside].mean(dim=1) - sample.image[:, ~inside].mean(dim=1)
-    return int((difference.abs() / spread).argmax())
 
 
 def _compare(sample: Sample, learner: Tensor, peer: Tensor, *, sigmoid: bool) -> _Compared:

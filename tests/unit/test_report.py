@@ -13,7 +13,7 @@ from PIL import Image
 
 from gcml_ray.errors import DataError
 from gcml_ray.records import CaseScore
-from gcml_ray.report.overlays import draw_overlay
+from gcml_ray.report.overlays import clearest_channel, draw_overlay
 from gcml_ray.report.run import plot_dice_by_round, plot_gossip_graph, plot_losses, plot_test_dice, write_plots
 from gcml_ray.run_folder import RunFolder
 from tests.made_up_run import made_up_run
@@ -178,6 +178,27 @@ def test_three_channels_of_a_2d_image_are_colour(tmp_path: Path) -> None:
     draw_overlay(image, block((64, 64), 20, 40), block((64, 64), 22, 42), title="", path=tmp_path / "overlay.png")
     picture = np.asarray(Image.open(tmp_path / "overlay.png").convert("RGB"), dtype=int)
     assert ((picture[..., 0] > 200) & (picture[..., 1] < 30) & (picture[..., 2] < 30)).sum() > 100
+
+
+def test_channel_with_the_clearest_structure_is_shown_and_colour_pictures_as_they_are() -> None:
+    """Channel 0: 1 inside, 0 outside, but a far outlier spreads it; channel 1: 1 inside and 0 outside."""
+    structure = np.zeros((2, 2, 2), dtype=bool)
+    structure[0, 0] = True
+    clear = structure.astype(np.float32)
+    noisy = clear.copy()
+    noisy[1, 1, 1] = 9.0
+    assert clearest_channel(np.stack([noisy, clear]), structure) == 1
+    assert clearest_channel(np.stack([noisy, clear]), np.zeros_like(structure)) == 0
+    assert clearest_channel(np.zeros((3, 2, 2)), structure[0]) is None
+
+
+def test_overlay_names_the_channel_that_it_shows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    figures: list[Figure] = []
+    monkeypatch.setattr("gcml_ray.report.overlays.save_figure", lambda figure, *_, **__: figures.append(figure))
+    label = block((64, 64), 20, 40)
+    image = np.concatenate([np.zeros((1, 64, 64)), label])
+    draw_overlay(image, label, label, title="CS", path=tmp_path / "x.png", channel_names=("t1", "flair"))
+    assert figures[0].get_suptitle() == "CS  flair"
 
 
 def test_each_region_has_its_own_panel(tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ from gcml_ray.report.page.run import FAILURES, text_without_secrets
 from gcml_ray.report.page.run_charts import WAITING, stage_seconds
 from gcml_ray.report.page.summary import METHODS
 from gcml_ray.report.page.write import write_report
-from gcml_ray.report.regions import _clearest_channel, _compare, draw_regions
+from gcml_ray.report.regions import _compare, draw_regions
 from gcml_ray.run_folder import RunFolder, RunState
 from tests.made_up_run import made_up_config, made_up_round
 from tests.model_files import write_run
@@ -247,17 +247,6 @@ def test_omega_is_split_by_whether_the_peer_is_right() -> None:
     compared = _compare(sample_of(truth), learner, peer, sigmoid=False)
     np.testing.assert_array_equal(compared.pull, [[True, False, True], [False, False, False]])
     np.testing.assert_array_equal(compared.push, [[False, True, False], [False, True, True]])
-
-
-def test_channel_with_the_clearest_structure_is_shown_and_colour_pictures_as_they_are() -> None:
-    """Channel 0: 1 inside, 0 outside, but a far outlier spreads it; channel 1: 1 inside and 0 outside."""
-    label = torch.tensor([[[[1, 1], [0, 0]], [[0, 0], [0, 0]]]], dtype=torch.uint8)
-    clear = label[0].float()
-    noisy = clear.clone()
-    noisy[1, 1, 1] = 9.0
-    volume = replace(sample_of([[0]]), image=torch.stack([noisy, clear]), label=label)
-    assert _clearest_channel(volume) == 1
-    assert _clearest_channel(sample_of([[1, 1, 0], [0, 0, 2]])) is None
 
 
 def taught_rounds(site: str, peer: str) -> tuple[RoundRecord, ...]:

@@ -157,8 +157,8 @@ def cases_section(run: RunRecords) -> Section:
 def overlays_section(run: RunRecords, *, with_images: bool) -> Section:
     """Best and worst test case of each site, from ``overlays/``."""
     lead = (
-        "The site's best and worst test case, in the slice with the most of the structure. Solid line: the expert's "
-        "outline; dashed line: the model's."
+        "The site's best and worst test case, in the slice with the most of the structure and the channel in which it "
+        "is clearest. Solid line: the expert's outline; dashed line: the model's."
     )
     if not with_images:
         return Section("overlays", "Best and worst cases", lead, (Words(("Left out on request (--no-images).",)),))
