@@ -41,6 +41,7 @@ $(VENV)/docs: $(VENV)/installed
 	touch $@
 
 $(VENV)/installed: pyproject.toml constraints.txt
+	@echo "Installing gcml-ray, PyTorch, MONAI, Ray and MLflow into $(VENV): 2 GB or more, some minutes without a word"
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install -q -c constraints.txt -e ".[dev]"
 	touch $@

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
@@ -13,9 +13,11 @@ import typer
 from rich.console import Console
 
 from gcml_ray.cli.running import STOPPED, stop_on_signal, watched, wide_console
-from gcml_ray.comparison.config import ComparisonConfig, load_comparison
+from gcml_ray.comparison.config import ComparisonConfig, cell_config, load_comparison
 from gcml_ray.comparison.table import method_table, site_table
 from gcml_ray.console.comparison import CellsConsole
+from gcml_ray.run_folder import TRACKING_FILE
+from gcml_ray.tracking.run import tracking_uri
 from gcml_ray.wording import in_shell
 
 if TYPE_CHECKING:
@@ -60,6 +62,8 @@ def compare(
         comparison, overrides, open_views=open_views, say=say, at_once=at_once, tables_only=tables_only
     )
     _show(console, comparison, ending)
+    for name, text in where_things_are(comparison, overrides).items():
+        say(f"{name:<23}{text}")
     if ending.is_stopped:
         say(f"stopped; the same command goes on where it was: gcml compare {in_shell(config)}")
         raise typer.Exit(STOPPED)
@@ -68,7 +72,7 @@ def compare(
 
 
 def _show(console: Console, comparison: ComparisonConfig, ending: Ending) -> None:
-    """The table, the verdicts, what failed, and where everything lies."""
+    """The table, the verdicts, and what failed."""
     rows = ending.tables.rows
     if rows:
         title = f"{comparison.name}: personalised models on the sites' own test cases, mean over sites"
@@ -82,5 +86,17 @@ def _show(console: Console, comparison: ComparisonConfig, ending: Ending) -> Non
     for reason, titles in by_reason.items():
         text = reason.replace("\n", "\n  ")
         console.print(f"failed: {'; '.join(titles)}\n  {text}", style="red", highlight=False, markup=False)
-    console.print(f"table, plots and runs  {comparison.output}", highlight=False, markup=False)
-    console.print(f"finished cells         {comparison.results}", highlight=False, markup=False)
+
+
+def where_things_are(comparison: ComparisonConfig, overrides: Sequence[str]) -> dict[str, str]:
+    """What lies where, as commands and paths to copy; MLflow where the comparison was tracked."""
+    places = {
+        "table, plots and runs": comparison.output,
+        "finished cells": comparison.results,
+        "one page": f"gcml report {in_shell(comparison.output)}",
+    }
+    if (Path(comparison.output) / TRACKING_FILE).is_file():
+        cell = cell_config(comparison, next(iter(comparison.methods)), comparison.seeds[0], overrides)
+        uri = tracking_uri(cell, Path(cell.output.folder))
+        places["MLflow"] = f"mlflow ui --backend-store-uri {in_shell(uri)}"
+    return places

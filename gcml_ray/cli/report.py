@@ -31,6 +31,8 @@ def report(
             raise
         raise ConfigError(f"gcml report needs {error.name}: pip install 'gcml-ray[report]'") from error
     console = Console(soft_wrap=True)
-    with console.status("reading the records, drawing"):
+    hint = ", and an example of the regions (--no-regions is faster)" if images and regions else ""
+    console.print(f"reading {folder}, drawing its charts{hint}", highlight=False, markup=False)
+    with console.status("drawing"):
         page = write_report(folder, out, with_images=images, with_regions=regions)
     console.print(f"report  {page}  ({page.stat().st_size / 1e6:.1f} MB, one file)", highlight=False, markup=False)

@@ -17,6 +17,7 @@ from rich.console import Console
 
 from actors.cluster import Node, num_that_fit
 from actors.compare import Ending, Task, Views, _Attempt, _side_by_side, run_comparison
+from gcml_ray.cli.compare import where_things_are
 from gcml_ray.comparison.config import ComparisonConfig, cell_config
 from gcml_ray.comparison.output import finished_cells
 from gcml_ray.config import Config, ResourcesConfig
@@ -24,7 +25,7 @@ from gcml_ray.config.file import save_config
 from gcml_ray.console.comparison import CellsConsole
 from gcml_ray.errors import ConfigError
 from gcml_ray.records import WAITS_FOR_ROOM, SiteStatus
-from gcml_ray.run_folder import RunFolder
+from gcml_ray.run_folder import TRACKING_FILE, RunFolder
 from tests.fake_runs import RecordingListener
 from tests.fakes import FakeTrainers, Fault, calls_of, fake_config
 from tests.made_up_run import made_up_config, made_up_round
@@ -335,3 +336,19 @@ def test_cells_are_rows_while_they_run_and_abort_reaches_their_driver() -> None:
     assert "round 5/30 exchange" in text
     assert "local, seed 0" in text
     assert WAITS_FOR_ROOM in text
+
+
+def test_last_words_name_the_folders_the_page_and_mlflow_where_it_was_tracked(tmp_path: Path) -> None:
+    comparison = make_comparison(tmp_path)
+    runs = tmp_path / "runs"
+    untracked = where_things_are(comparison, [])
+    assert untracked == {
+        "table, plots and runs": str(runs),
+        "finished cells": str(tmp_path / "results"),
+        "one page": f"gcml report {runs}",
+    }
+    runs.mkdir()
+    (runs / TRACKING_FILE).touch()
+    assert where_things_are(comparison, [])["MLflow"] == f"mlflow ui --backend-store-uri sqlite:///{runs}/mlflow.db"
+    elsewhere = where_things_are(comparison, ["tracking.uri=http://server:5000"])
+    assert elsewhere["MLflow"] == "mlflow ui --backend-store-uri http://server:5000"

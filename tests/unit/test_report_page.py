@@ -338,7 +338,9 @@ def test_command_writes_the_page_and_says_where(
         main()
     assert ended.value.code == 0
     assert out.is_file()
-    assert str(out) in capsys.readouterr().out
+    first, *others = capsys.readouterr().out.splitlines()
+    assert first == f"reading {folder.path}, drawing its charts"
+    assert str(out) in "".join(others)
 
 
 def test_missing_plotly_is_told_with_the_extra_to_install(
