@@ -67,13 +67,16 @@ def load_comparison(path: Path, overrides: Sequence[str] = ()) -> ComparisonConf
     try:
         comparison = ComparisonConfig.model_validate(read_sections(path, "compare"))
     except ValidationError as error:
-        problems = "".join(f"\n  - {problem}" for problem in describe_problems(error, ComparisonConfig))
-        raise ConfigError(f"comparison {path} is not valid:{problems}") from error
+        raise _wrong(path, describe_problems(error, ComparisonConfig)) from error
     comparison = comparison.model_copy(update={"base": str(find_base(path, comparison.base))})
     problems = _misplaced(overrides) or _problems_of_methods(comparison, overrides)
     if problems:
-        raise ConfigError("\n".join([f"comparison {path}: {len(problems)} problem(s)", *(f"  {p}" for p in problems)]))
+        raise _wrong(path, problems)
     return comparison
+
+
+def _wrong(path: Path, problems: Sequence[str]) -> ConfigError:
+    return ConfigError("\n".join([f"comparison {path}: {len(problems)} problem(s)", *(f"  {p}" for p in problems)]))
 
 
 def _misplaced(overrides: Sequence[str]) -> list[str]:
