@@ -6,7 +6,10 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
-from gcml_ray.comparison.cells import Cell, Score, summarise, write_cell
+import numpy as np
+import pytest
+
+from gcml_ray.comparison.cells import Cell, Score, site_interval, summarise, write_cell
 from gcml_ray.report.page.comparison_charts import dice_against_bytes, gains_by_site, mean_dice_by_round
 from gcml_ray.report.page.records import read_run
 from gcml_ray.report.page.write import write_report
@@ -76,7 +79,9 @@ def test_site_with_too_few_cases_is_grey_and_has_no_interval() -> None:
     assert chart is not None
     told, untold = chart.figure.data
     assert (told.y, untold.y) == (("B",), ("A", "C"))
-    assert told.error_x.array is not None
+    low, high = site_interval(np.array([0.1, 0.2] * 3))  # that of the verdict in words
+    assert told.error_x.array == pytest.approx([100 * high - 15])
+    assert told.error_x.arrayminus == pytest.approx([15 - 100 * low])
     assert untold.error_x.array is None
     assert untold.marker.symbol == "diamond-open"
     assert chart.figure.layout.yaxis.categoryarray == ("A", "B", "C")
