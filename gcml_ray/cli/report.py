@@ -31,7 +31,7 @@ def report(
             raise
         raise ConfigError(f"gcml report needs {error.name}: pip install 'gcml-ray[report]'") from error
     console = Console(soft_wrap=True)
-    hint = ", and an example of the regions (--no-regions is faster)" if images and regions else ""
+    hint = "; an example of the regions, if there is one, takes longest (--no-regions)" if images and regions else ""
     console.print(f"reading {folder}, drawing its charts{hint}", highlight=False, markup=False)
     with console.status("drawing"):
         page = write_report(folder, out, with_images=images, with_regions=regions)
