@@ -51,7 +51,7 @@ def connected(resources: ResourcesConfig) -> Iterator[str]:
         ClusterError: the address cannot be reached.
     """
     if ray.is_initialized():
-        yield "the cluster that is already connected"
+        yield f"the cluster at {ray.get_runtime_context().gcs_address}, as before"
         return
     description = _connect(resources.address)
     try:
