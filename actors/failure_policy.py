@@ -51,10 +51,11 @@ def decide(failure: SiteFailure, history: History) -> Decision:
 
 
 def start_error(failures: Sequence[SiteFailure]) -> SiteError:
-    """One error for all sites that could not start; the message keeps each site's own words."""
+    """One error for all sites that could not start, in their own words; sites that say the same share a line."""
     if len(failures) == 1:
         return SiteError(failures[0].site, 0, "start", failures[0].message)
-    text = "\n".join(
-        f"site {failure.site}: {failure.message.removeprefix(f'site {failure.site}: ')}" for failure in failures
-    )
-    return SiteError(", ".join(failure.site for failure in failures), 0, "start", f"cannot start\n{text}")
+    sites: dict[str, list[str]] = {}
+    for failure in failures:
+        sites.setdefault(failure.message.removeprefix(f"site {failure.site}: "), []).append(failure.site)
+    lines = [f"site {', '.join(names)}: {words}" for words, names in sites.items()]
+    return SiteError(", ".join(failure.site for failure in failures), 0, "start", "\n".join(["cannot start", *lines]))

@@ -34,7 +34,7 @@ def check_headers(case: Case, data: DataConfig) -> list[str]:
         problems = channel_problems(case, shapes[:-1], data)
         problems += grid_problems(case, (*case.images, case.label), shapes)
         problems += affine_problems(case, headers[0].affine, data)
-    return [f"site {case.site}, case {case.name}: {problem}" for problem in problems]
+    return problems
 
 
 def channel_problems(case: Case, shapes: Sequence[tuple[int, ...]], data: DataConfig) -> list[str]:

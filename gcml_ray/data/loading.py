@@ -32,7 +32,8 @@ from gcml_ray.data.case_checks import (
     warn_affines,
     without_alpha,
 )
-from gcml_ray.data.datalist import Case, listed
+from gcml_ray.data.datalist import Case
+from gcml_ray.data.problems import CaseError
 from gcml_ray.data.reading import Volume, read_volume
 from gcml_ray.errors import DataError
 
@@ -94,7 +95,7 @@ def load_sample(case: Case, data: DataConfig) -> Sample:
     """Read, check and preprocess one case; every file is read once.
 
     Raises:
-        DataError: names site, case and every problem of its files.
+        CaseError: names site, case and every problem of its files.
     """
     images, label = _read_case(case, data)
     affine = images[0].affine
@@ -186,7 +187,7 @@ def _read_case(case: Case, data: DataConfig) -> tuple[list[Volume], Volume]:
         problems += intensity_problems(case, volumes[:-1], data)
         problems += label_problems(case, volumes[-1].array, data)
     if problems:
-        raise DataError(f"site {case.site}, case {case.name}: {len(problems)} problem(s):{listed(problems)}")
+        raise CaseError(case, problems)
     warn_affines(case, paths, volumes)
     return volumes[:-1], volumes[-1]
 

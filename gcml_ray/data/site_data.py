@@ -17,6 +17,7 @@ from gcml_ray.data.case_cache import cached_sample
 from gcml_ray.data.datalist import SPLITS, Case, cases_of_site, listed
 from gcml_ray.data.loading import Sample
 from gcml_ray.data.patch_stream import Patch, PatchStream, PatchWorkers, stacked
+from gcml_ray.data.problems import CaseError, CaseProblem, grouped
 from gcml_ray.errors import DataError, SiteError
 from gcml_ray.records import Split
 
@@ -72,16 +73,18 @@ class SiteData:
         """
         self._check_cases()
         samples: dict[Split, list[Sample]] = {split: [] for split in SPLITS}
-        problems: list[str] = []
+        problems: list[CaseProblem] = []
         for done, case in enumerate(self._cases, start=1):
             try:
                 samples[case.split or "train"].append(cached_sample(case, self._data))
-            except DataError as error:
-                problems.append(str(error))
+            except CaseError as error:
+                problems += [(case, problem) for problem in error.problems]
             if progress is not None:
                 progress(done, len(self._cases))
         if problems:
-            raise DataError(f"site {self.site}: {len(problems)} of {len(self._cases)} cases are bad:{listed(problems)}")
+            num_bad, num_cases = len({case for case, _ in problems}), len(self._cases)
+            lines = listed(grouped(problems, num_cases))
+            raise DataError(f"site {self.site}: {num_bad} of {num_cases} cases are bad:{lines}")
         self._samples = {split: tuple(part) for split, part in samples.items()}
         if not any(len(sample.foreground) for sample in samples["train"]):
             log.warning(

@@ -29,6 +29,7 @@ from gcml_ray.config.file import load_config
 from gcml_ray.data.case_checks import check_headers
 from gcml_ray.data.datalist import Case, check_files, listed
 from gcml_ray.data.loading import respaced, with_affine
+from gcml_ray.data.problems import CaseProblem, grouped
 from gcml_ray.data.reading import Header, affines_agree, read_header
 from gcml_ray.data.site_data import SiteData
 from gcml_ray.doctor.forecast_costs import SiteCases
@@ -44,7 +45,7 @@ from gcml_ray.wording import in_shell
 FEW_TRAIN = 3
 REACH_TIMEOUT_S = 5.0
 SPACING_TOLERANCE = 0.02  # relative: less than this is rounding in a header
-MEND_DATA = "mend or leave out the files that are named, then run the check again"
+MEND_DATA = "change the key that is named, or mend or leave out the files; then run the check again"
 
 
 def read_config(path: str, overrides: Sequence[str]) -> tuple[Check, Config | None]:
@@ -167,15 +168,16 @@ def check_files_exist(cases: Sequence[Case]) -> Check:
 
 def check_all_headers(cases: Sequence[Case], data: DataConfig) -> tuple[Check, tuple[CaseHeader, ...]]:
     """Shapes, channels and affines of every case, and the cases that are in order."""
-    problems: list[str] = []
+    problems: list[CaseProblem] = []
     headers: list[CaseHeader] = []
     for case in cases:
         wrong = check_headers(case, data)
-        problems += wrong
+        problems += [(case, problem) for problem in wrong]
         if not wrong:
             headers.append(_case_header(case, data))
     if problems:
-        detail = f"{len(problems)} problem(s) in the headers of {len(cases)} cases:{listed(problems)}"
+        num_bad = len(cases) - len(headers)
+        detail = f"{num_bad} of {len(cases)} cases are bad:{listed(grouped(problems, len(cases)))}"
         return Check("headers", "FAIL", detail, MEND_DATA), tuple(headers)
     detail = f"{len(cases)} cases with {len(data.channels)} channel(s), images and labels on one grid"
     return Check("headers", "PASS", detail), tuple(headers)

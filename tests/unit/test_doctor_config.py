@@ -140,7 +140,7 @@ def test_a_label_on_another_grid_fails_by_its_header(tmp_path: Path) -> None:
     write_image(tmp_path / "B4_seg.nii.gz", np.zeros((8, 8, 7), dtype=np.uint8))
     check = checks_of(config)["headers"]
     assert check.verdict == "FAIL"
-    assert "case B4" in check.detail
+    assert "case B/B4" in check.detail
     assert "(8, 8, 7)" in check.detail
 
 

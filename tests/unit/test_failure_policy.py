@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import pytest
 
-from actors.failure_policy import Decision, History, decide
+from actors.failure_policy import Decision, History, decide, start_error
 from gcml_ray.records import SiteFailure
 
 FRESH = History()
@@ -34,3 +34,9 @@ RESTARTED = History(restarts=3)
 def test_decision(stage: str, round_number: int, kind: str, history: History, expected: Decision) -> None:
     failure = SiteFailure("A", round_number, stage, kind, "it broke")  # type: ignore[arg-type]
     assert decide(failure, history) is expected
+
+
+def test_sites_that_cannot_start_for_the_same_reason_share_a_line() -> None:
+    words = {"A": "site A: no room", "B": "site B: bad files", "C": "site C: no room"}
+    error = start_error([SiteFailure(site, 0, "start", "raised", text) for site, text in words.items()])
+    assert error.message.splitlines() == ["cannot start", "site A, C: no room", "site B: bad files"]

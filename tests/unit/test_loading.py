@@ -304,7 +304,7 @@ def test_several_problems_of_a_case_are_in_one_error(tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
         load_sample(case_3d(tmp_path, image, label), config())
     message = str(caught.value)
-    assert "site A, case p1: 2 problem(s)" in message
+    assert message.startswith("site A, case p1: image ")
     assert "img.nii.gz has 1 NaN or infinite" in message
     assert "seg.nii.gz holds the values 7, data.labels allows {'background': 0, 'a': 1, 'b': 2}" in message
 
@@ -348,7 +348,6 @@ def test_affine_of_axes_in_one_plane_is_refused(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=expected):
         read_image(case, config())
     (problem,) = check_headers(case, config())
-    assert "site A, case p1: " in problem
     assert "unusable affine" in problem
 
 

@@ -1,4 +1,5 @@
 import multiprocessing
+import pickle
 import subprocess
 import sys
 from collections import Counter
@@ -13,6 +14,7 @@ import torch
 
 from gcml_ray.config import DataConfig
 from gcml_ray.data.datalist import Case
+from gcml_ray.data.problems import CaseError, grouped
 from gcml_ray.data.site_data import Batch, SiteData
 from gcml_ray.errors import DataError, SiteError
 
@@ -167,9 +169,36 @@ def test_all_bad_cases_of_a_site_are_in_one_error(tmp_path: Path) -> None:
     Path(cases[1].label).unlink()
     Path(cases[4].images[0]).write_bytes(b"x")
     with pytest.raises(
-        DataError, match=r"(?s)site A: 2 of 7 cases are bad.*case c1.*no such file.*case c4.*not an image"
+        DataError, match=r"(?s)site A: 2 of 7 cases are bad.*case A/c1.*no such file.*case A/c4.*not an image"
     ):
         loaded(cases)
+
+
+def test_cases_with_the_same_problem_share_a_line(tmp_path: Path) -> None:
+    with pytest.raises(DataError) as caught:
+        loaded(make_cases(tmp_path), channels=("mr", "ct"))
+    first, line = str(caught.value).splitlines()
+    assert first == "site A: 7 of 7 cases are bad:"
+    assert line.startswith("  - 7 of 7 cases (A/c0, A/c1, A/c2, A/c3, A/c4, ...): the image has 1 channel(s)")
+
+
+def test_problems_that_differ_in_paths_and_shapes_alone_share_a_line(tmp_path: Path) -> None:
+    first, second, third = make_cases(tmp_path)[:3]
+    problems = [
+        (first, f"label {first.label} has the shape (6, 6, 5)"),
+        (second, f"label {second.label} has the shape (6, 6, 4)"),
+        (third, f"image {third.images[0]} has the shape (6, 6, 4)"),
+    ]
+    assert grouped(problems, 9) == [
+        f"2 of 9 cases (A/c0, A/c1): label {first.label} has the shape (6, 6, 5)",
+        f"case A/c2: image {third.images[0]} has the shape (6, 6, 4)",
+    ]
+
+
+def test_error_of_a_case_survives_pickling(tmp_path: Path) -> None:
+    error = CaseError(make_cases(tmp_path)[0], ("it is torn", "it is wet"))
+    again = pickle.loads(pickle.dumps(error))  # noqa: S301 - ours
+    assert (str(again), again.problems) == (str(error), error.problems)
 
 
 def test_progress_counts_cases(tmp_path: Path) -> None:
