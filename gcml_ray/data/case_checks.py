@@ -17,6 +17,8 @@ from gcml_ray.errors import DataError
 
 log = logging.getLogger(__name__)
 
+WITH_ALPHA = (2, 4)  # channels of a picture whose last one is its opacity
+VOLUME_IN_2D = 3  # axes, one of them for channels
 MAX_INTENSITY = 1e18  # float32 cannot hold the square of more, of which a standard deviation is made
 
 
@@ -42,11 +44,32 @@ def channel_problems(case: Case, shapes: Sequence[tuple[int, ...]], data: DataCo
     num_channels = sum(shape[0] for shape in shapes)
     if num_channels == len(data.channels):
         return []
-    hint = "; is one an alpha channel?" if num_channels == len(data.channels) + 1 else ""
+    several = [(path, shape) for path, shape in zip(case.images, shapes, strict=True) if shape[0] > 1]
+    volume = next((problem for path, shape in several if (problem := volume_problem(path, shape))), None)
+    if volume is not None:
+        return [volume]
+    hints = "".join(f"; {path} alone has {shape[0]}, its shape is {_stored(shape)}" for path, shape in several[:1])
+    if any(is_picture(path) and shape[0] in WITH_ALPHA for path, shape in several):
+        hints += "; is one an alpha channel?"
     return [
         f"the image has {num_channels} channel(s) in {len(case.images)} file(s), data.channels lists "
-        f"{len(data.channels)} ({', '.join(data.channels)}){hint}"
+        f"{len(data.channels)} ({', '.join(data.channels)}){hints}; change data.channels or the files"
     ]
+
+
+def volume_problem(path: str, shape: tuple[int, ...]) -> str | None:
+    """Whether a file read in 2D is a volume whose slices became channels; ``shape``: (channels, *spatial)."""
+    if is_picture(path) or len(shape) != VOLUME_IN_2D or shape[0] == 1:
+        return None
+    return (
+        f"{path} is a volume of the shape {_stored(shape)}, data.spatial_dims is 2; set it to 3, or store one slice "
+        "a file"
+    )
+
+
+def _stored(shape: tuple[int, ...]) -> tuple[int, ...]:
+    """Channels last, as files have them."""
+    return (*shape[1:], shape[0])
 
 
 def grid_problems(case: Case, paths: Sequence[str], shapes: Sequence[tuple[int, ...]]) -> list[str]:
@@ -99,10 +122,11 @@ def label_problems(case: Case, label: Tensor, data: DataConfig) -> list[str]:
         ]
     label = without_alpha(label, case.label)
     if not (label == label[:1]).all():
-        return [
+        several = (
             f"label {case.label} has {label.shape[0]} differing channels; store one channel of label values, "
             "or set label_threshold"
-        ]
+        )
+        return [volume_problem(case.label, tuple(label.shape)) or several]
     values = torch.unique(label[0])
     foreign = sorted(set(values.tolist()) - {float(value) for value in data.labels.values()})
     if not foreign:
@@ -129,4 +153,4 @@ def warn_affines(case: Case, paths: Sequence[str], volumes: Sequence[Volume]) ->
 
 def without_alpha(label: Tensor, path: str) -> Tensor:
     """A picture's second or fourth channel is its opacity, not a label."""
-    return label[:-1] if is_picture(path) and label.shape[0] in (2, 4) else label
+    return label[:-1] if is_picture(path) and label.shape[0] in WITH_ALPHA else label

@@ -14,6 +14,7 @@ from gcml_ray.config import DataConfig
 from gcml_ray.data.case_checks import check_headers
 from gcml_ray.data.datalist import Case
 from gcml_ray.data.loading import load_sample, read_image, read_target
+from gcml_ray.data.problems import CaseError
 from gcml_ray.errors import DataError
 
 Array = NDArray[Any]
@@ -357,10 +358,22 @@ def test_wrong_number_of_axes_is_named(tmp_path: Path) -> None:
         load_sample(flat, config())
 
 
-def test_volume_in_a_2d_config_shows_as_too_many_channels(tmp_path: Path) -> None:
-    case = case_3d(tmp_path, random_image(6, 5, 4), block_label(6, 5, 4)[..., 0])
-    with pytest.raises(DataError, match=r"4 channel\(s\).* lists 3"):
-        load_sample(case, config_2d())
+def test_volumes_in_a_2d_config_are_named_as_such(tmp_path: Path) -> None:
+    label = block_label(6, 5, 4)
+    label[..., 0] = 0
+    with pytest.raises(CaseError) as caught:
+        load_sample(case_3d(tmp_path, random_image(6, 5, 4), label), config_2d())
+    words = r"nii\.gz is a volume of the shape \(6, 5, 4\), data\.spatial_dims is 2; set it to 3"
+    assert [bool(re.search(words, problem)) for problem in caught.value.problems] == [True, True]
+
+
+def test_file_of_several_volumes_is_named_with_its_shape(tmp_path: Path) -> None:
+    case = case_3d(tmp_path, random_image(6, 5, 4, 2), block_label(6, 5, 4))
+    with pytest.raises(DataError) as caught:
+        load_sample(case, config())
+    assert "the image has 2 channel(s) in 1 file(s), data.channels lists 1 (mr); " in str(caught.value)
+    assert "img.nii.gz alone has 2, its shape is (6, 5, 4, 2); change data.channels or the files" in str(caught.value)
+    assert "alpha" not in str(caught.value)
 
 
 def test_threshold_with_three_classes_is_refused(tmp_path: Path) -> None:
