@@ -17,6 +17,7 @@ from gcml_ray.errors import DataError
 
 log = logging.getLogger(__name__)
 
+MAX_LABEL = 65535  # atlases number their structures into the thousands
 WITH_ALPHA = (2, 4)  # channels of a picture whose last one is its opacity
 VOLUME_IN_2D = 3  # axes, one of them for channels
 MAX_INTENSITY = 1e18  # float32 cannot hold the square of more, of which a standard deviation is made
@@ -129,12 +130,21 @@ def label_problems(case: Case, label: Tensor, data: DataConfig) -> list[str]:
         return [volume_problem(case.label, tuple(label.shape)) or several]
     values = torch.unique(label[0])
     foreign = sorted(set(values.tolist()) - {float(value) for value in data.labels.values()})
-    if not foreign:
-        return []
-    return [
+    return [_value_problem(case, foreign, data)] if foreign else []
+
+
+def _value_problem(case: Case, foreign: Sequence[float], data: DataConfig) -> str:
+    """``foreign``: values of the label that ``data.labels`` does not have."""
+    no_class = [value for value in foreign if not (0 <= value <= MAX_LABEL and value % 1 == 0)]
+    if no_class:
+        return (
+            f"label {case.label} holds {values_text(no_class)}; only whole numbers from 0 to {MAX_LABEL} are classes: "
+            "write it again without interpolation, or set label_threshold for a grey mask"
+        )
+    return (
         f"label {case.label} holds the values {values_text(foreign)}, data.labels allows {dict(data.labels)}; "
         "add them there, or set label_threshold for a grey mask"
-    ]
+    )
 
 
 def warn_affines(case: Case, paths: Sequence[str], volumes: Sequence[Volume]) -> None:

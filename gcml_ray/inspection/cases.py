@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from gcml_ray.data.adapters.findings import grid_problems
+from gcml_ray.data.case_checks import MAX_LABEL
 from gcml_ray.data.datalist import Case, name_from_file
 from gcml_ray.data.reading import is_picture, read_header, read_volume, values_text
 from gcml_ray.errors import DataError
@@ -26,7 +27,6 @@ from gcml_ray.site_names import site_name_problem
 
 PERCENTILES = (1, 25, 50, 75, 99)
 SAMPLE = 400_000  # voxels of a channel, at least, that its percentiles are taken from, evenly spaced
-MAX_VALUE = 65535  # of a label file; atlases number their structures into the thousands
 MAX_CLASSES = 256  # with more it is a grey image
 ALL_AXES = 3
 COLOURS = ("red", "green", "blue", "opacity")
@@ -277,10 +277,10 @@ def _read_label(case: Case, dims: int, problems: list[str]) -> list[tuple[int, i
     else:
         label = stack[0]
     with np.errstate(invalid="ignore"):  # infinity % 1
-        foreign = np.unique(label[~((label >= 0) & (label <= MAX_VALUE) & (label % 1 == 0))])
+        foreign = np.unique(label[~((label >= 0) & (label <= MAX_LABEL) & (label % 1 == 0))])
     if foreign.size:
         problems.append(
-            f"its label holds {values_text(foreign.tolist())}; only whole numbers from 0 to {MAX_VALUE} are classes"
+            f"its label holds {values_text(foreign.tolist())}; only whole numbers from 0 to {MAX_LABEL} are classes"
         )
         return []
     counts = np.bincount(label.astype(np.int64).ravel())
