@@ -6,6 +6,7 @@ Legend: D H W voxels.
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import socket
@@ -50,11 +51,26 @@ MEND_DATA = "change the key that is named, or mend or leave out the files; then 
 
 def read_config(path: str, overrides: Sequence[str]) -> tuple[Check, Config | None]:
     """The configuration, or why there is none."""
+    if _is_datalist(path):
+        remedy = f"name a configuration whose data.datalist is {path}, such as an edited copy of one in configs/"
+        return Check("config", "FAIL", f"{path} is a datalist, not a configuration", remedy), None
     try:
         config = load_config(path, overrides)
     except ConfigError as error:
-        return Check("config", "FAIL", str(error), f"change {path} (or the --set options) as it says"), None
+        remedy = f"change {path} (or the --set options) as it says"
+        if not (Path(path).is_file() and os.access(path, os.R_OK)):
+            remedy = "check the path; gcml-ray's own configurations lie in configs/, `ls configs` shows them"
+        return Check("config", "FAIL", str(error), remedy), None
     return Check("config", "PASS", f"{path}: {config.name}, method {config.method.name}"), config
+
+
+def _is_datalist(path: str) -> bool:
+    """Also one with mistakes in it."""
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8-sig"))
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(content, dict) and not content.keys().isdisjoint(("cases", "training"))
 
 
 # --- where results go --------------------------------------------------------------------------

@@ -207,6 +207,16 @@ def test_a_wrong_configuration_fails_and_the_machine_is_checked_all_the_same(tmp
 def test_a_configuration_that_is_not_there_fails(tmp_path: Path) -> None:
     check, config = config_checks.read_config(str(tmp_path / "none.yaml"), [])
     assert (check.verdict, config) == ("FAIL", None)
+    assert "No such file" in check.detail
+    assert check.remedy.startswith("check the path")
+
+
+def test_a_datalist_in_place_of_a_configuration_is_called_one(tmp_path: Path) -> None:
+    make_federation(tmp_path)
+    check, config = config_checks.read_config(str(tmp_path / "data.json"), [])
+    assert (check.verdict, config) == ("FAIL", None)
+    assert "is a datalist, not a configuration" in check.detail
+    assert "data.datalist" in check.remedy
 
 
 def test_a_missing_package_behind_our_modules_is_a_line_and_no_traceback(monkeypatch: pytest.MonkeyPatch) -> None:
