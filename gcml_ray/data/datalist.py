@@ -14,7 +14,7 @@ import json
 import logging
 import os
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, get_args
@@ -30,6 +30,7 @@ MAX_LISTED = 20
 MAX_THRESHOLD = 1e30
 FIRST_PRINTED = 32  # characters before this one control a terminal
 SPLITS: tuple[Split, ...] = get_args(Split)
+TABLES = (".csv", ".tsv")
 CASE_KEYS = ("site", "case", "image", "label", "split", "label_threshold")
 
 
@@ -74,7 +75,7 @@ def read_datalist(path: str | Path, *, only_images: bool = False) -> tuple[Case,
     path = Path(os.path.abspath(path))
     entries = _entries(path)
     problems: list[str] = []
-    cases: list[Case] = []
+    cases: dict[str, Case] = {}
     for index, entry in enumerate(entries):
         wrong = _entry_problems(entry, needed=("image",) if only_images else ("site", "image", "label"))
         problems += [f"entry {index}: {problem}" for problem in wrong]
@@ -82,11 +83,11 @@ def read_datalist(path: str | Path, *, only_images: bool = False) -> tuple[Case,
             case = _case(entry, path.parent)
             problem = name_problem("the case's name, from its file's,", case.name)
             problems += [f"entry {index}: {problem}; give it a `case` name"] if problem else []
-            cases.append(case)
+            cases[f"entry {index}"] = case
     problems += duplicate_problems(cases)
     if problems:
         raise DataError(f"{path}: {len(problems)} problem(s) in the datalist:{listed(problems)}")
-    return tuple(cases)
+    return tuple(cases.values())
 
 
 def write_datalist(path: str | Path, cases: Iterable[Case], *, description: str) -> None:
@@ -102,13 +103,15 @@ def name_from_file(path: str) -> str:
     return name[: -len(".nii.gz")] if name.lower().endswith(".nii.gz") else Path(name).stem
 
 
-def duplicate_problems(cases: Iterable[Case]) -> list[str]:
-    """One sentence for each case name that a site has more than once."""
-    counts = Counter((case.site, case.name) for case in cases)
+def duplicate_problems(cases: Mapping[str, Case]) -> list[str]:
+    """One sentence for each case name that a site has more than once; ``cases`` by where they are listed."""
+    places: dict[tuple[str, str], list[str]] = {}
+    for place, case in cases.items():
+        places.setdefault((case.site, case.name), []).append(place)
     return [
-        f"site {site}: case {name} is listed {count} times; give each its own `case` name"
-        for (site, name), count in counts.items()
-        if count > 1
+        f"site {site}: case {name} is listed {len(those)} times ({', '.join(those)}); give each its own `case` name"
+        for (site, name), those in places.items()
+        if len(those) > 1
     ]
 
 
@@ -129,7 +132,8 @@ def _entries(path: Path) -> list[Any]:
     except FileNotFoundError:
         raise DataError(f"{path}: no such datalist; check data.datalist, or make one with `gcml prepare`") from None
     except (OSError, ValueError) as error:
-        raise DataError(f"{path}: cannot be read as JSON ({error})") from error
+        hint = "; of a CSV `gcml prepare manifest` makes a datalist" if path.suffix.lower() in TABLES else ""
+        raise DataError(f"{path}: cannot be read as JSON ({error}){hint}") from error
     except RecursionError:
         raise DataError(f"{path}: is no datalist: its brackets are nested hundreds deep") from None
     if not isinstance(content, dict):

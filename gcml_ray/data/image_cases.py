@@ -61,10 +61,11 @@ def find_cases(inputs: Sequence[Path], data: DataConfig, *, site: str, split: Sp
 def _from_datalist(path: Path, data: DataConfig, *, site: str, split: Split | None) -> FoundCases:
     """A site's entries, and those of no site."""
     entries = read_datalist(path, only_images=True)
-    own = tuple(replace(case, site=site) for case in entries if case.site in ("", site))
+    chosen = {f"entry {i}": replace(case, site=site) for i, case in enumerate(entries) if case.site in ("", site)}
+    own = tuple(chosen.values())
     num_others = len(entries) - len(own)
     notes = (f"{count(num_others, 'case')} of other sites in {path}: left out",) if num_others else ()
-    twice = duplicate_problems(own)  # one with its site and one without
+    twice = duplicate_problems(chosen)  # one with its site and one without
     if twice:
         raise DataError(f"{path}: {'; '.join(twice)}")
     if not own:

@@ -94,7 +94,7 @@ def test_all_wrong_entries_are_reported_at_once_with_index(tmp_path: Path) -> No
 def test_duplicate_case_in_a_site_is_an_error_but_not_across_sites(tmp_path: Path) -> None:
     entry = {"site": "A", "case": "p1", "image": "x", "label": "l"}
     assert len(read_datalist(write_json(tmp_path, {"cases": [entry, {**entry, "site": "B"}]}))) == 2
-    with pytest.raises(DataError, match="site A: case p1 is listed 2 times"):
+    with pytest.raises(DataError, match=r"site A: case p1 is listed 2 times \(entry 0, entry 1\)"):
         read_datalist(write_json(tmp_path, {"cases": [entry, entry]}))
 
 
@@ -116,6 +116,9 @@ def test_file_that_is_not_json_or_missing_is_named(tmp_path: Path) -> None:
     (tmp_path / "bad.json").write_bytes(b"\xff\xfe{")
     with pytest.raises(DataError, match=r"bad\.json: cannot be read as JSON"):
         read_datalist(tmp_path / "bad.json")
+    (tmp_path / "bad.csv").write_text("site,image")
+    with pytest.raises(DataError, match=r"bad\.csv: cannot be read as JSON .*`gcml prepare manifest`"):
+        read_datalist(tmp_path / "bad.csv")
     with pytest.raises(DataError, match="no such datalist"):
         read_datalist(tmp_path / "none.json")
 

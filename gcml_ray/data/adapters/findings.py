@@ -19,6 +19,7 @@ log = logging.getLogger(__name__)
 
 Progress = Callable[[int, int], None]  # (cases done, cases in all)
 
+SEPARATORS = ",;\t"  # of a table's cells
 MAX_SHIFT = 0.1  # of a voxel: headers of one case may differ by rounding, not by more
 
 
@@ -155,7 +156,7 @@ def read_rows(
     """(line number, column -> cell) of every line of a CSV table, cells stripped, empty lines left out.
 
     Args:
-        path: the table, with a header line.
+        path: the table, with a header line; what stands most often in that line, comma, semicolon or tab, separates.
         columns: what it must have.
         optional: more columns, whose cells are empty where it has none.
 
@@ -164,13 +165,17 @@ def read_rows(
     """
     try:
         with Path(path).open(newline="", encoding="utf-8-sig") as file:
-            reader = csv.DictReader(file, skipinitialspace=True)
+            separator = max(SEPARATORS, key=file.readline().count)
+            file.seek(0)
+            reader = csv.DictReader(file, skipinitialspace=True, delimiter=separator)
             header = [name.strip() for name in reader.fieldnames or ()]
             reader.fieldnames = header
             rows = [
                 (reader.line_num, {name: (row.get(name) or "").strip() for name in (*columns, *optional)})
                 for row in reader
             ]
+    except FileNotFoundError:
+        raise DataError(f"{path}: no such file; check the path") from None
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise DataError(f"{path}: cannot be read as a CSV table ({error})") from error
     missing = [name for name in columns if name not in header]

@@ -59,17 +59,17 @@ def prepare_manifest(
     folder = path.parent if root is None else Path(os.path.abspath(root))
     columns = _Columns(site_column, case_column, tuple(image_columns), label_column, label_rule_column, folder)
     problems: list[str] = []
-    cases: list[Case] = []
+    cases: dict[str, Case] = {}
     wanted = [site_column, *image_columns, label_column, *([label_rule_column] if label_rule_column else [])]
     for number, line in read_rows(path, wanted, optional=(case_column, "split")):
         wrong = _line_problems(line, columns)
         problems += [f"line {number}: {problem}" for problem in wrong]
         if not wrong:
-            cases.append(_case(line, columns))
+            cases[f"line {number}"] = _case(line, columns)
     problems += duplicate_problems(cases)
     if problems:
         raise DataError(f"{path}: {len(problems)} problem(s) in the manifest:{listed(problems)}")
-    return tuple(cases)
+    return tuple(cases.values())
 
 
 def _line_problems(line: dict[str, str], columns: _Columns) -> list[str]:
