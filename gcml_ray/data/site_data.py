@@ -86,10 +86,8 @@ class SiteData:
             lines = listed(grouped(problems, num_cases))
             raise DataError(f"site {self.site}: {num_bad} of {num_cases} cases are bad:{lines}")
         self._samples = {split: tuple(part) for split, part in samples.items()}
-        if not any(len(sample.foreground) for sample in samples["train"]):
-            log.warning(
-                "site %s: none of its training cases has a labelled voxel; it can learn nothing alone", self.site
-            )
+        self._warn_if_empty("training", samples["train"], "it can learn nothing alone")
+        self._warn_if_empty("validation", samples["validation"], "it chooses its best model blindly")
 
     @property
     def cases(self) -> Sequence[Case]:
@@ -147,6 +145,10 @@ class SiteData:
                 "cases and four open files a case (ulimit -n); set data.num_workers to 0 to do without"
             )
             raise SiteError(self.site, round_number, "train", words) from error
+
+    def _warn_if_empty(self, kind: str, samples: Sequence[Sample], then: str) -> None:
+        if samples and not any(sample.label.any() for sample in samples):
+            log.warning("site %s: none of its %s cases has a labelled voxel; %s", self.site, kind, then)
 
     def _check_cases(self) -> None:
         if not self._cases:

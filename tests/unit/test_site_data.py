@@ -66,6 +66,18 @@ def test_site_without_a_labelled_voxel_is_told_of(tmp_path: Path, caplog: pytest
     assert "site A: none of its training cases has a labelled voxel" in caplog.text
 
 
+@pytest.mark.parametrize("regions", [None, {"whole": ("a", "b")}])
+def test_site_whose_validation_cases_are_empty_is_told_that_it_chooses_blindly(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, regions: Any
+) -> None:
+    cases = make_cases(tmp_path)
+    (validation,) = (case for case in cases if case.split == "validation")
+    nibabel.save(nibabel.Nifti1Image(np.zeros((6, 6, 6), np.uint8), np.eye(4)), validation.label)
+    loaded(cases, regions=regions)
+    assert "none of its validation cases has a labelled voxel; it chooses its best model blindly" in caplog.text
+    assert "training" not in caplog.text
+
+
 def test_batches_have_the_promised_shapes(tmp_path: Path) -> None:
     (batch,) = loaded(make_cases(tmp_path)).batches(1, 1)
     assert (batch.image.shape, batch.image.dtype) == ((2, 1, 4, 4, 4), torch.float32)
