@@ -266,8 +266,12 @@ def check_affines(headers: Sequence[CaseHeader], data: DataConfig) -> Check:
         return Check("affines", "WARN", f"{detail}:{listed(apart)}", remedy)
     axes = sorted({header.axes for header in headers if header.axes})
     if len(axes) > 1 and (data.spatial_dims == 2 or data.orientation is None):
-        remedy = "set data.orientation, e.g. RAS" if data.spatial_dims == 3 else "export all images in one orientation"
+        remedy = "set data.orientation: RAS" if data.spatial_dims == 3 else "export all images in one orientation"
         return Check("affines", "WARN", f"cases are stored as {', '.join(axes)} and will not be turned", remedy)
+    if axes and data.spatial_dims == 3 and data.orientation is None:
+        detail = f"stored as {axes[0]} and not turned: an image on other axes would be segmented wrongly without a word"
+        remedy = "set data.orientation: RAS, or store every image, also of new patients, on these axes"
+        return Check("affines", "WARN", detail, remedy)
     turned = f", turned to {data.orientation}" if axes and data.spatial_dims == 3 and data.orientation else ""
     return Check("affines", "PASS", f"images and labels agree; stored as {', '.join(axes) or 'pictures'}{turned}")
 

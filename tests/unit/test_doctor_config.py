@@ -213,6 +213,15 @@ def test_orientations_that_differ_warn_only_if_nothing_turns_them(tmp_path: Path
     assert "LAS, RAS" in check.detail
 
 
+def test_volumes_that_nothing_turns_warn_even_if_all_are_stored_alike(tmp_path: Path) -> None:
+    write_case(tmp_path, "A0")
+    config = make_config(tmp_path, data={"orientation": None})
+    check = config_checks.check_affines(headers(tmp_path, config, ["A0"]), config.data)
+    assert check.verdict == "WARN"
+    assert "stored as RAS and not turned" in check.detail
+    assert "set data.orientation: RAS" in check.remedy
+
+
 @pytest.mark.parametrize(
     "section", [{}, {"target_spacing_mm": [1.0, 2.0, 1.5]}, {"resize": [12, 10, 9]}, {"orientation": None}]
 )
