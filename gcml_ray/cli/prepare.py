@@ -12,7 +12,7 @@ import typer
 from rich.console import Console
 from rich.progress import Progress
 
-from gcml_ray.data.datalist import SPLITS, Case, cases_of_site, site_names, write_datalist
+from gcml_ray.data.datalist import SPLITS, Case, cases_of_site, few_cases_problem, site_names, write_datalist
 from gcml_ray.wording import count
 
 prepare_app = typer.Typer(help="Write a datalist from images in a known layout.", no_args_is_help=True)
@@ -225,6 +225,9 @@ def _write(out: Path, cases: Sequence[Case], *, description: str) -> None:
     for site in sites:
         own = cases_of_site(cases, site)
         console.print(f"{site}: {count(len(own), 'case')}{_split_note(own)}", highlight=False)
+        problem = few_cases_problem(site, [case.name for case in own])
+        if problem and any(case.split != "test" for case in own):  # sites held back are not trained
+            console.print(problem, style="yellow", highlight=False, markup=False)
     console.print(f"{count(len(cases), 'case')} of {count(len(sites), 'site')} -> {out}", highlight=False)
 
 

@@ -276,12 +276,8 @@ def assign_splits(cases: Sequence[Case], split: SplitConfig) -> tuple[Case, ...]
     problems: list[str] = []
     for site in site_names(cases):
         own = cases_of_site(cases, site)
-        if len(own) < len(SPLITS):
-            names = ", ".join(case.name for case in own)
-            problems.append(
-                f"site {site} has {len(own)} case(s) ({names}); it needs at least 3, one each to train, validate "
-                "and test: add cases, or leave the site out with federation.sites"
-            )
+        if (problem := few_cases_problem(site, [case.name for case in own])) is not None:
+            problems.append(problem)
             continue
         splits = _site_splits(own, split)
         empty = [name for name in SPLITS if name not in splits.values()]
@@ -294,6 +290,16 @@ def assign_splits(cases: Sequence[Case], split: SplitConfig) -> tuple[Case, ...]
     if problems:
         raise DataError(f"cases cannot be split into train, validation and test:{listed(problems)}")
     return tuple(replace(case, split=chosen[case.site, case.name]) for case in cases)
+
+
+def few_cases_problem(site: str, names: Sequence[str]) -> str | None:
+    """Why a run cannot take a site whose cases have these names, or None."""
+    if len(names) >= len(SPLITS):
+        return None
+    return (
+        f"site {site} has {len(names)} case(s) ({', '.join(names)}); it needs at least 3, one each to train, validate "
+        "and test: add cases, or leave the site out with federation.sites"
+    )
 
 
 def _site_splits(own: Sequence[Case], split: SplitConfig) -> dict[str, Split]:

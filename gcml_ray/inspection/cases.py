@@ -19,7 +19,7 @@ from scipy import ndimage
 
 from gcml_ray.data.adapters.findings import grid_problems
 from gcml_ray.data.case_checks import MAX_LABEL
-from gcml_ray.data.datalist import Case, name_from_file
+from gcml_ray.data.datalist import Case, few_cases_problem, name_from_file
 from gcml_ray.data.reading import is_picture, read_header, read_volume, values_text
 from gcml_ray.errors import DataError
 from gcml_ray.records import Split
@@ -27,7 +27,10 @@ from gcml_ray.site_names import site_name_problem
 
 PERCENTILES = (1, 25, 50, 75, 99)
 SAMPLE = 400_000  # voxels of a channel, at least, that its percentiles are taken from, evenly spaced
-MAX_CLASSES = 256  # with more it is a grey image
+MAX_CLASSES = 50  # with more it is rather a grey image, and its pieces take minutes to count
+RARE = 0.1  # share of the cases: a label value that fewer have may be a mistake
+MIN_CASES = 3  # of which a value in a single one can be called rare
+MAX_NAMED = 3  # cases of a note
 ALL_AXES = 3
 COLOURS = ("red", "green", "blue", "opacity")
 
@@ -140,7 +143,9 @@ def inspect_cases(
     return Inspection(
         cases=tuple(facts),
         problems=tuple(problems + _problems_between(facts)),
-        notes=tuple(_gathered_notes(facts) + _notes_between(facts, spacing_is_real=spacing_is_real)),
+        notes=tuple(
+            _gathered_notes(facts) + _notes_between(facts, spacing_is_real=spacing_is_real) + _value_notes(facts)
+        ),
         size_unit=unit,
         is_quick=quick,
         spacing_is_real=spacing_is_real,
@@ -285,7 +290,7 @@ def _read_label(case: Case, dims: int, problems: list[str]) -> list[tuple[int, i
         return []
     counts = np.bincount(label.astype(np.int64).ravel())
     if (num_values := np.count_nonzero(counts)) > MAX_CLASSES:
-        problems.append(f"its label holds {num_values} different values: an image, not a mask")
+        problems.append(f"its label holds {num_values} different values, more than {MAX_CLASSES}: is it an image?")
         return []
     return [(int(v), int(counts[v]), _num_pieces(label == v)) for v in np.flatnonzero(counts) if v]
 
@@ -300,9 +305,12 @@ def _num_pieces(mask: NDArray[np.bool_]) -> int:
 
 
 def _problems_between(facts: Sequence[CaseFacts]) -> list[str]:
-    """Names that no site can have, same images under two names, and cases with fewer or more channels than most."""
-    names = dict.fromkeys(case.site for case in facts)
-    problems = [problem for name in names if (problem := site_name_problem(name)) is not None]
+    """Sites that no run can take, same images under two names, and cases with fewer or more channels than most."""
+    sites: dict[str, list[str]] = {}
+    for case in facts:
+        sites.setdefault(case.site, []).append(case.name)
+    problems = [problem for site in sites if (problem := site_name_problem(site)) is not None]
+    problems += [problem for site, names in sites.items() if (problem := few_cases_problem(site, names)) is not None]
     first: dict[str, CaseFacts] = {}
     for case in facts:
         twin = first.setdefault(case.digest, case) if case.digest else case
@@ -327,10 +335,7 @@ def _gathered_notes(facts: Sequence[CaseFacts]) -> list[str]:
     for case in facts:
         for note in case.notes:
             by_note.setdefault((case.site, note), []).append(case.name)
-    return [
-        f"site {site}, {len(names)} case(s) ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''}): {note}"
-        for (site, note), names in by_note.items()
-    ]
+    return [f"site {site}, {len(names)} case(s) ({_some(names)}): {note}" for (site, note), names in by_note.items()]
 
 
 def _notes_between(facts: Sequence[CaseFacts], *, spacing_is_real: bool) -> list[str]:
@@ -345,3 +350,28 @@ def _notes_between(facts: Sequence[CaseFacts], *, spacing_is_real: bool) -> list
     if len(turns) > 1:
         notes.append(f"orientations differ ({', '.join(turns)}): data.orientation turns all to one")
     return notes
+
+
+def _value_notes(facts: Sequence[CaseFacts]) -> list[str]:
+    """Label values that few cases have, or one site of several alone."""
+    read = [case for case in facts if case.channels and not case.problems]
+    holders: dict[int, list[CaseFacts]] = {}
+    for case in read:
+        for label in case.labels:
+            holders.setdefault(label.value, []).append(case)
+    num_sites = len({case.site for case in read})
+    notes = []
+    for value, those in sorted(holders.items()):
+        if len(read) >= MIN_CASES and len(those) <= max(1, RARE * len(read)):
+            names = [f"{case.site}/{case.name}" for case in those]
+            where = f"in {len(those)} of {len(read)} cases only ({_some(names)})"
+        elif num_sites > 1 and len({case.site for case in those}) == 1:
+            where = f"at site {those[0].site} only"
+        else:
+            continue
+        notes.append(f"label value {value} is found {where}: is it meant, and in data.labels?")
+    return notes
+
+
+def _some(names: Sequence[str]) -> str:
+    return ", ".join(names[:MAX_NAMED]) + (", ..." if len(names) > MAX_NAMED else "")

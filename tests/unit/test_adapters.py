@@ -4,7 +4,9 @@ import nibabel
 import numpy as np
 import pytest
 from PIL import Image
+from typer.testing import CliRunner
 
+from gcml_ray.cli.prepare import prepare_app
 from gcml_ray.data.adapters.lgg import prepare_lgg
 from gcml_ray.data.adapters.manifest import prepare_manifest
 from gcml_ray.errors import DataError
@@ -195,3 +197,16 @@ def test_lgg_second_run_does_not_take_its_own_output_for_a_case(
 def test_lgg_folder_without_cases_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="no case folder"):
         prepare_lgg(tmp_path, tmp_path / "out")
+
+
+# --- command line
+
+
+def test_command_says_which_sites_have_too_few_cases_for_a_run(tmp_path: Path) -> None:
+    lines = "".join(f"{site},c{number},a,a\n" for site, number in (("A", 1), ("A", 2), ("A", 3), ("B", 1)))
+    path = write_manifest(tmp_path, f"site,case,img,seg\n{lines}", files="a")
+    words = ["manifest", str(path), "--out", str(tmp_path / "x.json"), "--image", "img", "--label", "seg"]
+    result = CliRunner().invoke(prepare_app, words, catch_exceptions=False)
+    assert result.exit_code == 0
+    assert "site B has 1 case(s) (c1); it needs at least 3" in result.output
+    assert "site A has" not in result.output

@@ -125,7 +125,7 @@ def test_labels_of_an_atlas_are_counted_and_a_grey_image_is_none(tmp_path: Path)
     grey = np.arange(np.prod((20, 20, 4)), dtype=np.int16).reshape(20, 20, 4)
     found = look(make_case(tmp_path, "atlas", label=atlas), make_case(tmp_path, "grey", image=grey, label=grey))
     assert [label.value for label in found.cases[0].labels] == [1000]
-    assert "site A, case grey: its label holds 1600 different values: an image, not a mask" in "\n".join(found.problems)
+    assert "site A, case grey: its label holds 1600 different values, more than 50" in "\n".join(found.problems)
 
 
 def test_all_problems_of_all_cases_are_listed(tmp_path: Path) -> None:
@@ -148,7 +148,7 @@ def test_all_problems_of_all_cases_are_listed(tmp_path: Path) -> None:
 def test_missing_file_is_a_problem_and_the_others_are_still_measured(tmp_path: Path) -> None:
     case = make_case(tmp_path, "a")
     Path(case.label).unlink()
-    found = look(case, make_case(tmp_path, "b"))
+    found = look(case, make_case(tmp_path, "b"), make_case(tmp_path, "c"))
     assert len(found.problems) == 1
     assert "label is missing" in found.problems[0]
     assert len(found.cases[0].channels) == 1
@@ -159,7 +159,7 @@ def test_missing_file_is_a_problem_and_the_others_are_still_measured(tmp_path: P
 def test_same_images_under_two_names_are_found_across_sites(tmp_path: Path) -> None:
     image = np.arange(256, dtype=np.int16).reshape(SHAPE)
     found = look(make_case(tmp_path, "a", image=image), make_case(tmp_path, "b", image=image, site="B"))
-    (problem,) = found.problems
+    problem = found.problems[-1]
     assert "site B, case b holds the same images as site A, case a" in problem
 
 
@@ -168,6 +168,30 @@ def test_case_with_another_number_of_channels_than_most_is_named(tmp_path: Path)
     stack = np.random.default_rng(0).normal(size=(*SHAPE, 2)).astype(np.float32)
     (problem,) = look(*cases, make_case(tmp_path, "d", image=stack)).problems
     assert problem == "site A, case d has 2 channel(s), most have 1"
+
+
+def test_site_of_fewer_cases_than_a_run_needs_is_a_problem(tmp_path: Path) -> None:
+    found = look(*(make_case(tmp_path, name) for name in "abc"), make_case(tmp_path, "d", site="B"), quick=True)
+    (problem,) = found.problems
+    assert problem.startswith("site B has 1 case(s) (d); it needs at least 3")
+
+
+def test_label_value_of_a_single_case_is_a_note(tmp_path: Path) -> None:
+    spot = np.zeros(SHAPE, np.uint8)
+    spot[0, 0, 0] = 255
+    found = look(*(make_case(tmp_path, name) for name in "abc"), make_case(tmp_path, "d", label=spot))
+    assert not found.problems
+    (note,) = (note for note in found.notes if "label value" in note)
+    assert note.startswith("label value 255 is found in 1 of 4 cases only (A/d): is it meant")
+
+
+def test_label_value_of_a_single_site_is_a_note(tmp_path: Path) -> None:
+    spot = np.zeros(SHAPE, np.uint8)
+    spot[0, 0, :2] = (1, 2)
+    cases = [make_case(tmp_path, name) for name in "abc"]
+    cases += [make_case(tmp_path, name, label=spot, site="B") for name in "def"]
+    (note,) = (note for note in look(*cases).notes if "label value" in note)
+    assert note.startswith("label value 2 is found at site B only: is it meant")
 
 
 def test_notes_are_gathered_by_site(tmp_path: Path) -> None:
@@ -254,7 +278,7 @@ def run(*words: object) -> Any:
 
 
 def test_site_names_that_no_run_takes_are_problems(tmp_path: Path) -> None:
-    found = look(make_case(tmp_path, "a", site="NYU Langone"), make_case(tmp_path, "b", site="NYU Langone"))
+    found = look(*(make_case(tmp_path, name, site="NYU Langone") for name in "abc"))
     assert [line for line in found.problems if "'NYU Langone' cannot name a folder" in line] == list(found.problems)
 
 
