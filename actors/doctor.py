@@ -106,6 +106,7 @@ def check_config(config: Config, machine: Machine, nodes: Sequence[Node]) -> Ite
     """Everything about one configuration: where it writes, its sites and cases, first steps, forecast."""
     from actors.federation import case_sites_of, sites_of  # noqa: PLC0415 - see run_checks
     from gcml_ray.data.datalist import read_datalist  # noqa: PLC0415
+    from gcml_ray.doctor import case_reading  # noqa: PLC0415
     from gcml_ray.doctor import configuration as checks  # noqa: PLC0415
     from gcml_ray.errors import GcmlError  # noqa: PLC0415
 
@@ -128,6 +129,8 @@ def check_config(config: Config, machine: Machine, nodes: Sequence[Node]) -> Ite
     probes: list[Probe] = []
     place = _place(config, sites_of(config), machine, nodes)
     yield from _check_steps(config, headers, probes)
+    if headers:  # after the steps, whose memory is measured
+        yield case_reading.check_voxels([header.case for header in headers], config.data)
     yield from _check_forecast(config, sites, headers, probes, place=place, machine=machine)
 
 

@@ -113,6 +113,11 @@ def load_sample(case: Case, data: DataConfig) -> Sample:
     )
 
 
+def case_problems(case: Case, data: DataConfig) -> list[str]:
+    """Every problem of a case's files, which are read whole; empty where :func:`load_sample` would take it."""
+    return _read_and_check(case, data)[1]
+
+
 def prepare_image(array: Tensor, affine: NDArray[np.float64] | None, data: DataConfig) -> PreparedImage:
     """Orient, resample and normalise an image: the one way from a file's voxels to a network's input.
 
@@ -178,18 +183,24 @@ def read_target(case: Case, data: DataConfig) -> tuple[Tensor, tuple[float, ...]
 
 def _read_case(case: Case, data: DataConfig) -> tuple[list[Volume], Volume]:
     """All files of a case, checked; every problem that can be seen is in the one error."""
-    paths = (*case.images, case.label)
+    volumes, problems = _read_and_check(case, data)
+    if problems:
+        raise CaseError(case, problems)
+    warn_affines(case, (*case.images, case.label), volumes)
+    return volumes[:-1], volumes[-1]
+
+
+def _read_and_check(case: Case, data: DataConfig) -> tuple[list[Volume], list[str]]:
+    """The files of a case that can be read, the label last, and every problem."""
     volumes, problems = _read_files(case.images, case.label, data)
     if not problems:
         shapes = [tuple(volume.array.shape) for volume in volumes]
-        problems = channel_problems(case, shapes[:-1], data) + grid_problems(case, paths, shapes)
+        problems = channel_problems(case, shapes[:-1], data)
+        problems += grid_problems(case, (*case.images, case.label), shapes)
         problems += affine_problems(case, volumes[0].affine, data)
         problems += intensity_problems(case, volumes[:-1], data)
         problems += label_problems(case, volumes[-1].array, data)
-    if problems:
-        raise CaseError(case, problems)
-    warn_affines(case, paths, volumes)
-    return volumes[:-1], volumes[-1]
+    return volumes, problems
 
 
 def _read_files(images: Sequence[str], label: str | None, data: DataConfig) -> tuple[list[Volume], list[str]]:

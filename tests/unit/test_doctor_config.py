@@ -1,4 +1,5 @@
 import ctypes
+import itertools
 import socket
 import sqlite3
 from pathlib import Path
@@ -16,8 +17,8 @@ from gcml_ray.data.datalist import Case
 from gcml_ray.data.loading import load_sample
 from gcml_ray.data.reading import read_header
 from gcml_ray.data.site_data import SiteData
+from gcml_ray.doctor import case_reading, probe
 from gcml_ray.doctor import configuration as config_checks
-from gcml_ray.doctor import probe
 from gcml_ray.doctor.forecast import cache_bytes
 from gcml_ray.doctor.forecast_costs import SiteCosts
 from gcml_ray.doctor.machine import Check, Machine
@@ -272,6 +273,25 @@ def test_nan_in_an_image_fails_on_reading(tmp_path: Path) -> None:
     config = make_federation(tmp_path)
     write_image(tmp_path / "B0.nii.gz", np.full(SHAPE, np.nan, dtype=np.float32))
     assert "NaN" in checks_of(config)["read B"].detail
+
+
+def test_an_unknown_label_value_beyond_the_first_case_fails(tmp_path: Path) -> None:
+    config = make_federation(tmp_path)
+    write_case(tmp_path, "B4", value=7)
+    found = checks_of(config)
+    assert (found["read B"].verdict, found["all cases"].verdict) == ("PASS", "FAIL")
+    assert "12 of 12 cases read, 1 of them are bad:\n  - case B/B4: label " in found["all cases"].detail
+
+
+def test_reading_that_takes_too_long_ends_and_says_how_many_cases_were_read(tmp_path: Path) -> None:
+    """A0, B0 and A1 begin after 20, 40 and 60 s by this clock; B1 would after 80 s."""
+    config = make_federation(tmp_path)
+    seconds = itertools.count(0, 20)
+    write_case(tmp_path, "B1", value=7)
+    found = headers(tmp_path, config, ["A0", "A1", "B0", "B1"])
+    check = case_reading.check_voxels([each.case for each in found], config.data, clock=lambda: next(seconds))
+    assert check.verdict == "PASS"
+    assert check.detail.startswith("3 of 4 cases read in 60 s (`gcml inspect` reads all): ")
 
 
 def test_a_case_without_any_labelled_voxel_warns(tmp_path: Path) -> None:
