@@ -52,5 +52,7 @@ def _line(those: Sequence[CaseProblem], num_cases: int) -> str:
     names = list(dict.fromkeys(f"{case.site}/{case.name}" for case, _ in those))
     if len(names) == 1:
         return f"case {names[0]}: {those[0][1]}"
+    if len(names) == num_cases:
+        return f"all {num_cases} cases, e.g. {names[0]}: {those[0][1]}"
     shown = ", ".join(names[:MAX_NAMED]) + (", ..." if len(names) > MAX_NAMED else "")
     return f"{len(names)} of {num_cases} cases ({shown}): {those[0][1]}"

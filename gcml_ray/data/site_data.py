@@ -82,9 +82,10 @@ class SiteData:
             if progress is not None:
                 progress(done, len(self._cases))
         if problems:
-            num_bad, num_cases = len({case for case, _ in problems}), len(self._cases)
-            lines = listed(grouped(problems, num_cases))
-            raise DataError(f"site {self.site}: {num_bad} of {num_cases} cases are bad:{lines}")
+            lines = grouped(problems, len(self._cases))
+            num_bad = len({case for case, _ in problems})
+            several = f"{num_bad} of {len(self._cases)} cases are bad:{listed(lines)}"
+            raise DataError(f"site {self.site}: {several if len(lines) > 1 else lines[0]}")
         self._samples = {split: tuple(part) for split, part in samples.items()}
         self._warn_if_empty("training", samples["train"], "it can learn nothing alone")
         self._warn_if_empty("validation", samples["validation"], "it chooses its best model blindly")
