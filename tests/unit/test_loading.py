@@ -367,15 +367,6 @@ def test_volumes_in_a_2d_config_are_named_as_such(tmp_path: Path) -> None:
     assert [bool(re.search(words, problem)) for problem in caught.value.problems] == [True, True]
 
 
-def test_file_of_several_volumes_is_named_with_its_shape(tmp_path: Path) -> None:
-    case = case_3d(tmp_path, random_image(6, 5, 4, 2), block_label(6, 5, 4))
-    with pytest.raises(DataError) as caught:
-        load_sample(case, config())
-    assert "the image has 2 channel(s) in 1 file(s), data.channels lists 1 (mr); " in str(caught.value)
-    assert "img.nii.gz alone has 2, its shape is (6, 5, 4, 2); change data.channels or the files" in str(caught.value)
-    assert "alpha" not in str(caught.value)
-
-
 def test_threshold_with_three_classes_is_refused(tmp_path: Path) -> None:
     case = case_3d(tmp_path, random_image(6, 5, 4), block_label(6, 5, 4))
     with pytest.raises(DataError, match=r"label_threshold makes a mask of two classes, data.labels lists 3"):
