@@ -216,7 +216,6 @@ DATA = DataConfig(
     "change",
     [
         {"channels": ("flair", "t1")},
-        {"labels": {"tumour": 1, "background": 0}},
         {"labels": {"background": 0, "tumour": 2}},
         {"regions": {"whole": ("tumour",)}},
         {"orientation": "LPS"},
