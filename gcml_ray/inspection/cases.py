@@ -27,7 +27,7 @@ from gcml_ray.site_names import site_name_problem
 
 PERCENTILES = (1, 25, 50, 75, 99)
 SAMPLE = 400_000  # voxels of a channel, at least, that its percentiles are taken from, evenly spaced
-MAX_CLASSES = 50  # with more it is rather a grey image, and its pieces take minutes to count
+MAX_CLASSES = 150  # whole-body atlases have more than a hundred; beyond, it is rather a grey image
 RARE = 0.1  # share of the cases: a label value that fewer have may be a mistake
 MIN_CASES = 3  # of which a value in a single one can be called rare
 MAX_NAMED = 3  # cases of a note

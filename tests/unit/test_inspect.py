@@ -125,7 +125,7 @@ def test_labels_of_an_atlas_are_counted_and_a_grey_image_is_none(tmp_path: Path)
     grey = np.arange(np.prod((20, 20, 4)), dtype=np.int16).reshape(20, 20, 4)
     found = look(make_case(tmp_path, "atlas", label=atlas), make_case(tmp_path, "grey", image=grey, label=grey))
     assert [label.value for label in found.cases[0].labels] == [1000]
-    assert "site A, case grey: its label holds 1600 different values, more than 50" in "\n".join(found.problems)
+    assert "site A, case grey: its label holds 1600 different values, more than 150" in "\n".join(found.problems)
 
 
 def test_all_problems_of_all_cases_are_listed(tmp_path: Path) -> None:
