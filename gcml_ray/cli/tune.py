@@ -97,7 +97,10 @@ def _final(search: Search, console: Console) -> None:
     """Trains and tests the winner of a search."""
     from tune.final import run_final  # noqa: PLC0415 - ray only when it runs
 
-    final = run_final(search, watch=partial(watched, console))
+    try:
+        final = run_final(search, watch=partial(watched, console))
+    except KeyboardInterrupt:  # pressed twice
+        final = None
     if final is None:
         _say_stopped(console, f"--final {in_shell(search.folder)}")
         raise typer.Exit(STOPPED)

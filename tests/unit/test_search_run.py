@@ -11,17 +11,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import typer
 from mlflow import MlflowClient
 from rich.console import Console
 from rich.table import Table
-from typer.testing import CliRunner
 
 from actors.cluster import Node
-from gcml_ray.cli.tune import tune
 from gcml_ray.config.file import load_config, save_config
 from gcml_ray.console.search import SearchConsole, final_table, search_table, search_verdict
-from gcml_ray.errors import CheckpointError, ClusterError, ConfigError, GcmlError
+from gcml_ray.errors import CheckpointError, ClusterError, ConfigError
 from gcml_ray.folder_lock import held
 from gcml_ray.record_json import to_json
 from gcml_ray.report.search import write_search_plots
@@ -392,25 +389,3 @@ def test_all_plots_are_drawn_of_a_search_with_every_kind_of_trial(tmp_path: Path
 
 def test_a_search_without_a_result_has_no_plots(tmp_path: Path) -> None:
     assert write_search_plots(SearchRecord("x", "mean_dice", 4, ()), tmp_path) == ()
-
-
-# --- the command -------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("arguments", "words"),
-    [
-        ([], "give a search file, or --resume or --final"),
-        (["a.yaml", "--final", "b"], "give a search file, or --resume or --final"),
-        (["--resume", "b", "--set", "budget.trials=3"], "cannot change a search that has begun"),
-        (["a.yaml", "--retry-failed"], "ignored without --resume"),
-        (["--final", "nowhere"], "nowhere is not the folder of a search"),
-        (["nowhere.yaml"], "cannot read configuration nowhere.yaml"),
-    ],
-)
-def test_arguments_that_do_not_go_together_are_refused(arguments: list[str], words: str) -> None:
-    app = typer.Typer()
-    app.command()(tune)
-    result = CliRunner().invoke(app, arguments)
-    assert isinstance(result.exception, GcmlError)
-    assert words in str(result.exception)
