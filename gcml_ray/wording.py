@@ -24,6 +24,11 @@ def number(value: float, digits: int = 3) -> str:
     return "-" if math.isnan(value) else f"{value:.{digits}f}"
 
 
+def probability(value: float) -> str:
+    """A p of a test; never 0."""
+    return "<0.001" if value < 0.001 else number(value)
+
+
 def count(num: int, thing: str, things: str = "") -> str:
     """``1 site``, ``2 sites``; ``things`` where that is not ``thing`` with an s."""
     return f"{num} {thing if num == 1 else things or thing + 's'}"

@@ -11,7 +11,7 @@ from rich.table import Table
 
 from gcml_ray.comparison.cells import MethodRow
 from gcml_ray.records import PERSONALISED
-from gcml_ray.wording import number
+from gcml_ray.wording import number, probability
 
 
 def label(row: MethodRow) -> str:
@@ -35,7 +35,7 @@ def cells(row: MethodRow, *, is_best: bool) -> list[str]:
         against = ["no common seed", "", ""]
     elif not is_best:
         interval = f"{100 * row.low:+.1f} to {100 * row.high:+.1f}"
-        against = [f"{100 * row.difference:+.1f}", interval, f"{row.p_value:.3f}" if row.p_value >= 0.001 else "<0.001"]
+        against = [f"{100 * row.difference:+.1f}", interval, probability(row.p_value)]
     return [
         label(row), str(row.num_seeds), number(row.dice), number(row.dice_sd), *against,
         *(number(dice) for dice in row.site_dice.values()),

@@ -71,6 +71,16 @@ def cell_with(method: str, num_cases: dict[str, int], lift: float) -> Cell:
     return Cell(method, 0, "id", 0, 5.0, 10, scores)
 
 
+def test_summary_names_the_rows_next_to_the_best_and_counts_the_others(tmp_path: Path) -> None:
+    for index in range(12):
+        write_cell(tmp_path / f"m{index:02d}_seed0.csv", cell_with(f"m{index:02d}", {"A": 8}, 0.2 - 0.01 * index))
+    page = write_report(tmp_path).read_text(encoding="utf-8")
+    summary = page[page.index('<section id="summary"') : page.index('<section id="methods"')]
+    assert "m08: 0.680, -12.0 Dice points against m00" in summary  # 0.5 + 0.12 x 1.5, and 0.5 + 0.2 x 1.5
+    assert "m09" not in summary
+    assert "3 more rows, further behind" in summary
+
+
 def test_site_with_too_few_cases_is_grey_and_has_no_interval() -> None:
     """Six cases are enough, five are not; the rows keep the order of the sites."""
     num_cases = {"A": 5, "B": 6, "C": 2}

@@ -36,8 +36,9 @@ from gcml_ray.report.page.run_charts import stage_chart, stage_seconds
 from gcml_ray.report.page.summary import METHODS, listed
 from gcml_ray.teaching import gains_by_edge
 from gcml_ray.tracking.metrics import flat_params
-from gcml_ray.wording import count, number
+from gcml_ray.wording import count, number, probability
 
+MAX_RANKED = 8  # rows of the summary; the table has all
 NOT_COMPARED = {"name", "federation.seed", "output.folder", "tracking.experiment"}  # differ in every cell
 
 
@@ -163,7 +164,9 @@ def _summary(
         (str(num_cases), "test cases"),
         (str(max(row.num_seeds for row in rows)), "seeds (repetitions)"),
     ]
-    lines = [_ranking(row, best) for row in rows[1:]]
+    lines = [_ranking(row, best) for row in rows[1 : 1 + MAX_RANKED]]
+    if more := len(rows) - 1 - len(lines):
+        lines.append(f"{count(more, 'more row')}, further behind or not open to a federation, in the table of methods.")
     verdicts = site_verdicts(cells, method=focus, alone=alone) if alone and focus else ()
     blocks += [
         Figures(tuple(figures)),
@@ -189,7 +192,8 @@ def _ranking(row: MethodRow, best: MethodRow) -> str:
         return f"{behind}."
     interval = f"95 % interval {points(row.low)} to {points(row.high)}"
     sure = "chance hardly explains it" if row.p_value < 0.05 else "chance could explain it"
-    return f"{behind} ({interval}; p = {number(row.p_value)}: {sure})."
+    p = probability(row.p_value)
+    return f"{behind} ({interval}; p {p if p.startswith('<') else f'= {p}'}: {sure})."
 
 
 def _methods(rows: Sequence[MethodRow], *, unit: str) -> Section:
