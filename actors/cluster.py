@@ -16,10 +16,15 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
+from ray._private.services import (
+    canonicalize_bootstrap_address,  # what "auto" means; the public interface joins at once
+)
 from ray.util.placement_group import get_current_placement_group
 
 from gcml_ray.config import ResourcesConfig
 from gcml_ray.errors import ClusterError
+
+log = logging.getLogger(__name__)
 
 REACH_TIMEOUT_S = 5.0
 FREE_PERIOD = "RAY_free_objects_period_milliseconds"  # read by a raylet as it starts
@@ -72,7 +77,7 @@ def joined(address: str) -> Iterator[str]:
     """
     wanted = os.environ.get("RAY_ADDRESS", "auto") if address == "auto" else address
     description = ""
-    if wanted == "auto" and _join("auto"):
+    if wanted == "auto" and _join():
         description = f"the running cluster at {ray.get_runtime_context().gcs_address}"
     elif wanted not in ("auto", "local"):
         description = _connect(wanted)
@@ -86,7 +91,7 @@ def _connect(address: str) -> str:
     """Joins the cluster at ``address``; with ``auto`` the running one, or else a new local one."""
     wanted = os.environ.get("RAY_ADDRESS", "auto") if address == "auto" else address
     if wanted in ("auto", "local"):
-        if wanted == "auto" and _join("auto"):
+        if wanted == "auto" and _join():
             return f"the running cluster at {ray.get_runtime_context().gcs_address}"
         os.environ.pop("RAY_ADDRESS", None)
         os.environ.setdefault(FREE_PERIOD, FREE_PERIOD_MS)
@@ -110,14 +115,26 @@ def _init(address: str, **options: Any) -> None:
             signal.signal(signal.SIGTERM, before)
 
 
-def _join(address: str) -> bool:
-    """Joins a cluster that runs on this machine, if there is one that does not belong to another run."""
+def _join() -> bool:
+    """Joins a cluster that runs on this machine, if there is one that does not belong to another run.
+
+    Ray keeps the address of the last one in a file, also after its end by a crash, and would wait for it for minutes.
+    """
     try:
-        _init(address)
+        address = canonicalize_bootstrap_address("auto")
+    except ConnectionError:
+        return False
+    try:
+        _knock(str(address))
+    except OSError as error:
+        log.warning("nothing answers at %s, the last known cluster (%s): going on without it", address, error)
+        return False
+    try:
+        _init("auto")
     except ConnectionError:
         return False
     except Exception as error:
-        raise ClusterError(_cannot_join(address, str(error))) from error
+        raise ClusterError(_cannot_join("auto", str(error))) from error
     if OWN in ray.cluster_resources():  # type: ignore[no-untyped-call]
         _leave()
         return False
@@ -146,9 +163,15 @@ def _check_reachable(address: str) -> None:
     if not host or not port.isdigit():
         raise ClusterError(f"Ray address {address!r} is not host:port; mend RAY_ADDRESS or resources.address")
     try:
-        socket.create_connection((host, int(port)), timeout=REACH_TIMEOUT_S).close()
+        _knock(f"{host}:{port}")
     except OSError as error:
         raise ClusterError(_cannot_join(address, str(error))) from error
+
+
+def _knock(address: str) -> None:
+    """Whether anything answers at host:port; raises OSError where nothing does."""
+    host, _, port = address.rpartition(":")
+    socket.create_connection((host, int(port)), timeout=REACH_TIMEOUT_S).close()
 
 
 def _cannot_join(address: str, reason: str) -> str:
