@@ -25,7 +25,10 @@ def no_answer(timeout_s: float, *, has_process: bool) -> str:
     silence = f"no answer within {timeout_s:.3g} s"
     if has_process:
         return silence
-    return f"{silence}: it has no process yet, as other jobs hold the CPUs or GPUs that it asks for (see `ray status`)"
+    return (
+        f"{silence}: it has no process yet; other jobs hold the CPUs or GPUs that it asks for (see `ray status`), or "
+        "its machine is slow to start one"
+    )
 
 
 def taken_along(failure: SiteFailure, *, site: str, stage: str, round_number: int) -> SiteFailure:

@@ -170,8 +170,8 @@ class RunConsole(LiveTable):
         if sites and not self.has_told_who_waits and self.clock.seconds > PATIENCE_S:
             self.has_told_who_waits = True
             self.say(
-                f"  {', '.join(sorted(sites))}: no process yet, as other jobs hold the CPUs or GPUs that are asked for "
-                "(see `ray status`); waiting"
+                f"  {', '.join(sorted(sites))}: no process yet; other jobs hold the CPUs or GPUs that are asked for "
+                "(see `ray status`), or a machine is slow to start one. Waiting"
             )
 
     def on_site_trained(self, report: TrainReport) -> None:

@@ -102,11 +102,8 @@ def other_job(ray_local: None) -> Iterator[Any]:  # noqa: ARG001 - it has to be 
 @pytest.mark.usefixtures("other_job")
 def test_start_that_finds_no_room_says_that_others_have_it(tmp_path: Path) -> None:
     config = fake_config(tmp_path, federation={"start_timeout_s": 8})
-    with pytest.raises(
-        SiteError, match=r"(?s)no answer within 8 s: it has no process yet, as other jobs hold"
-    ) as error:
-        run_on_ray(config)
-    assert str(error.value).count("it has no process yet") == 2  # the third has found room
+    with pytest.raises(SiteError, match=r"site \w, \w.*: no answer within 8 s: it has no process yet; other jobs hold"):
+        run_on_ray(config)  # the third finds room, and has its process where the machine is fast
 
 
 def test_run_begins_as_soon_as_there_is_room(tmp_path: Path, other_job: Any) -> None:
@@ -133,7 +130,7 @@ class CannotTravel(FakeTrainers):
 def test_process_that_cannot_be_set_up_says_why(tmp_path: Path) -> None:
     config = fake_config(tmp_path)
     pool = RayPool(config, config.output.folder, run_id="run", make_trainer=CannotTravel([]))
-    with pytest.raises(SiteError, match=r"site A: its process could not be set up: ValueError: .*'no number'"):
+    with pytest.raises(SiteError, match=r"site A, B, C: its process could not be set up: ValueError: .*'no number'"):
         drive(config, pool)
 
 

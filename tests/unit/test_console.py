@@ -97,7 +97,7 @@ def test_sites_that_wait_for_room_are_named_once_and_only_after_a_while(tmp_path
         assert "no process yet" not in out.getvalue()
         shown.on_status(waiting)
         shown.on_status(waiting)
-    assert out.getvalue().count("A, B: no process yet, as other jobs hold the CPUs or GPUs that are asked for") == 1
+    assert out.getvalue().count("A, B: no process yet; other jobs hold the CPUs or GPUs that are asked for") == 1
 
 
 def test_line_of_a_record_without_a_barrier_has_the_sites_own_rounds(tmp_path: Path) -> None:
