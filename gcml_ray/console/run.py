@@ -34,7 +34,7 @@ from gcml_ray.wording import count
 
 log = logging.getLogger(__name__)
 
-PATIENCE_S = 10.0  # before a person is told that sites wait for room
+PATIENCE_S = 15.0  # before a person is told that sites wait for room: a busy machine may take so long by itself
 
 
 @dataclass
@@ -62,14 +62,9 @@ class Clock:
         self._own_rounds: dict[str, int] = {}
 
     @property
-    def seconds(self) -> float:
-        """Time since the run began."""
-        return time.monotonic() - self._began
-
-    @property
     def elapsed(self) -> str:
-        """The same as a clock shows it."""
-        return _clock(self.seconds)
+        """Time since the run began."""
+        return _clock(time.monotonic() - self._began)
 
     def add(self, record: RoundRecord) -> None:
         """Notes how long a round took."""
@@ -103,6 +98,7 @@ class RunConsole(LiveTable):
         self.rows: dict[str, SiteRow] = {}
         self.clock = Clock()
         self.round_line = "starting"
+        self.asked_at = 0.0
         self.has_told_who_waits = False
 
     def say(self, line: str) -> None:
@@ -119,6 +115,7 @@ class RunConsole(LiveTable):
     def on_start(self, config: Config, sites: Sequence[str]) -> None:
         """All sites begin to load."""
         self.config = config
+        self.asked_at = time.monotonic()
         self.rows = {site: SiteRow() for site in sites}
         size = f"{count(len(sites), 'site')}, {count(config.federation.rounds, 'round')}"
         self.say(f"{self.title}: {size}, method {config.method.name}")
@@ -167,7 +164,7 @@ class RunConsole(LiveTable):
 
     def _tell_who_waits(self, sites: Sequence[str]) -> None:
         """Says once whom the cluster has had no room for all the time since the start."""
-        if sites and not self.has_told_who_waits and self.clock.seconds > PATIENCE_S:
+        if sites and not self.has_told_who_waits and time.monotonic() - self.asked_at > PATIENCE_S:
             self.has_told_who_waits = True
             self.say(
                 f"  {', '.join(sorted(sites))}: no process yet; other jobs hold the CPUs or GPUs that are asked for "
