@@ -1,18 +1,16 @@
 from __future__ import annotations
 
 import json
-import logging
 import math
 import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 from mlflow import MlflowClient
-from mlflow.entities import Metric, Param, Run
+from mlflow.entities import Run
 
 from gcml_ray.config import Config
 from gcml_ray.errors import ConfigError
@@ -35,7 +33,7 @@ from gcml_ray.tracking.metrics import (
     score_metrics,
     site_metrics,
 )
-from gcml_ray.tracking.run import MlflowTracker, NullTracker, build_tracker, tracking_uri
+from gcml_ray.tracking.run import NullTracker, build_tracker, tracking_uri
 from tests.made_up_run import made_up_config, made_up_evaluation, made_up_infos, made_up_round
 
 SITES = ("CS", "DU", "HT")
@@ -184,138 +182,6 @@ def test_folder_as_tracking_uri_is_refused(tmp_path: Path, uri: str) -> None:
         build_tracker(Config.model_validate(plain), tmp_path)
 
 
-# --- failures ----------------------------------------------------------------------------------
-
-
-class FlakyClient:
-    """Keeps what it is sent; calls fail while ``is_down``."""
-
-    def __init__(self) -> None:
-        self.is_down = True
-        self.metrics: list[tuple[str, str, int]] = []
-        self.params: dict[str, dict[str, str]] = {}
-        self.ended: dict[str, str] = {}
-
-    def _answer(self) -> None:
-        if self.is_down:
-            raise ConnectionError("no route to host")
-
-    def get_experiment_by_name(self, _: str) -> None:
-        self._answer()
-
-    def create_experiment(self, name: str, **_: Any) -> str:
-        self._answer()
-        return name
-
-    def create_run(self, _: str, *, tags: dict[str, str], run_name: str) -> Run:
-        self._answer()
-
-        class Info:
-            run_id = tags.get("gcml.site", "federation")
-
-        return type("FakeRun", (), {"info": Info, "name": run_name})()
-
-    def log_batch(self, run_id: str, *, metrics: Sequence[Metric], params: Sequence[Param]) -> None:
-        self._answer()
-        self.metrics += [(run_id, metric.key, metric.step) for metric in metrics]
-        self.params.setdefault(run_id, {}).update({param.key: param.value for param in params})
-
-    def set_terminated(self, run_id: str, *, status: str) -> None:
-        self._answer()
-        self.ended[run_id] = status
-
-
-def flaky_tracker(client: FlakyClient, folder: Path) -> MlflowTracker:
-    return MlflowTracker(lambda: client, uri="http://far:1", folder=folder)  # type: ignore[arg-type,return-value]
-
-
-def test_failing_server_is_warned_of_once_and_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    tracker = flaky_tracker(FlakyClient(), tmp_path)
-    with caplog.at_level(logging.WARNING):
-        tracker.start(made_up_config(tmp_path))
-        tracker.log_sites(made_up_infos(SITES))
-        tracker.log_round(made_up_round(1, SITES))
-        tracker.log_scores([made_up_evaluation("CS", "personalised")])
-        tracker.log_artifacts([tmp_path])
-    assert tracker.num_failures == 5
-    assert [record.getMessage() for record in caplog.records] == [
-        "MLflow at http://far:1: start failed (ConnectionError('no route to host')). Training goes on"
-    ]
-
-
-def test_what_could_not_be_sent_is_sent_once_the_server_is_back(tmp_path: Path) -> None:
-    client = FlakyClient()
-    tracker = flaky_tracker(client, tmp_path)
-    tracker.start(made_up_config(tmp_path))
-    tracker.log_sites(made_up_infos(SITES))
-    tracker.log_round(make_round())
-    client.is_down = False
-    tracker.log_round(replace(make_round(), plan=replace(make_round().plan, round_number=6)))
-    assert {step for run, key, step in client.metrics if (run, key) == ("DU", "val/dice/after_round")} == {5, 6}
-    assert client.params["federation"]["method.dcml.lambda"] == "0.2"
-    assert client.params["DU"]["num_train"] == "21"
-
-
-def test_nothing_is_sent_twice(tmp_path: Path) -> None:
-    client = FlakyClient()
-    client.is_down = False
-    tracker = flaky_tracker(client, tmp_path)
-    tracker.start(made_up_config(tmp_path))
-    tracker.log_sites(made_up_infos(SITES))
-    tracker.log_round(make_round())
-    tracker.finish("finished")
-    assert len(client.metrics) == len(set(client.metrics))
-
-
-@pytest.mark.parametrize(
-    ("status", "expected"), [("finished", "FINISHED"), ("stopped", "KILLED"), ("failed", "FAILED")]
-)
-def test_all_runs_end_with_the_federations_status(tmp_path: Path, status: Any, expected: str) -> None:
-    client = FlakyClient()
-    client.is_down = False
-    tracker = flaky_tracker(client, tmp_path)
-    tracker.start(made_up_config(tmp_path))
-    tracker.log_sites(made_up_infos(SITES))
-    tracker.finish(status)
-    assert client.ended == dict.fromkeys(("federation", *SITES), expected)
-
-
-def test_finish_says_how_much_was_lost(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    tracker = flaky_tracker(FlakyClient(), tmp_path)
-    tracker.start(made_up_config(tmp_path))
-    tracker.log_sites(made_up_infos(("CS",)))
-    tracker.log_round(replace(make_round(), plan=replace(make_round().plan, sites=("CS",))))
-    tracker.finish("finished")
-    num_metrics = len(federation_metrics(make_round())) + len(site_metrics(make_round(), "CS"))
-    assert (
-        f"failed 4 times in this run; {num_metrics} metrics were not sent (they are in {tmp_path}"
-        in caplog.messages[-1]
-    )
-
-
-def test_failure_that_was_made_up_for_is_no_alarm_at_the_end(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    """Two runs make the tables of one new database at the same time, for example: one of them fails at first."""
-    client = FlakyClient()
-    tracker = flaky_tracker(client, tmp_path)
-    tracker.start(made_up_config(tmp_path))
-    client.is_down = False
-    with caplog.at_level("INFO"):
-        tracker.finish("finished")
-    assert [(each.levelname, each.message.split("; ")[-1]) for each in caplog.records[1:]] == [
-        ("INFO", "all was sent later")
-    ]
-
-
-def test_files_that_were_not_sent_are_told(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    client = FlakyClient()
-    client.is_down = False
-    tracker = flaky_tracker(client, tmp_path)
-    tracker.start(made_up_config(tmp_path))
-    tracker.log_model("nowhere", tmp_path / "missing.safetensors")
-    tracker.finish("finished")
-    assert "failed 1 times in this run; 0 metrics and files were not sent" in caplog.messages[-1]
-
-
 # --- a real database ---------------------------------------------------------------------------
 
 
@@ -367,13 +233,6 @@ def test_run_with_faults_on_purpose_has_a_tag_that_says_so(tmp_path: Path) -> No
         assert experiment is not None
         (run,) = client.search_runs([experiment.experiment_id])
         assert run.data.tags.get("gcml.chaos") == (chaos or None)
-
-
-@pytest.mark.parametrize("content", ["[]", "3", "{}", '{"uri": 1}', '{"run_id": 3}', "x", '"run_id"'])
-def test_damaged_ids_of_a_run_begin_a_new_one(tmp_path: Path, content: str) -> None:
-    (tmp_path / "tracking.json").write_text(content)
-    tracker = flaky_tracker(FlakyClient(), tmp_path)
-    assert tracker._recorded_run_id() is None
 
 
 def test_judged_models_are_counted() -> None:
