@@ -16,9 +16,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import ray
-from ray._private.services import (
-    canonicalize_bootstrap_address,  # what "auto" means; the public interface joins at once
-)
+from ray._private.services import canonicalize_bootstrap_address
 from ray.util.placement_group import get_current_placement_group
 
 from gcml_ray.config import ResourcesConfig
@@ -118,7 +116,8 @@ def _init(address: str, **options: Any) -> None:
 def _join() -> bool:
     """Joins a cluster that runs on this machine, if there is one that does not belong to another run.
 
-    Ray keeps the address of the last one in a file, also after its end by a crash, and would wait for it for minutes.
+    Ray keeps the address of the last one in a file, also after its end by a crash, and would wait for it for minutes;
+    its public interface does not tell the address without joining.
     """
     try:
         address = canonicalize_bootstrap_address("auto")

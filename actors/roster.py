@@ -251,7 +251,7 @@ class Roster:
         announces: bool = True,
         is_stopped: Callable[[], bool] = lambda: False,
     ) -> list[Outcome]:
-        """One outcome of each of these sites, by name; those that are late after ``patience_s`` are left out.
+        """One outcome of each of these sites, by name; who is late after ``patience_s``, or at a stop, is left out.
 
         Outcomes of other calls are kept for :meth:`take_strays`. ``announces``: show each result as it comes.
         """
