@@ -117,9 +117,8 @@ class Driver:
         self.last_record = 0
         self._resumable = 0
         self._written: RunState | None = None
-        self._seconds_before = 0.0  # of the rounds that this process has not run itself
+        self._seconds_before = 0.0  # of the rounds that this process has not run itself; infinite where all were over
         self._rounds_began = 0.0
-        self._has_ended_before = False
 
     # --- the run -----------------------------------------------------------------------------
 
@@ -144,7 +143,8 @@ class Driver:
         start_seconds = time.perf_counter() - began
         if resume:
             self._remember(done)
-            self._has_ended_before = resume.status == "finished"
+            if resume.status == "finished":
+                self._seconds_before = float("inf")
         self._rounds_began = time.monotonic()
         self.last_record = self._resumable = done
         self.write_state("running")
@@ -184,7 +184,7 @@ class Driver:
         """Whether no further round may begin; a run that has ended so before goes on with its test alone."""
         limit_s = self.config.federation.time_limit_s
         gone_s = self._seconds_before + time.monotonic() - self._rounds_began
-        return limit_s is not None and (self._has_ended_before or gone_s >= limit_s)
+        return limit_s is not None and gone_s >= limit_s
 
     def _start(self, sites: Sequence[str], resume: RunState | None) -> bool:
         """Launches all sites at once and waits until the last one is ready; False where it is told to stop before."""

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 from gcml_ray.records import Peer, SiteFailure, SiteStatus
+from gcml_ray.wording import NO_PROCESS
 
 
 class SiteDiedError(Exception):
@@ -23,12 +24,7 @@ class SiteHungError(Exception):
 def no_answer(timeout_s: float, *, has_process: bool) -> str:
     """What is said of a site that has not answered in time."""
     silence = f"no answer within {timeout_s:.3g} s"
-    if has_process:
-        return silence
-    return (
-        f"{silence}: it has no process yet; other jobs hold the CPUs or GPUs that it asks for (see `ray status`), or "
-        "its machine is slow to start one"
-    )
+    return silence if has_process else f"{silence}: it has {NO_PROCESS}"
 
 
 def taken_along(failure: SiteFailure, *, site: str, stage: str, round_number: int) -> SiteFailure:

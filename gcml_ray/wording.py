@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import math
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
+
+NO_PROCESS = (  # of a site that a cluster has been asked for
+    "no process yet; other jobs hold the CPUs or GPUs that are asked for (see `ray status`), or a machine is slow to "
+    "start one"
+)
 
 
 def duration(seconds: float) -> str:
@@ -17,6 +23,11 @@ def duration(seconds: float) -> str:
 def in_shell(path: str | Path) -> str:
     """A path as it can be pasted into a shell."""
     return shlex.quote(str(path))
+
+
+def some(names: Sequence[str], at_most: int) -> str:
+    """The first of many names, and whether there are more."""
+    return ", ".join(names[:at_most]) + (", ..." if len(names) > at_most else "")
 
 
 def number(value: float, digits: int = 3) -> str:

@@ -292,8 +292,8 @@ def site_interval(differences: NDArray[np.float64], *, level: float = 0.95) -> t
     """
     from scipy.stats import t  # noqa: PLC0415 - as above
 
-    count = len(differences)
-    half = float(t.ppf((1 + level) / 2, count - 1) * differences.std(ddof=1) / np.sqrt(count))
+    num_cases = len(differences)
+    half = float(t.ppf((1 + level) / 2, num_cases - 1) * differences.std(ddof=1) / np.sqrt(num_cases))
     return float(differences.mean()) - half, float(differences.mean()) + half
 
 

@@ -30,7 +30,7 @@ from gcml_ray.records import (
     SiteStatus,
     TrainReport,
 )
-from gcml_ray.wording import count
+from gcml_ray.wording import NO_PROCESS, count
 
 log = logging.getLogger(__name__)
 
@@ -81,7 +81,7 @@ class Clock:
             return _clock(sum(everything) * (config.federation.rounds - slowest) / slowest) if slowest else ""
         lengths = {phase: mean(values[-10:]) for phase, values in self._seconds.items()}
         left = rounds_left(config.federation, round_number)
-        return _clock(sum(count * lengths.get(phase, mean(everything)) for phase, count in left.items()))
+        return _clock(sum(rounds * lengths.get(phase, mean(everything)) for phase, rounds in left.items()))
 
 
 class RunConsole(LiveTable):
@@ -166,10 +166,7 @@ class RunConsole(LiveTable):
         """Says once whom the cluster has had no room for all the time since the start."""
         if sites and not self.has_told_who_waits and time.monotonic() - self.asked_at > PATIENCE_S:
             self.has_told_who_waits = True
-            self.say(
-                f"  {', '.join(sorted(sites))}: no process yet; other jobs hold the CPUs or GPUs that are asked for "
-                "(see `ray status`), or a machine is slow to start one. Waiting"
-            )
+            self.say(f"  {', '.join(sorted(sites))}: {NO_PROCESS}. Waiting")
 
     def on_site_trained(self, report: TrainReport) -> None:
         """A site's round is over."""

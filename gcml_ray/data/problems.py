@@ -7,6 +7,7 @@ from collections.abc import Sequence
 
 from gcml_ray.data.datalist import Case
 from gcml_ray.errors import DataError
+from gcml_ray.wording import some
 
 MAX_NAMED = 5  # cases of a line
 SHAPE = re.compile(r"\(\d+(?:, \d+)*\)")
@@ -54,5 +55,4 @@ def _line(those: Sequence[CaseProblem], num_cases: int) -> str:
         return f"case {names[0]}: {those[0][1]}"
     if len(names) == num_cases:
         return f"all {num_cases} cases, e.g. {names[0]}: {those[0][1]}"
-    shown = ", ".join(names[:MAX_NAMED]) + (", ..." if len(names) > MAX_NAMED else "")
-    return f"{len(names)} of {num_cases} cases ({shown}): {those[0][1]}"
+    return f"{len(names)} of {num_cases} cases ({some(names, MAX_NAMED)}): {those[0][1]}"

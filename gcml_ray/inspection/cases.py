@@ -24,6 +24,7 @@ from gcml_ray.data.reading import is_picture, read_header, read_volume, values_t
 from gcml_ray.errors import DataError
 from gcml_ray.records import Split
 from gcml_ray.site_names import site_name_problem
+from gcml_ray.wording import some
 
 PERCENTILES = (1, 25, 50, 75, 99)
 SAMPLE = 400_000  # voxels of a channel, at least, that its percentiles are taken from, evenly spaced
@@ -335,7 +336,10 @@ def _gathered_notes(facts: Sequence[CaseFacts]) -> list[str]:
     for case in facts:
         for note in case.notes:
             by_note.setdefault((case.site, note), []).append(case.name)
-    return [f"site {site}, {len(names)} case(s) ({_some(names)}): {note}" for (site, note), names in by_note.items()]
+    return [
+        f"site {site}, {len(names)} case(s) ({some(names, MAX_NAMED)}): {note}"
+        for (site, note), names in by_note.items()
+    ]
 
 
 def _notes_between(facts: Sequence[CaseFacts], *, spacing_is_real: bool) -> list[str]:
@@ -364,14 +368,10 @@ def _value_notes(facts: Sequence[CaseFacts]) -> list[str]:
     for value, those in sorted(holders.items()):
         if len(read) >= MIN_CASES and len(those) <= max(1, RARE * len(read)):
             names = [f"{case.site}/{case.name}" for case in those]
-            where = f"in {len(those)} of {len(read)} cases only ({_some(names)})"
+            where = f"in {len(those)} of {len(read)} cases only ({some(names, MAX_NAMED)})"
         elif num_sites > 1 and len({case.site for case in those}) == 1:
             where = f"at site {those[0].site} only"
         else:
             continue
         notes.append(f"label value {value} is found {where}: is it meant, and in data.labels?")
     return notes
-
-
-def _some(names: Sequence[str]) -> str:
-    return ", ".join(names[:MAX_NAMED]) + (", ..." if len(names) > MAX_NAMED else "")

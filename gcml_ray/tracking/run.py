@@ -219,10 +219,11 @@ class MlflowTracker:
 
         self._guard("finish", close)
         num_left = sum(len(pending.metrics) for pending in self._pending.values())
-        if num_left or self._failed & LASTING:
+        has_lost_files = bool(self._failed & LASTING)
+        if num_left or has_lost_files:
             log.warning(
                 "MLflow at %s failed %d times in this run; %d metrics%s were not sent (they are in %s)",
-                self._uri, self.num_failures, num_left, " and files" * bool(self._failed & LASTING), self._folder,
+                self._uri, self.num_failures, num_left, " and files" * has_lost_files, self._folder,
             )  # fmt: skip
         elif self.num_failures:
             log.info("MLflow at %s failed %d times in this run; all was sent later", self._uri, self.num_failures)
