@@ -112,7 +112,7 @@ def run_search(
             )
         else:
             tuner = _new_tuner(search, trainable)
-        with _stopping(stop), removed_at_the_end(search), _watched_by(watch):
+        with stopping(stop), removed_at_the_end(search), _watched_by(watch):
             tuner.fit()
         watch.settle()
     return conclude(search, watch)
@@ -194,10 +194,11 @@ def _logged_to(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _stopping(stop: threading.Event) -> Iterator[None]:
-    """Ctrl-C or a termination signal once: Ray Tune saves its state and ends; twice: now.
+def stopping(stop: threading.Event) -> Iterator[None]:
+    """Ctrl-C, a termination or a terminal that closes, once: Ray Tune saves its state and ends; twice: now.
 
-    Ray Tune's own way to be ended is SIGUSR1; it does not say afterwards that it was.
+    Who has asked for a signal to be ignored (``nohup``) is left alone. Ray Tune's own way to be ended is SIGUSR1; it
+    does not say afterwards that it was.
     """
     if threading.current_thread() is not threading.main_thread():
         yield
@@ -211,8 +212,8 @@ def _stopping(stop: threading.Event) -> Iterator[None]:
         stop.set()
         os.kill(os.getpid(), signal.SIGUSR1)
 
-    numbers = (signal.SIGINT, signal.SIGTERM)
-    before = {number: signal.signal(number, interrupt) for number in numbers}
+    heard = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) is not signal.SIG_IGN]
+    before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, *heard)}
     try:
         yield
     finally:

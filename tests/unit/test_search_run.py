@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import os
+import signal
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -29,7 +31,7 @@ from tests.fakes import FakeTrainers, calls_of
 from tests.unit.test_search_space import make_search, record
 from tune.final import run_final
 from tune.importance import importances
-from tune.search import check_trial_fits, run_search, trial_resources
+from tune.search import check_trial_fits, run_search, stopping, trial_resources
 from tune.search_file import save_search
 from tune.trainable import RoundReporter, TrialError, points_in
 from tune.trial_config import Search, best_config
@@ -44,6 +46,34 @@ def test_a_second_search_in_a_folder_in_use_changes_nothing_there(tmp_path: Path
     with held(search.folder), pytest.raises(ConfigError, match=r"folder: .* is in use by another process"):
         run_search(search, views=(), stop=threading.Event())
     assert set(search.folder.glob("*")) - before == {search.folder / ".lock"}
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_asks_ray_tune_to_end_and_a_second_one_ends_now(number: int) -> None:
+    """SIGUSR1 stands for Ray Tune's own handler; without it nothing runs that could save a state."""
+    heard: list[int] = []
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where a script started the tests
+    stop = threading.Event()
+    with stopping(stop):
+        signal.signal(signal.SIGUSR1, lambda got, _: heard.append(got))
+        os.kill(os.getpid(), number)
+        assert stop.is_set()
+        assert heard == [signal.SIGUSR1]
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), number)
+    with stopping(threading.Event()), pytest.raises(KeyboardInterrupt):
+        os.kill(os.getpid(), number)
+    signal.signal(signal.SIGINT, before)
+
+
+def test_a_search_under_nohup_hears_no_closed_terminal() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        with stopping(stop := threading.Event()):
+            os.kill(os.getpid(), signal.SIGHUP)
+        assert not stop.is_set()
+    finally:
+        signal.signal(signal.SIGHUP, before)
 
 
 # --- places ------------------------------------------------------------------------------------
