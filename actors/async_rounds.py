@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 from actors.listener import announce
 from actors.pace import CallKind
 from actors.site_pool import Outcome
-from gcml_ray.phases import order_of, phase_of
+from gcml_ray.gossip.phases import order_of, phase_of
 from gcml_ray.records import Edge, PushReceipt, RoundPlan, RoundRecord, TrainReport
 
 if TYPE_CHECKING:

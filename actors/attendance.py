@@ -19,9 +19,9 @@ from actors.roster import Roster
 from gcml_ray.config import RESERVED_SITES, SERVER, Config
 from gcml_ray.data.datalist import read_datalist, site_names
 from gcml_ray.errors import ConfigError, DataError
-from gcml_ray.run_folder import RunFolder, RunState
-from gcml_ray.site_names import check_site_name
-from gcml_ray.whole_files import replace_file
+from gcml_ray.files.run_folder import RunFolder, RunState
+from gcml_ray.files.site_names import check_site_name
+from gcml_ray.files.whole_files import replace_file
 
 log = logging.getLogger(__name__)
 

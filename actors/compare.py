@@ -23,8 +23,8 @@ from gcml_ray.comparison.output import Tables, cell_file, draw_plots, make_cell,
 from gcml_ray.config import Config
 from gcml_ray.config.file import load_config
 from gcml_ray.errors import ConfigError, GcmlError
+from gcml_ray.files.run_folder import RunFolder
 from gcml_ray.records import RunOutcome
-from gcml_ray.run_folder import RunFolder
 from gcml_ray.tracking.comparison import ComparisonTracker
 
 STOPPED = "stopped"

@@ -26,8 +26,11 @@ from actors.site_pool import SitePool
 from actors.sync_rounds import SyncRounds
 from gcml_ray.config import SERVER, Config, UsefulnessTopology, has_server
 from gcml_ray.errors import CheckpointError
-from gcml_ray.gossip import plan_round
-from gcml_ray.phases import models_to_test
+from gcml_ray.files.run_folder import RunFolder, RunState
+from gcml_ray.gossip.graph import plan_round
+from gcml_ray.gossip.phases import models_to_test
+from gcml_ray.gossip.teaching import usefulness_weights
+from gcml_ray.gossip.trust import trust_of_edges
 from gcml_ray.records import (
     PERSONALISED,
     EvaluationReport,
@@ -40,10 +43,7 @@ from gcml_ray.records import (
     SiteInfo,
     by_site,
 )
-from gcml_ray.run_folder import RunFolder, RunState
-from gcml_ray.teaching import usefulness_weights
 from gcml_ray.tracking.run import Tracker
-from gcml_ray.trust import trust_of_edges
 
 log = logging.getLogger(__name__)
 

@@ -21,9 +21,9 @@ import numpy as np
 from actors.site_pool import SiteDiedError, SiteHungError
 from gcml_ray.chaos import LIES, Fault, faults_of
 from gcml_ray.config import Config
+from gcml_ray.files.run_folder import RunFolder
 from gcml_ray.push.wire import Buffer, Expectation, PushHeader, checksum
 from gcml_ray.records import AdoptReport, EvaluationReport, SiteInfo, Split, TrainOrder, TrainReport
-from gcml_ray.run_folder import RunFolder
 from gcml_ray.seeding import numpy_generator
 
 if TYPE_CHECKING:

@@ -20,10 +20,10 @@ from gcml_ray.chaos import check_sites
 from gcml_ray.config import POOLED, RESERVED_SITES, SERVER, Config, PooledMethod, has_server
 from gcml_ray.data.datalist import read_datalist, site_names
 from gcml_ray.errors import CheckpointError, ConfigError
-from gcml_ray.folder_lock import held
+from gcml_ray.files.folder_lock import held
+from gcml_ray.files.run_folder import MODEL_FILE, RunFolder, RunState
+from gcml_ray.files.site_names import check_site_name
 from gcml_ray.records import RunOutcome
-from gcml_ray.run_folder import MODEL_FILE, RunFolder, RunState
-from gcml_ray.site_names import check_site_name
 from gcml_ray.tracking.background import BackgroundTracker
 from gcml_ray.tracking.run import Tracker, build_tracker
 from gcml_ray.wording import in_shell

@@ -1,8 +1,8 @@
 """Several sites in one process, for simulations of hundreds: ``resources.sites_per_actor``.
 
 Each is a :class:`actors.site.Site` as ever, with a mailbox and keys of its own, and is called as if it were alone. Only
-what needs no owner is shared (:class:`gcml_ray.workbench.Workbench`). They take turns: the calls of a concurrency group
-stand in one queue, whichever site they are for, and small calls do not wait for training.
+what needs no owner is shared (:class:`gcml_ray.training.workbench.Workbench`). They take turns: the calls of a
+concurrency group stand in one queue, whichever site they are for, and small calls do not wait for training.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from gcml_ray.config import SERVER, Config
 from gcml_ray.records import SiteStatus
 
 if TYPE_CHECKING:  # torch comes in where sites train
-    from gcml_ray.workbench import Workbench
+    from gcml_ray.training.workbench import Workbench
 
 
 class SiteHost:
@@ -69,7 +69,7 @@ class SiteHost:
 
         if self._is_own_process:
             import_monai()  # before the bench, which would load all of it
-        from gcml_ray.workbench import Workbench  # noqa: PLC0415
+        from gcml_ray.training.workbench import Workbench  # noqa: PLC0415
 
         self._bench = self._bench or Workbench(self._config.resources.park)
         return default_trainer(*arguments, bench=self._bench, **options)

@@ -55,7 +55,7 @@ class Transport(Protocol):
 
 
 class Trainer(Protocol):
-    """What a site needs of ``gcml_ray.trainer.SiteTrainer``; tests bring their own."""
+    """What a site needs of ``gcml_ray.training.trainer.SiteTrainer``; tests bring their own."""
 
     def start(self, *, resume_round: int | None) -> SiteInfo:
         """Loads data and model."""
@@ -88,7 +88,7 @@ class Trainer(Protocol):
 
 
 class Visits(Protocol):
-    """What a site needs of ``gcml_ray.visits.Visits``."""
+    """What a site needs of ``gcml_ray.training.visits.Visits``."""
 
     def export(self, run_id: str) -> tuple[PushHeader, Buffer]:
         """The personalised model."""
@@ -129,8 +129,8 @@ class Site:
         folder: the run folder on this site's disk.
         run_id: identifies the run on every push.
         use_gpu: whether a GPU was granted.
-        make_trainer: builds the trainer; by default ``gcml_ray.trainer.SiteTrainer``, imported only then,
-            because it brings torch and MONAI with it; for the server ``gcml_ray.server.ServerTrainer``.
+        make_trainer: builds the trainer; by default ``gcml_ray.training.trainer.SiteTrainer``, imported only then,
+            because it brings torch and MONAI with it; for the server ``gcml_ray.training.server.ServerTrainer``.
     """
 
     def __init__(
@@ -346,10 +346,10 @@ class Site:
 def default_trainer(config: Config, name: str, folder: Path, **options: Any) -> Trainer:
     """The real trainer, imported in the site's own process."""
     if name == SERVER:
-        from gcml_ray.server import ServerTrainer  # noqa: PLC0415 - as below
+        from gcml_ray.training.server import ServerTrainer  # noqa: PLC0415 - as below
 
         return ServerTrainer(config, name, folder, **options)
-    from gcml_ray.trainer import SiteTrainer  # noqa: PLC0415 - torch and MONAI only where training happens
+    from gcml_ray.training.trainer import SiteTrainer  # noqa: PLC0415 - torch and MONAI only where training happens
 
     return SiteTrainer(config, name, folder, **options)
 

@@ -18,7 +18,7 @@ from actors.listener import announce
 from actors.pace import CallKind
 from actors.site_pool import Outcome
 from gcml_ray.config import SERVER
-from gcml_ray.phases import order_of
+from gcml_ray.gossip.phases import order_of
 from gcml_ray.records import AdoptReport, Edge, PushReceipt, RoundPlan, RoundRecord, TrainOrder, TrainReport
 
 if TYPE_CHECKING:

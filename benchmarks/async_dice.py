@@ -19,7 +19,7 @@ from pathlib import Path
 from benchmarks import small_runs
 from benchmarks.chaos_cluster import Cluster
 from benchmarks.chaos_table import PAGE, write_into_page
-from gcml_ray.averages import mean
+from gcml_ray.prediction.averages import mean
 
 MODES = ("sync", "async")
 LIMIT_S = 900.0

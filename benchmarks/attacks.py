@@ -19,14 +19,14 @@ from typing import Any
 
 from actors.federation import run_federation
 from actors.listener import NullListener
-from gcml_ray.averages import mean
 from gcml_ray.chaos import parse_chaos
 from gcml_ray.config import Config
 from gcml_ray.config.file import parse_config
 from gcml_ray.data.datalist import write_datalist
 from gcml_ray.data.phantom import prepare_phantom
+from gcml_ray.files.run_folder import RunFolder
+from gcml_ray.prediction.averages import mean
 from gcml_ray.records import PERSONALISED, RoundRecord
-from gcml_ray.run_folder import RunFolder
 
 SHAPE = (36, 32, 20)
 FOUR = ("random:west", "flip:west", "scale:westx100", "nan_push:west", "labels:west", "replay:west")

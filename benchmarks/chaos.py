@@ -40,9 +40,9 @@ from benchmarks.chaos_faults import (
     unmount,
 )
 from benchmarks.chaos_table import FELL, Episode
-from gcml_ray.averages import mean
 from gcml_ray.config import Config
-from gcml_ray.run_folder import RunFolder
+from gcml_ray.files.run_folder import RunFolder
+from gcml_ray.prediction.averages import mean
 
 TOLERANCE = 0.01  # of Dice
 CLOCKS = {"round_timeout_s": 20.0, "push_timeout_s": 10.0, "start_timeout_s": 240.0, "rejoin_timeout_s": 240.0}

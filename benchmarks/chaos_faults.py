@@ -19,9 +19,9 @@ import numpy as np
 import ray
 
 from benchmarks import small_runs
-from gcml_ray.checkpoint import saved_rounds
+from gcml_ray.files.run_folder import RunFolder
 from gcml_ray.push.wire import PushHeader
-from gcml_ray.run_folder import RunFolder
+from gcml_ray.training.checkpoint import saved_rounds
 
 if TYPE_CHECKING:
     from benchmarks.chaos_cluster import Cluster

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
-from gcml_ray.averages import mean
+from gcml_ray.prediction.averages import mean
 
 RESULTS = Path("benchmarks/results")
 PAGE = Path("docs/reliability.md")

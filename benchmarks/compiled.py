@@ -20,8 +20,8 @@ import torch
 from benchmarks.dcml import WEIGHT, seconds_of
 from benchmarks.workloads import WORKLOADS, interleaved, make_batch, make_config, make_learner, make_loss, median_ratio
 from gcml_ray.config import DcmlConfig
-from gcml_ray.cpu import keep_freed_memory
-from gcml_ray.learner import local_step, mutual_step
+from gcml_ray.model.learner import local_step, mutual_step
+from gcml_ray.training.cpu import keep_freed_memory
 
 
 def steps_of(

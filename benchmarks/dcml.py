@@ -18,8 +18,8 @@ import torch
 
 from benchmarks.workloads import WORKLOADS, interleaved, make_batch, make_config, make_learner, make_loss, median_ratio
 from gcml_ray.config import DcmlConfig
-from gcml_ray.cpu import keep_freed_memory
-from gcml_ray.learner import local_step, mutual_step
+from gcml_ray.model.learner import local_step, mutual_step
+from gcml_ray.training.cpu import keep_freed_memory
 
 WEIGHT = 0.1
 VARIANTS = ("contrast", "contrast_soft")

@@ -45,7 +45,7 @@ from gcml_ray.config.file import parse_config
 from gcml_ray.data.datalist import write_datalist
 from gcml_ray.data.phantom import prepare_phantom
 from gcml_ray.records import RoundRecord, SiteInfo, TrainOrder
-from gcml_ray.trainer import SiteTrainer
+from gcml_ray.training.trainer import SiteTrainer
 
 SHAPE = (36, 32, 20)
 WAIT_S = 3600.0

@@ -22,12 +22,12 @@ from torch.utils.flop_counter import FlopCounterMode
 from benchmarks.dcml import WEIGHT, finish, seconds_of
 from benchmarks.workloads import WORKLOADS, interleaved, make_batch, make_config, make_learner, make_loss, median_ratio
 from gcml_ray.config import Config, DcmlConfig
-from gcml_ray.cpu import keep_freed_memory
 from gcml_ray.data.site_data import Batch
-from gcml_ray.learner import local_step, mutual_step
 from gcml_ray.losses.segmentation import SegmentationLoss
+from gcml_ray.model.learner import local_step, mutual_step
+from gcml_ray.model.precision import Precision
 from gcml_ray.networks.registry import build_network, forward_heads
-from gcml_ray.precision import Precision
+from gcml_ray.training.cpu import keep_freed_memory
 
 DTYPES = {"none": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 

@@ -20,8 +20,8 @@ from pathlib import Path
 from benchmarks import small_runs
 from benchmarks.chaos_cluster import Cluster
 from benchmarks.chaos_table import PAGE, write_into_page
-from gcml_ray.averages import mean
-from gcml_ray.run_folder import RunFolder
+from gcml_ray.files.run_folder import RunFolder
+from gcml_ray.prediction.averages import mean
 
 DOWN = ("east", "west")
 LIMIT_S = 900.0

@@ -47,7 +47,7 @@ def main() -> None:
         torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.1)
     else:
         from gcml_ray.config import OptimiserConfig
-        from gcml_ray.flat_optimiser import FlatOptimiser
+        from gcml_ray.model.flat_optimiser import FlatOptimiser
 
         FlatOptimiser(torch.nn.Parameter(torch.zeros(1)), OptimiserConfig(name="sgd", learning_rate=0.1))
     laps.note("the first optimiser")

@@ -45,10 +45,10 @@ from gcml_ray.config import (
     Topology,
 )
 from gcml_ray.config.file import parse_config
-from gcml_ray.gossip import sample_edges
+from gcml_ray.files.run_folder import RunFolder
+from gcml_ray.gossip.graph import sample_edges
 from gcml_ray.push.wire import Buffer, PushHeader
 from gcml_ray.records import EvaluationReport, RoundRecord, SiteInfo, Split, TrainOrder, TrainReport
-from gcml_ray.run_folder import RunFolder
 from gcml_ray.tracking.run import NullTracker
 
 MANY = 100_000

@@ -15,13 +15,13 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from gcml_ray.averages import mean
 from gcml_ray.config import Config
 from gcml_ray.config.file import parse_config, save_config
 from gcml_ray.data.datalist import write_datalist
 from gcml_ray.data.phantom import prepare_phantom
+from gcml_ray.files.run_folder import RunFolder
+from gcml_ray.prediction.averages import mean
 from gcml_ray.records import PERSONALISED
-from gcml_ray.run_folder import RunFolder
 
 SITES = ("north", "east", "south", "west")
 SHAPE = (36, 32)

@@ -15,9 +15,9 @@ import torch
 from gcml_ray.config import Config
 from gcml_ray.config.file import parse_config
 from gcml_ray.data.site_data import Batch
-from gcml_ray.learner import Learner, SegmentationLoss
 from gcml_ray.losses.segmentation import build_segmentation_loss
-from gcml_ray.site_learner import build_learner
+from gcml_ray.model.learner import Learner, SegmentationLoss
+from gcml_ray.training.site_learner import build_learner
 
 UNET = {"channels": [8, 16, 32], "strides": [2, 2], "num_res_units": 1}
 LGG = {"channels": [16, 32, 64, 128], "strides": [2, 2, 2], "num_res_units": 1, "norm": "instance"}

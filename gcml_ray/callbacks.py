@@ -26,10 +26,10 @@ import sys
 from collections.abc import Sequence
 from typing import Any, TextIO
 
-from gcml_ray.averages import mean
 from gcml_ray.config import Config
 from gcml_ray.console.run import Clock
 from gcml_ray.errors import ConfigError
+from gcml_ray.prediction.averages import mean
 from gcml_ray.records import EvaluationReport, RoundPlan, RoundRecord, SiteFailure, SiteInfo, SiteStatus, TrainReport
 
 log = logging.getLogger(__name__)

@@ -12,16 +12,16 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gcml_ray.averages import mean
 from gcml_ray.callbacks import CallbackList, Progress
 from gcml_ray.config import Config
 from gcml_ray.config.file import load_config, parse_config
 from gcml_ray.errors import ConfigError
+from gcml_ray.files.run_folder import RunFolder
+from gcml_ray.prediction.averages import mean
 from gcml_ray.records import PERSONALISED, CaseScore, RoundRecord, RunStatus
-from gcml_ray.run_folder import RunFolder
 
 if TYPE_CHECKING:
-    from gcml_ray.predict import PersonalModel
+    from gcml_ray.prediction.predict import PersonalModel
 
 
 @dataclass(frozen=True)
@@ -125,8 +125,8 @@ class FederationResult:
         return {site: tuple(points[site]) for site in sorted(points)}
 
     def model(self, site: str, *, device: str = "cpu", ensemble: bool = False, peers: bool = False) -> PersonalModel:
-        """A site's personalised model, ready for new patients; see :func:`gcml_ray.predict.load_model`."""
-        from gcml_ray.predict import load_model  # noqa: PLC0415 - torch only where a model is asked for
+        """A site's personalised model, ready for new patients; see :func:`gcml_ray.prediction.predict.load_model`."""
+        from gcml_ray.prediction.predict import load_model  # noqa: PLC0415 - torch only where a model is asked for
 
         return load_model(self.folder, site, device=device, ensemble=ensemble, peers=peers)
 

@@ -15,8 +15,8 @@ from actors.listener import NullListener
 from actors.local_pool import LocalPool
 from actors.site_pool import SitePool
 from gcml_ray.config import Config
+from gcml_ray.files.run_folder import RunFolder
 from gcml_ray.records import EvaluationReport, RoundPlan, RoundRecord, SiteFailure, SiteInfo, TrainReport
-from gcml_ray.run_folder import RunFolder
 from gcml_ray.tracking.run import NullTracker
 from tests.fakes import FakeTrainers, Fault
 

@@ -16,6 +16,7 @@ from typing import Any, Literal
 import numpy as np
 
 from gcml_ray.config import SERVER, Config, has_server
+from gcml_ray.files.run_folder import RunFolder
 from gcml_ray.push.wire import Buffer, Expectation, PushHeader, TensorSpec, checksum
 from gcml_ray.records import (
     AdoptReport,
@@ -26,7 +27,6 @@ from gcml_ray.records import (
     TrainOrder,
     TrainReport,
 )
-from gcml_ray.run_folder import RunFolder
 from gcml_ray.seeding import numpy_generator
 
 Stage = Literal["start", "export", "train", "adopt", "evaluate", "visit", "score_visitor"]

@@ -19,7 +19,7 @@ from gcml_ray.config import (
     Topology,
     UsefulnessTopology,
 )
-from gcml_ray.gossip import sample_edges
+from gcml_ray.gossip.graph import sample_edges
 from gcml_ray.records import Edge
 
 NUM_ROUNDS = 1000

@@ -6,6 +6,7 @@ import math
 from pathlib import Path
 
 from gcml_ray.config import Config
+from gcml_ray.files.run_folder import RunFolder
 from gcml_ray.records import (
     CaseScore,
     Edge,
@@ -18,7 +19,6 @@ from gcml_ray.records import (
     SiteInfo,
     TrainReport,
 )
-from gcml_ray.run_folder import RunFolder
 from gcml_ray.seeding import numpy_generator
 
 SEED = 7

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 
 from gcml_ray.config import Method, OptimiserConfig
 from gcml_ray.data.site_data import Batch
-from gcml_ray.learner import Learner, local_step
 from gcml_ray.methods import METHODS
 from gcml_ray.methods.rounds import IncomingModel, RoundContext, RoundResult
-from gcml_ray.precision import Precision
+from gcml_ray.model.learner import Learner, local_step
+from gcml_ray.model.precision import Precision
 
 
 def cross_entropy(heads: Sequence[Tensor], label: Tensor) -> Tensor:

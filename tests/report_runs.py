@@ -9,7 +9,7 @@ from typing import Any
 
 from gcml_ray.config import Config
 from gcml_ray.config.file import save_config
-from gcml_ray.run_folder import RunFolder, RunState
+from gcml_ray.files.run_folder import RunFolder, RunState
 from tests.made_up_run import made_up_config, made_up_run
 
 SITES = ("CS", "DU", "FG")

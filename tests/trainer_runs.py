@@ -1,4 +1,4 @@
-"""Starting and running one site's trainer on a tiny federation; shared by the tests of ``gcml_ray.trainer``."""
+"""Starting and running one site's trainer on a tiny federation; shared by the tests of its module."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor
 from gcml_ray.config import Config
 from gcml_ray.push.wire import WIRE_DTYPE, Buffer, PushHeader, checksum
 from gcml_ray.records import SiteInfo, TrainOrder, TrainReport
-from gcml_ray.trainer import SiteTrainer
+from gcml_ray.training.trainer import SiteTrainer
 from tests.makers import make_config
 
 RING = {"name": "ring"}

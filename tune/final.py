@@ -11,18 +11,18 @@ from pathlib import Path
 from actors.federation import ray_session, run_federation
 from actors.listener import Listener
 from actors.site import TrainerFactory
-from gcml_ray.averages import mean
 from gcml_ray.config import Config
 from gcml_ray.config.file import load_config
 from gcml_ray.errors import CheckpointError, ClusterError, ConfigError
-from gcml_ray.record_json import to_json
+from gcml_ray.files.record_json import to_json
+from gcml_ray.files.run_folder import RunFolder
+from gcml_ray.files.whole_files import replace_file
+from gcml_ray.prediction.averages import mean
 from gcml_ray.records import PERSONALISED
-from gcml_ray.run_folder import RunFolder
 from gcml_ray.search.folder import FINAL_FILE, read_final
 from gcml_ray.search.records import FinalRecord, FinalScore
 from gcml_ray.tracking.run import tracking_uri
 from gcml_ray.tracking.search import FinalTracker
-from gcml_ray.whole_files import replace_file
 from gcml_ray.wording import in_shell
 from tune.search import BEST_FILE
 from tune.trial_config import Search, base_params, best_config

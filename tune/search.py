@@ -23,7 +23,7 @@ from actors.federation import sites_of
 from actors.site import TrainerFactory
 from gcml_ray.config.file import save_config
 from gcml_ray.errors import CheckpointError, ConfigError
-from gcml_ray.folder_lock import held, not_writable
+from gcml_ray.files.folder_lock import held, not_writable
 from gcml_ray.search.folder import write_search_record
 from gcml_ray.search.records import SearchRecord
 from gcml_ray.wording import in_shell

@@ -18,8 +18,8 @@ from actors.federation import run_federation, sites_of
 from actors.listener import NullListener
 from actors.site import TrainerFactory
 from gcml_ray.errors import GcmlError
+from gcml_ray.files.run_folder import RunFolder
 from gcml_ray.records import RoundRecord, to_plain
-from gcml_ray.run_folder import RunFolder
 from gcml_ray.search.records import Objective, TrialPoint
 from tune.node_cache import cache_folder
 from tune.objective import Progress

@@ -13,10 +13,10 @@ from typing import Any, ClassVar, Protocol
 
 from ray import tune as ray_tune
 
-from gcml_ray.record_json import to_json
+from gcml_ray.files.record_json import to_json
+from gcml_ray.files.whole_files import replace_file
 from gcml_ray.search.folder import TRIALS_FOLDER, read_trials
 from gcml_ray.search.records import TrialRecord, TrialStatus
-from gcml_ray.whole_files import replace_file
 from tune.trainable import points_in
 
 log = logging.getLogger(__name__)

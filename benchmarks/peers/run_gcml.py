@@ -30,7 +30,7 @@ METHODS: dict[str, dict[str, Any]] = {
 @functools.cache
 def bench() -> Any:
     """What the sites of one process share."""
-    from gcml_ray.workbench import Workbench  # noqa: PLC0415 - the driver imports no torch
+    from gcml_ray.training.workbench import Workbench  # noqa: PLC0415 - the driver imports no torch
 
     return Workbench()
 
@@ -44,7 +44,7 @@ def noting_trainer(
     import_monai()
     from benchmarks.peers.run_gcml import bench  # noqa: PLC0415 - one a process: __main__ travels by value
     from benchmarks.peers.workload import note_training  # noqa: PLC0415 - the driver imports no torch
-    from gcml_ray.trainer import SiteTrainer  # noqa: PLC0415
+    from gcml_ray.training.trainer import SiteTrainer  # noqa: PLC0415
 
     rounds = 0
 

@@ -22,9 +22,9 @@ from gcml_ray.config import Config
 from gcml_ray.config.file import parse_config
 from gcml_ray.data.pooling import cases_to_train_on
 from gcml_ray.data.site_data import SiteData
-from gcml_ray.learner import learning_rate, local_step
 from gcml_ray.losses.segmentation import build_segmentation_loss
-from gcml_ray.site_learner import build_learner
+from gcml_ray.model.learner import learning_rate, local_step
+from gcml_ray.training.site_learner import build_learner
 
 NUM_PROBED = 32
 

@@ -16,7 +16,7 @@ from gcml_ray.cli.running import STOPPED, stop_on_signal, watched, wide_console
 from gcml_ray.comparison.config import ComparisonConfig, cell_config, load_comparison
 from gcml_ray.comparison.table import method_table, site_table
 from gcml_ray.console.comparison import CellsConsole
-from gcml_ray.run_folder import TRACKING_FILE
+from gcml_ray.files.run_folder import TRACKING_FILE
 from gcml_ray.tracking.run import tracking_uri
 from gcml_ray.wording import in_shell
 

@@ -19,14 +19,14 @@ from gcml_ray.config.file import load_config
 from gcml_ray.data.datalist import SPLITS, Case, cases_of_site, read_datalist, site_names
 from gcml_ray.data.pooling import as_pooled
 from gcml_ray.errors import ConfigError, DataError, GcmlError
-from gcml_ray.known_cases import check_splits
+from gcml_ray.files.run_folder import RunFolder, case_table
+from gcml_ray.files.whole_files import replace_file
 from gcml_ray.records import CaseScore, Split
-from gcml_ray.run_folder import RunFolder, case_table
-from gcml_ray.whole_files import replace_file
+from gcml_ray.training.known_cases import check_splits
 
 if TYPE_CHECKING:
     from gcml_ray.data.image_cases import FoundCases
-    from gcml_ray.predict import PersonalModel
+    from gcml_ray.prediction.predict import PersonalModel
 
 log = logging.getLogger(__name__)
 
@@ -55,7 +55,7 @@ def predict(
 ) -> None:
     """Segment new images with a site's personalised model, each on its own grid."""
     from gcml_ray.data.image_cases import find_cases  # noqa: PLC0415 - torch only when a model runs
-    from gcml_ray.predict import load_model  # noqa: PLC0415
+    from gcml_ray.prediction.predict import load_model  # noqa: PLC0415
 
     console = Console(soft_wrap=True)
     model = load_model(run, site, device=device, ensemble=ensemble, peers=peers)
@@ -97,7 +97,7 @@ def _say_what(console: Console, model: PersonalModel, found: FoundCases) -> None
 
 def _to_do(cases: Sequence[Case], out: Path, model: PersonalModel, *, overwrite: bool) -> tuple[list[Case], int]:
     """The cases to predict, and how many are left out because their files exist."""
-    from gcml_ray.label_files import output_paths  # noqa: PLC0415 - torch only when a model runs
+    from gcml_ray.prediction.label_files import output_paths  # noqa: PLC0415 - torch only when a model runs
 
     if out.resolve() in {Path(image).resolve().parent for case in cases for image in case.images}:
         raise ConfigError(
@@ -112,7 +112,7 @@ def _to_do(cases: Sequence[Case], out: Path, model: PersonalModel, *, overwrite:
 
 def _check_own(existing: Mapping[Case, Sequence[Path]], out: Path, site: str) -> None:
     """Refuses to take label files for a site's that another site's model made."""
-    from gcml_ray.label_files import site_that_made  # noqa: PLC0415 - torch only when a model runs
+    from gcml_ray.prediction.label_files import site_that_made  # noqa: PLC0415 - torch only when a model runs
 
     makers = {path: site_that_made(path) for paths in existing.values() for path in paths}
     foreign = [path for path, maker in makers.items() if maker not in (None, site)]
@@ -159,7 +159,7 @@ def evaluate(
     out: Annotated[Path | None, typer.Option(dir_okay=False, help="Write every case's scores here (CSV).")] = None,
 ) -> None:
     """Score label files against references, each on its own grid."""
-    from gcml_ray.score_files import score_files  # noqa: PLC0415 - torch only when there is something to score
+    from gcml_ray.prediction.score_files import score_files  # noqa: PLC0415 - torch only when there is something to score
 
     console = Console(soft_wrap=True)
     config = load_config(RunFolder.open(run).config_file)
@@ -220,7 +220,7 @@ def _no_such_site(datalist: Path, cases: Sequence[Case], site: str) -> tuple[Cas
 
 def _score_table(scores: Sequence[CaseScore], *, unit: str) -> Table:
     """Mean and standard deviation by site, split and class."""
-    from gcml_ray.metrics import summarise  # noqa: PLC0415 - torch only when there is something to score
+    from gcml_ray.prediction.metrics import summarise  # noqa: PLC0415 - torch only when there is something to score
 
     table = Table(title="Scores on the grid of the files: mean (standard deviation)", title_justify="left")
     for heading in ("site", "split", "class"):

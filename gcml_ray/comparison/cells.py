@@ -17,11 +17,11 @@ from typing import Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from gcml_ray.averages import mean
 from gcml_ray.errors import DataError
+from gcml_ray.files.whole_files import replace_file
+from gcml_ray.prediction.averages import mean
 from gcml_ray.records import ENSEMBLE, PERSONALISED, SHARED
 from gcml_ray.seeding import numpy_generator
-from gcml_ray.whole_files import replace_file
 from gcml_ray.wording import count
 
 COLUMNS = (

@@ -10,9 +10,9 @@ from gcml_ray.comparison.cells import Cell, MethodRow, Score, check_same_cases, 
 from gcml_ray.comparison.config import ComparisonConfig, cell_name
 from gcml_ray.comparison.table import csv_text, latex, markdown
 from gcml_ray.config import Config
+from gcml_ray.files.run_folder import RunFolder
+from gcml_ray.files.whole_files import replace_file
 from gcml_ray.records import EvaluationReport, RoundRecord
-from gcml_ray.run_folder import RunFolder
-from gcml_ray.whole_files import replace_file
 
 OF_A_SECOND_MODEL = {"incoming_segmentation", "shared_segmentation"}  # losses of a round that trained two
 

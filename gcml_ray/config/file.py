@@ -21,7 +21,7 @@ from pydantic import ValidationError
 from gcml_ray.config import Config
 from gcml_ray.config.problems import describe_problems
 from gcml_ray.errors import ConfigError
-from gcml_ray.whole_files import replace_file
+from gcml_ray.files.whole_files import replace_file
 from gcml_ray.wording import in_shell
 
 _EXPONENT_FLOAT = re.compile(r"[-+]?(?:[0-9][0-9_]*(?:\.[0-9_]*)?|\.[0-9][0-9_]*)[eE][-+]?[0-9]+$")

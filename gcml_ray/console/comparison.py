@@ -14,10 +14,10 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from gcml_ray.averages import mean
 from gcml_ray.config import Config
 from gcml_ray.console.live import LiveTable
 from gcml_ray.console.run import Clock, round_line
+from gcml_ray.prediction.averages import mean
 from gcml_ray.records import (
     WAITS_FOR_ROOM,
     EvaluationReport,

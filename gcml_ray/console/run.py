@@ -16,10 +16,10 @@ from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.table import Table
 
-from gcml_ray.averages import mean
 from gcml_ray.config import Config
 from gcml_ray.console.live import LiveTable
-from gcml_ray.phases import rounds_left
+from gcml_ray.gossip.phases import rounds_left
+from gcml_ray.prediction.averages import mean
 from gcml_ray.records import (
     WAITS_FOR_ROOM,
     EvaluationReport,

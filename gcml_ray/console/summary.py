@@ -9,11 +9,11 @@ from pathlib import Path
 
 from rich.table import Table
 
-from gcml_ray.averages import mean
 from gcml_ray.config import Config
 from gcml_ray.config.methods import SERVER
+from gcml_ray.files.run_folder import MODEL_FILE
+from gcml_ray.prediction.averages import mean
 from gcml_ray.records import BEFORE_GOSSIP, PERSONALISED, CaseScore, EvaluationReport, RoundRecord
-from gcml_ray.run_folder import MODEL_FILE
 from gcml_ray.stopwatch import peak_memory_bytes
 from gcml_ray.tracking.run import tracking_uri
 from gcml_ray.wording import count, in_shell, number

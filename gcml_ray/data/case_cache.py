@@ -18,7 +18,7 @@ from safetensors.torch import save_file
 from gcml_ray.config import DataConfig
 from gcml_ray.data.datalist import Case
 from gcml_ray.data.loading import Sample, load_sample
-from gcml_ray.whole_files import replaced
+from gcml_ray.files.whole_files import replaced
 
 log = logging.getLogger(__name__)
 

@@ -21,8 +21,8 @@ from typing import Any, get_args
 
 from gcml_ray.config import SplitConfig
 from gcml_ray.errors import DataError
+from gcml_ray.files.whole_files import replace_file
 from gcml_ray.records import Split
-from gcml_ray.whole_files import replace_file
 
 log = logging.getLogger(__name__)
 

@@ -37,9 +37,9 @@ from gcml_ray.doctor.forecast_costs import SiteCases
 from gcml_ray.doctor.machine import Check, nearest_existing
 from gcml_ray.doctor.probe import Probe
 from gcml_ray.errors import ConfigError, DataError
+from gcml_ray.files.run_folder import RunFolder
 from gcml_ray.networks.registry import check_sizes
 from gcml_ray.records import Split
-from gcml_ray.run_folder import RunFolder
 from gcml_ray.tracking.run import tracking_uri
 from gcml_ray.wording import in_shell
 

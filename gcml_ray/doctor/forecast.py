@@ -27,9 +27,9 @@ from gcml_ray.config import (
 from gcml_ray.doctor.forecast_costs import Place, SiteCases, SiteCosts
 from gcml_ray.doctor.forecast_time import planned_rounds, round_seconds, start_and_test_seconds
 from gcml_ray.doctor.machine import Check, Machine, default_object_store_bytes, gigabytes
+from gcml_ray.files.run_folder import KEPT_ROUNDS
 from gcml_ray.push.payload import push_bytes
 from gcml_ray.records import Edge, RoundPlan
-from gcml_ray.run_folder import KEPT_ROUNDS
 from gcml_ray.wording import duration
 
 VALUE_BYTES = 4  # float32 everywhere

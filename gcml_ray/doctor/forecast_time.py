@@ -8,8 +8,8 @@ from collections.abc import Sequence
 
 from gcml_ray.config import Config, DittoMethod, GcmlMethod, Method, ProxyFlMethod, takes_mutual_steps
 from gcml_ray.doctor.forecast_costs import SiteCases, SiteCosts
-from gcml_ray.gossip import plan_round
-from gcml_ray.phases import models_to_test, order_of, phase_of
+from gcml_ray.gossip.graph import plan_round
+from gcml_ray.gossip.phases import models_to_test, order_of, phase_of
 from gcml_ray.records import RoundPlan, Split
 
 

@@ -17,22 +17,22 @@ from pathlib import Path
 
 import torch
 
-from gcml_ray.checkpoint import SiteState, save_round
 from gcml_ray.config import Config, DcmlConfig, DefKtMethod, GcmlMethod, GmlMethod, ProxyFlMethod
 from gcml_ray.data.datalist import Case
 from gcml_ray.data.site_data import Batch, SiteData
 from gcml_ray.doctor.forecast import moments_per_parameter
 from gcml_ray.doctor.forecast_costs import SiteCosts
 from gcml_ray.doctor.forecast_time import num_windows
-from gcml_ray.evaluation import Evaluator
-from gcml_ray.learner import Learner, Statistics, local_step, mutual_step
 from gcml_ray.losses.segmentation import build_segmentation_loss
 from gcml_ray.methods.defkt import MUTUAL
 from gcml_ray.methods.gml import REGIONAL
-from gcml_ray.metrics import score_case
+from gcml_ray.model.learner import Learner, Statistics, local_step, mutual_step
+from gcml_ray.prediction.metrics import score_case
 from gcml_ray.seeding import derive_seed
-from gcml_ray.site_learner import build_learner
 from gcml_ray.stopwatch import peak_memory_bytes
+from gcml_ray.training.checkpoint import SiteState, save_round
+from gcml_ray.training.evaluation import Evaluator
+from gcml_ray.training.site_learner import build_learner
 
 STEPS = 4  # at most, beside the first one, which also pays for set-up
 BUDGET_S = 3.0  # no further step is begun after this

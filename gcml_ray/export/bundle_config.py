@@ -1,7 +1,7 @@
 """``configs/inference.json`` of a MONAI bundle: a site's preparation of images, said in MONAI's own transforms.
 
-The same steps as :mod:`gcml_ray.data.loading` and :mod:`gcml_ray.predict`. Where those go beyond MONAI's transforms
-(see :func:`own_code_reason`) the bundle runs gcml_ray's code instead, and says so.
+The same steps as :mod:`gcml_ray.data.loading` and :mod:`gcml_ray.prediction.predict`. Where those go beyond MONAI's
+transforms (see :func:`own_code_reason`) the bundle runs gcml_ray's code instead, and says so.
 
 Legend: C outputs, *grid = what the network sees, *source = the grid of the image's file.
 """
@@ -12,8 +12,8 @@ from typing import Any
 
 from gcml_ray.config import Config, DataConfig, NetworkConfig
 from gcml_ray.config.data import AXIS_CODES
-from gcml_ray.label_files import label_type, region_values
 from gcml_ray.networks.registry import BUILDERS, resolve_options
+from gcml_ray.prediction.label_files import label_type, region_values
 
 Json = dict[str, Any]
 
@@ -164,7 +164,7 @@ def _preparation(data: DataConfig) -> list[Json]:
 
 
 def _decision(data: DataConfig) -> list[Json]:
-    """From logits (C, *grid) to label values (1, *source), written: the order of :mod:`gcml_ray.predict`."""
+    """From logits (C, *grid) to label values (1, *source), written: the order of :mod:`gcml_ray.prediction.predict`."""
     steps: list[Json] = []
     interpolates = data.target_spacing_mm is not None
     if interpolates:  # probabilities are interpolated and decided afterwards
@@ -199,7 +199,7 @@ def _decision(data: DataConfig) -> list[Json]:
 
 
 def _labels(data: DataConfig, *, threshold: float) -> Json:
-    """Scores (C, *source) to label values (1, *source): :func:`gcml_ray.label_files.label_map`, in one expression."""
+    """Scores (C, *source) to label values (1, *source), as :func:`~gcml_ray.prediction.label_files.label_map` does."""
     values = list(data.labels.values())
     if data.regions is None:
         decide = f"torch.as_tensor({values}, device=x.device)[x.argmax(dim=0, keepdim=True).long()]"

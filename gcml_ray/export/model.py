@@ -24,9 +24,9 @@ from torch import Tensor, nn
 from gcml_ray.config import POOLED, RESERVED_SITES, Config
 from gcml_ray.errors import ConfigError, ExportError
 from gcml_ray.export.model_card import CARD_FILE, WEIGHTS_FILE, ModelCard, make_card, write_card, write_json
+from gcml_ray.files.run_folder import MODEL_FILE, RunFolder
 from gcml_ray.networks.registry import forward_heads
-from gcml_ray.predict import PersonalModel, load_model
-from gcml_ray.run_folder import MODEL_FILE, RunFolder
+from gcml_ray.prediction.predict import PersonalModel, load_model
 from gcml_ray.seeding import derive_seed
 from gcml_ray.wording import in_shell
 

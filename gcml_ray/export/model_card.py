@@ -17,9 +17,9 @@ from typing import Any
 from gcml_ray.config import Config
 from gcml_ray.config.file import parse_config
 from gcml_ray.errors import CheckpointError
-from gcml_ray.record_json import from_json
+from gcml_ray.files.record_json import from_json
+from gcml_ray.files.run_folder import RunFolder
 from gcml_ray.records import PERSONALISED
-from gcml_ray.run_folder import RunFolder
 
 CARD_FILE = "model.json"
 WEIGHTS_FILE = "model.safetensors"

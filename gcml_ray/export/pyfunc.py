@@ -29,8 +29,8 @@ from gcml_ray.data.datalist import Case
 from gcml_ray.errors import ConfigError, DataError
 from gcml_ray.export.bundle import provenance_facts
 from gcml_ray.export.model import Source, export_safetensors
-from gcml_ray.predict import load_model
-from gcml_ray.run_folder import RunFolder
+from gcml_ray.files.run_folder import RunFolder
+from gcml_ray.prediction.predict import load_model
 from gcml_ray.tracking.run import children_of, connect_to, find_experiment, tracking_uri
 
 if TYPE_CHECKING:
@@ -61,7 +61,7 @@ class SiteModel(PythonModel):
             context: MLflow's.
             model_input: a table with the column ``paths`` (a list of files a row, one file with all channels or one a
                 channel in the order of ``data.channels``) or ``contents`` (the same files as base64).
-            params: ``flips`` and ``largest_component``, see :meth:`gcml_ray.predict.PersonalModel.predict`.
+            params: ``flips`` and ``largest_component``, see :meth:`gcml_ray.prediction.predict.PersonalModel.predict`.
 
         Returns:
             A row a label file: ``case`` (the row's number), ``name`` (a region's where regions need a file each, else

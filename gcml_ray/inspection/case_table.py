@@ -7,8 +7,8 @@ import io
 from collections.abc import Sequence
 from pathlib import Path
 
+from gcml_ray.files.whole_files import replace_file
 from gcml_ray.inspection.cases import CaseFacts, Inspection
-from gcml_ray.whole_files import replace_file
 
 
 def write_cases(path: Path, inspection: Inspection) -> None:

@@ -22,8 +22,8 @@ from gcml_ray.data.case_checks import MAX_LABEL
 from gcml_ray.data.datalist import Case, few_cases_problem, name_from_file
 from gcml_ray.data.reading import is_picture, read_header, read_volume, values_text
 from gcml_ray.errors import DataError
+from gcml_ray.files.site_names import site_name_problem
 from gcml_ray.records import Split
-from gcml_ray.site_names import site_name_problem
 from gcml_ray.wording import some
 
 PERCENTILES = (1, 25, 50, 75, 99)

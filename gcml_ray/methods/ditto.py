@@ -17,9 +17,9 @@ from collections.abc import Sequence
 
 from gcml_ray.config import DittoMethod, Method
 from gcml_ray.data.site_data import Batch
-from gcml_ray.learner import Learner, Statistics, local_step, proximal_step
 from gcml_ray.methods.local import train_alone
 from gcml_ray.methods.rounds import IncomingModel, RoundContext, RoundResult, run_steps
+from gcml_ray.model.learner import Learner, Statistics, local_step, proximal_step
 
 
 def train_round(

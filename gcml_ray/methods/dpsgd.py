@@ -19,9 +19,9 @@ from collections.abc import Sequence
 import torch
 
 from gcml_ray.config import DpsgdMethod, Method, RingTopology
-from gcml_ray.learner import Learner
 from gcml_ray.methods.local import train_alone
 from gcml_ray.methods.rounds import IncomingModel, RoundContext, RoundResult
+from gcml_ray.model.learner import Learner
 
 
 def neighbour_share(method: DpsgdMethod) -> float:

@@ -11,11 +11,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from gcml_ray.config import GcmlMethod, Method
-from gcml_ray.learner import Learner
 from gcml_ray.losses.mutual import mutual_weight
 from gcml_ray.methods.local import train_alone
 from gcml_ray.methods.merging import merge_after, merge_before
 from gcml_ray.methods.rounds import IncomingModel, RoundContext, RoundResult, run_mutual_steps, share_steps
+from gcml_ray.model.learner import Learner
 
 
 def train_round(

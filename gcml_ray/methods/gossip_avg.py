@@ -10,9 +10,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from gcml_ray.config import GossipAvgMethod, Method
-from gcml_ray.learner import Learner
 from gcml_ray.methods.local import train_alone
 from gcml_ray.methods.rounds import IncomingModel, RoundContext, RoundResult
+from gcml_ray.model.learner import Learner
 
 
 def train_round(

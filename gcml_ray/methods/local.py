@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from gcml_ray.config import Method
-from gcml_ray.learner import Learner
 from gcml_ray.methods.rounds import IncomingModel, RoundContext, RoundResult, run_local_steps
+from gcml_ray.model.learner import Learner
 
 
 def train_round(

@@ -6,9 +6,9 @@ merging", and ``replace``, which is Def-KT's). All weights are flat vectors; S v
 
 from __future__ import annotations
 
-from gcml_ray.learner import Learner
 from gcml_ray.methods.rounds import IncomingModel, RoundContext, RoundResult
-from gcml_ray.weights import Snapshot
+from gcml_ray.model.learner import Learner
+from gcml_ray.model.weights import Snapshot
 
 
 def own_share_by_score(own: float, other: float) -> float:

@@ -18,11 +18,11 @@ from collections.abc import Sequence
 
 from gcml_ray.config import Method, ProxyFlMethod
 from gcml_ray.data.site_data import Batch
-from gcml_ray.learner import Learner, Statistics, local_step
 from gcml_ray.losses.mutual import mutual_divergences
 from gcml_ray.methods.defkt import MUTUAL
 from gcml_ray.methods.local import train_alone
 from gcml_ray.methods.rounds import IncomingModel, RoundContext, RoundResult, run_steps
+from gcml_ray.model.learner import Learner, Statistics, local_step
 
 
 def train_round(

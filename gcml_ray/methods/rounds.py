@@ -13,8 +13,8 @@ from torch import Tensor
 
 from gcml_ray.config import DcmlConfig, Method
 from gcml_ray.data.site_data import Batch
-from gcml_ray.learner import Learner, MeanStatistics, Statistics, local_step, mutual_step
 from gcml_ray.losses.segmentation import SegmentationLoss
+from gcml_ray.model.learner import Learner, MeanStatistics, Statistics, local_step, mutual_step
 from gcml_ray.records import Phase
 
 

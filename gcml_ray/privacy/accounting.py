@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from gcml_ray.errors import CheckpointError, ConfigError
-from gcml_ray.whole_files import replace_file
+from gcml_ray.files.whole_files import replace_file
 
 log = logging.getLogger(__name__)
 

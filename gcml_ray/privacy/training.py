@@ -28,7 +28,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from gcml_ray.config import Config
 from gcml_ray.data.site_data import Batch, SiteData
 from gcml_ray.errors import ConfigError
-from gcml_ray.learner import Learner, Statistics
+from gcml_ray.model.learner import Learner, Statistics
 from gcml_ray.privacy.accounting import Ledger, epsilon_of, require_opacus
 from gcml_ray.privacy.batches import poisson_batches, sample_rate
 from gcml_ray.seeding import derive_seed, numpy_generator, secret_seed

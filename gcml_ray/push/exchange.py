@@ -13,13 +13,13 @@ import torch
 from torch import Tensor
 
 from gcml_ray.config import Config, NetworkConfig, ProxyFlMethod, has_server
-from gcml_ray.learner import Learner
 from gcml_ray.methods.rounds import IncomingModel
+from gcml_ray.model.learner import Learner
 from gcml_ray.networks.registry import fingerprint
 from gcml_ray.privacy.pushes import PushNoise
 from gcml_ray.push.wire import Buffer, Expectation, PushHeader
-from gcml_ray.site_learner import WireFormat, build_learner, exchanged_network
-from gcml_ray.workbench import SecondLearner
+from gcml_ray.training.site_learner import WireFormat, build_learner, exchanged_network
+from gcml_ray.training.workbench import SecondLearner
 
 # Pushes are read-only, as the object store has them, and nobody writes to them.
 warnings.filterwarnings("ignore", "The given NumPy array is not writable")

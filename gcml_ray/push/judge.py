@@ -21,14 +21,14 @@ from torch import Tensor
 
 from gcml_ray.config import Config
 from gcml_ray.config.defence import DefenceConfig
-from gcml_ray.evaluation import Evaluator
-from gcml_ray.learner import Learner
 from gcml_ray.methods.rounds import IncomingModel
+from gcml_ray.model.learner import Learner
 from gcml_ray.push.exchange import Exchange
 from gcml_ray.push.wire import checksum
 from gcml_ray.records import Judgement
-from gcml_ray.site_files import SiteFiles
-from gcml_ray.site_learner import exchanged_network
+from gcml_ray.training.evaluation import Evaluator
+from gcml_ray.training.site_files import SiteFiles
+from gcml_ray.training.site_learner import exchanged_network
 
 MAX_SUSPICION = 4
 SHARE_PER_SUSPICION = 0.25  # each refusal raises the Dice that is asked for by a quarter, up to twice as much

@@ -17,8 +17,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from gcml_ray.errors import DataError
+from gcml_ray.files.run_folder import RunFolder
 from gcml_ray.records import RoundRecord
-from gcml_ray.run_folder import RunFolder
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe and Ito
 STYLES = ("solid", "dashed", "dotted")

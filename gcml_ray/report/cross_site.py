@@ -8,12 +8,12 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from gcml_ray.averages import mean
 from gcml_ray.errors import DataError
+from gcml_ray.files.run_folder import RunFolder
+from gcml_ray.prediction.averages import mean
 from gcml_ray.records import CaseScore
 from gcml_ray.report.axes import in_order, save_figure
 from gcml_ray.report.site_maps import Field, SiteMap, draw_site_maps, points_text
-from gcml_ray.run_folder import RunFolder
 
 CAPTION = "mean test Dice (in points against the model of the site where it was tested)"
 

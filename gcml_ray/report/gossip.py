@@ -11,9 +11,9 @@ from matplotlib.lines import Line2D
 from matplotlib.patches import FancyArrowPatch
 from numpy.typing import NDArray
 
+from gcml_ray.files.run_folder import RunFolder
 from gcml_ray.records import PushReceipt
 from gcml_ray.report.axes import empty_figure, finished_rounds, site_looks, site_names
-from gcml_ray.run_folder import RunFolder
 from gcml_ray.wording import count
 
 PushesByEdge = dict[tuple[str, str], list[PushReceipt]]

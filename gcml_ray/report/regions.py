@@ -27,8 +27,9 @@ from gcml_ray.config import Config, GcmlMethod
 from gcml_ray.data.loading import Sample, load_sample
 from gcml_ray.data.pooling import cases_to_train_on
 from gcml_ray.errors import DataError
-from gcml_ray.inference import logits_by, predict_labels
-from gcml_ray.predict import load_model
+from gcml_ray.files.run_folder import MODEL_FILE, RunFolder
+from gcml_ray.prediction.inference import logits_by, predict_labels
+from gcml_ray.prediction.predict import load_model
 from gcml_ray.records import RoundRecord
 from gcml_ray.report.axes import empty_figure, save_figure
 from gcml_ray.report.overlays import (
@@ -40,7 +41,6 @@ from gcml_ray.report.overlays import (
     _picture,
     clearest_channel,
 )
-from gcml_ray.run_folder import MODEL_FILE, RunFolder
 
 Mask = NDArray[np.bool_]
 MAX_CASES = 3  # looked at before one without any structure is shown

@@ -12,8 +12,9 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 
-from gcml_ray.averages import case_dice
 from gcml_ray.errors import DataError
+from gcml_ray.files.run_folder import RunFolder
+from gcml_ray.prediction.averages import case_dice
 from gcml_ray.records import CaseScore, RoundRecord
 from gcml_ray.report.axes import (
     empty_figure,
@@ -28,7 +29,6 @@ from gcml_ray.report.axes import (
 from gcml_ray.report.cross_site import plot_cross_site
 from gcml_ray.report.gossip import plot_gossip_graph
 from gcml_ray.report.teaching import plot_who_taught_whom
-from gcml_ray.run_folder import RunFolder
 
 __all__ = ["plot_dice_by_round", "plot_gossip_graph", "plot_losses", "plot_test_dice", "write_plots"]
 

@@ -7,13 +7,13 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from gcml_ray.averages import mean
 from gcml_ray.errors import DataError
+from gcml_ray.files.run_folder import RunFolder
+from gcml_ray.gossip.teaching import gains_by_edge
+from gcml_ray.prediction.averages import mean
 from gcml_ray.records import Edge, RoundRecord
 from gcml_ray.report.axes import finished_rounds, save_figure, site_names
 from gcml_ray.report.site_maps import Field, SiteMap, draw_site_maps, points_text
-from gcml_ray.run_folder import RunFolder
-from gcml_ray.teaching import gains_by_edge
 
 CAPTION = (
     "mean change of the receiver's validation Dice, in points,\nover rounds with this sender's push (number of pushes)"

@@ -6,9 +6,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from gcml_ray.errors import CheckpointError
-from gcml_ray.record_json import Record, from_json, to_json
+from gcml_ray.files.record_json import Record, from_json, to_json
+from gcml_ray.files.whole_files import replace_file
 from gcml_ray.search.records import FinalRecord, SearchRecord, TrialRecord
-from gcml_ray.whole_files import replace_file
 
 RECORD_FILE, FINAL_FILE, TRIALS_FOLDER = "search.json", "final.json", "records"
 

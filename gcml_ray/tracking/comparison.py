@@ -16,8 +16,8 @@ from gcml_ray.comparison.cells import MethodRow
 from gcml_ray.comparison.config import ComparisonConfig
 from gcml_ray.comparison.table import label
 from gcml_ray.config import Config
+from gcml_ray.files.run_folder import TRACKING_FILE, RunFolder
 from gcml_ray.records import RunOutcome
-from gcml_ray.run_folder import TRACKING_FILE, RunFolder
 from gcml_ray.tracking.metrics import Metrics, flat_params, safe_key
 from gcml_ray.tracking.parent import ParentRun
 from gcml_ray.tracking.run import MLFLOW_STATUS

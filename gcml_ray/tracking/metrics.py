@@ -49,7 +49,7 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from gcml_ray.averages import mean
+from gcml_ray.prediction.averages import mean
 from gcml_ray.records import EvaluationReport, PushReceipt, RoundRecord, TrainReport
 
 Metrics = dict[str, float]

@@ -13,9 +13,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from gcml_ray.config import Config
-from gcml_ray.run_folder import RunFolder
+from gcml_ray.files.run_folder import RunFolder
+from gcml_ray.files.whole_files import replace_file
 from gcml_ray.tracking.run import connect_to, find_experiment, tracking_uri
-from gcml_ray.whole_files import replace_file
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -17,9 +17,10 @@ from typing import TYPE_CHECKING, Protocol
 
 from gcml_ray.config import Config
 from gcml_ray.errors import ConfigError
+from gcml_ray.files.run_folder import TRACKING_FILE
+from gcml_ray.files.whole_files import replace_file
 from gcml_ray.lean_imports import hidden
 from gcml_ray.records import EvaluationReport, RoundRecord, RunOutcome, SiteInfo
-from gcml_ray.run_folder import TRACKING_FILE
 from gcml_ray.tracking.metrics import (
     Metrics,
     federation_metrics,
@@ -28,7 +29,6 @@ from gcml_ray.tracking.metrics import (
     score_metrics,
     site_metrics,
 )
-from gcml_ray.whole_files import replace_file
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

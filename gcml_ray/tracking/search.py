@@ -16,7 +16,7 @@ from statistics import fmean, stdev
 from typing import TYPE_CHECKING
 
 from gcml_ray.config import Config
-from gcml_ray.run_folder import TRACKING_FILE, RunFolder
+from gcml_ray.files.run_folder import TRACKING_FILE, RunFolder
 from gcml_ray.search.records import FinalRecord, Objective, SearchRecord, TrialPoint, TrialRecord, mean_dices
 from gcml_ray.tracking.metrics import flat_params, safe_key
 from gcml_ray.tracking.parent import ParentRun

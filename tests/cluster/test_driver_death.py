@@ -14,7 +14,7 @@ import pytest
 
 from gcml_ray.config import Config
 from gcml_ray.config.file import save_config
-from gcml_ray.run_folder import RunFolder
+from gcml_ray.files.run_folder import RunFolder
 from tests.cluster.ray_runs import wait_for_none
 from tests.fake_runs import run_locally
 from tests.fakes import fake_config, final_weights

@@ -18,7 +18,7 @@ import pytest
 import ray.util
 
 from gcml_ray.config.file import save_config
-from gcml_ray.run_folder import RunFolder
+from gcml_ray.files.run_folder import RunFolder
 from tests.fakes import fake_config
 
 PAGE = Path(__file__).parents[2] / "docs" / "security.md"

@@ -16,9 +16,9 @@ from mlflow import MlflowClient
 
 from gcml_ray.config.file import load_config
 from gcml_ray.errors import ClusterError, ConfigError
+from gcml_ray.files.run_folder import RunFolder
 from gcml_ray.push.wire import Buffer, PushHeader
 from gcml_ray.records import TrainOrder, TrainReport
-from gcml_ray.run_folder import RunFolder
 from gcml_ray.search.records import SearchRecord, TrialRecord
 from gcml_ray.tracking.search import SearchTracker
 from tests.fakes import FakeTrainers, Fault, FlakyTrainer, calls_of

@@ -13,8 +13,8 @@ import numpy.typing as npt
 from PIL import Image
 
 from actors.local_pool import LocalPool
-from gcml_ray.averages import mean
 from gcml_ray.config import Config
+from gcml_ray.prediction.averages import mean
 from gcml_ray.records import PERSONALISED, Judgement
 from tests.fake_runs import Run, drive
 

@@ -19,9 +19,9 @@ from actors.site_pool import SiteDiedError
 from gcml_ray.chaos import parse_chaos
 from gcml_ray.config import Config
 from gcml_ray.errors import ConfigError, SiteError
+from gcml_ray.files.run_folder import RunFolder
 from gcml_ray.push.wire import Buffer, PushHeader
 from gcml_ray.records import TrainOrder
-from gcml_ray.run_folder import RunFolder
 from tests.fake_runs import Run, drive, run_locally
 from tests.fakes import FakeTrainers, calls_of, fake_config
 from tests.makers import make_config
@@ -230,7 +230,7 @@ def _labels(trainer: Any, round_number: int) -> Any:
 
 
 def _real_trainer(*arguments: Any, **options: Any) -> Any:
-    from gcml_ray.trainer import SiteTrainer  # noqa: PLC0415 - torch only where it trains
+    from gcml_ray.training.trainer import SiteTrainer  # noqa: PLC0415 - torch only where it trains
 
     return SiteTrainer(*arguments, **options)
 

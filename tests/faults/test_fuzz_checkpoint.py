@@ -17,7 +17,13 @@ from hypothesis import strategies as st
 from safetensors.numpy import save_file
 from torch import nn
 
-from gcml_ray.checkpoint import (
+from gcml_ray.config import OptimiserConfig
+from gcml_ray.errors import CheckpointError, ConfigError
+from gcml_ray.model.learner import Learner
+from gcml_ray.model.precision import Precision
+from gcml_ray.model.start_weights import load_start_weights
+from gcml_ray.records import PERSONALISED
+from gcml_ray.training.checkpoint import (
     SiteState,
     load_model,
     load_round,
@@ -26,13 +32,7 @@ from gcml_ray.checkpoint import (
     save_model,
     save_round,
 )
-from gcml_ray.config import OptimiserConfig
-from gcml_ray.errors import CheckpointError, ConfigError
-from gcml_ray.learner import Learner
-from gcml_ray.precision import Precision
-from gcml_ray.records import PERSONALISED
-from gcml_ray.site_files import SiteFiles
-from gcml_ray.start_weights import load_start_weights
+from gcml_ray.training.site_files import SiteFiles
 from tests.fakes import fake_config
 from tests.faults.fuzzing import ODD_TEXT, inputs, outcome, spoilt_bytes, spoilt_values
 

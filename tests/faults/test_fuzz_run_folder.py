@@ -15,9 +15,9 @@ import pytest
 from hypothesis import given
 
 from gcml_ray.errors import CheckpointError
-from gcml_ray.record_json import to_json
+from gcml_ray.files.record_json import to_json
+from gcml_ray.files.run_folder import RunFolder, RunState
 from gcml_ray.records import CaseScore, Judgement, RoundRecord, to_plain
-from gcml_ray.run_folder import RunFolder, RunState
 from tests.faults.fuzzing import inputs, outcome, spoilt_bytes, spoilt_values
 from tests.made_up_run import made_up_round
 

@@ -12,9 +12,9 @@ from pydantic import ValidationError
 
 from actors.mailbox import Mailbox
 from gcml_ray.config import Config
+from gcml_ray.files.run_folder import RunFolder
 from gcml_ray.push.wire import Expectation, PushHeader, TensorSpec, checksum
 from gcml_ray.records import RoundRecord
-from gcml_ray.run_folder import RunFolder
 from tests.fake_runs import RecordingListener, Run, run_locally
 from tests.fakes import Fault, calls_of, fake_config
 

@@ -15,8 +15,8 @@ import pytest
 from actors.attendance import Attendance, request
 from gcml_ray.config import SERVER, Config
 from gcml_ray.errors import CheckpointError, ConfigError, SiteError
+from gcml_ray.files.run_folder import RunFolder, RunState
 from gcml_ray.records import SiteInfo
-from gcml_ray.run_folder import RunFolder, RunState
 from tests.fake_runs import RecordingListener, run_locally
 from tests.fakes import FakeTrainer, Fault, calls_of, fake_config, final_weights
 

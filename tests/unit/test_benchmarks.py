@@ -142,10 +142,10 @@ def test_without_a_gpu_the_gpu_benchmark_refuses(monkeypatch: pytest.MonkeyPatch
 
 
 def test_a_sample_counts_for_the_innermost_part() -> None:
-    step = "main (a.py:1);local_step (gcml_ray/learner.py:9)"
+    step = "main (a.py:1);local_step (gcml_ray/model/learner.py:9)"
     lines = [
         f"{step};segmentation_loss (gcml_ray/losses/segmentation.py:70);mean (monai/x.py:3) 5",
-        f"{step};apply_gradients (gcml_ray/learner.py:80);backward (torch/_tensor.py:600) 7",
+        f"{step};apply_gradients (gcml_ray/model/learner.py:80);backward (torch/_tensor.py:600) 7",
         f"{step};zip (b.py:1) 2",
     ]
     assert parts_of(lines) == {"segmentation loss": 5, "backward pass": 7, "the rest": 2}

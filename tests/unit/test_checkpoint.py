@@ -10,8 +10,13 @@ from safetensors import safe_open
 from safetensors.numpy import save_file
 from torch import Tensor, nn
 
-from gcml_ray import checkpoint
-from gcml_ray.checkpoint import (
+from gcml_ray.config import OptimiserConfig
+from gcml_ray.errors import CheckpointError, DamagedError
+from gcml_ray.model.learner import Learner
+from gcml_ray.model.precision import Precision
+from gcml_ray.model.weights import FlatModel
+from gcml_ray.training import checkpoint
+from gcml_ray.training.checkpoint import (
     SiteState,
     keep_as,
     load_model,
@@ -22,11 +27,6 @@ from gcml_ray.checkpoint import (
     save_round,
     saved_rounds,
 )
-from gcml_ray.config import OptimiserConfig
-from gcml_ray.errors import CheckpointError, DamagedError
-from gcml_ray.learner import Learner
-from gcml_ray.precision import Precision
-from gcml_ray.weights import FlatModel
 
 STATE = SiteState("A", 1, "id", best_round=1, best_dice=0.1 + 0.2, best_file="model_00001.safetensors")
 OPTIMISERS: list[dict[str, Any]] = [

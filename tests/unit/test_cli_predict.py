@@ -20,7 +20,7 @@ from gcml_ray.cli.predict import evaluate, predict
 from gcml_ray.config import Config
 from gcml_ray.data.datalist import read_datalist, write_datalist
 from gcml_ray.errors import CheckpointError, ConfigError, DataError
-from gcml_ray.label_files import site_that_made
+from gcml_ray.prediction.label_files import site_that_made
 from tests.fake_runs import RecordingListener
 from tests.makers import make_config
 from tests.model_files import Array, Bright, bright_box, personal, save_volume, write_run
@@ -236,7 +236,7 @@ def test_option_reaches_the_prediction(tmp_path: Path, option: str) -> None:
 def test_largest_component_leaves_one_piece(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Boxes of 8 and 27 voxels in both channels; the network marks what is bright."""
     config = write_run(tmp_path)
-    monkeypatch.setattr("gcml_ray.predict.load_model", lambda *_, **__: personal(config, Bright()))
+    monkeypatch.setattr("gcml_ray.prediction.predict.load_model", lambda *_, **__: personal(config, Bright()))
     image = bright_box((12, 12, 8), (slice(1, 3),) * 3) + bright_box((12, 12, 8), (slice(5, 8),) * 3)
     for channel in ("t1", "t2"):
         save_volume(tmp_path / "in" / f"p1_{channel}.nii", image)

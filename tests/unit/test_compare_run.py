@@ -24,8 +24,8 @@ from gcml_ray.config import Config, ResourcesConfig
 from gcml_ray.config.file import save_config
 from gcml_ray.console.comparison import CellsConsole
 from gcml_ray.errors import ConfigError
+from gcml_ray.files.run_folder import TRACKING_FILE, RunFolder
 from gcml_ray.records import WAITS_FOR_ROOM, SiteStatus
-from gcml_ray.run_folder import TRACKING_FILE, RunFolder
 from tests.fake_runs import RecordingListener
 from tests.fakes import FakeTrainers, Fault, calls_of, fake_config
 from tests.made_up_run import made_up_config, made_up_round

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor, nn
 from torch._dynamo.utils import counters
 
-from gcml_ray import compilation
-from gcml_ray.compilation import compile_ahead
 from gcml_ray.config import OptimiserConfig
 from gcml_ray.data.site_data import Batch
 from gcml_ray.errors import ConfigError
-from gcml_ray.learner import Learner, local_step
-from gcml_ray.precision import Precision
+from gcml_ray.model import compilation
+from gcml_ray.model.compilation import compile_ahead
+from gcml_ray.model.learner import Learner, local_step
+from gcml_ray.model.precision import Precision
 
 needs_compiler = pytest.mark.skipif(not (shutil.which("g++") or shutil.which("clang++")), reason="no C++ compiler")
 SHAPE = (2, 1, 8, 8)

@@ -9,11 +9,11 @@ import sys
 
 import pytest
 
-from gcml_ray.cpu import SCHED_SETATTR, SLICE_NS, ask_for_long_turns
+from gcml_ray.training.cpu import SCHED_SETATTR, SLICE_NS, ask_for_long_turns
 
 FAULTS_OF_A_SECOND_BLOCK = """
 import resource
-from gcml_ray.cpu import keep_freed_memory
+from gcml_ray.training.cpu import keep_freed_memory
 kept = keep_freed_memory() if {asked} else False
 for _ in range(2):
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
@@ -55,7 +55,7 @@ def test_settings_of_the_environment_go_first() -> None:
 
 SLICE_OF_THIS_THREAD = """
 import ctypes, os, platform, struct, threading
-from gcml_ray.cpu import SCHED_ATTR, ask_for_long_turns
+from gcml_ray.training.cpu import SCHED_ATTR, ask_for_long_turns
 GETATTR = {"x86_64": 315, "aarch64": 275}[platform.machine()]
 def attributes():
     found = ctypes.create_string_buffer(64)

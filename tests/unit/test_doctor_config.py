@@ -22,7 +22,7 @@ from gcml_ray.doctor import configuration as config_checks
 from gcml_ray.doctor.forecast import cache_bytes
 from gcml_ray.doctor.forecast_costs import SiteCosts
 from gcml_ray.doctor.machine import Check, Machine
-from gcml_ray.run_folder import RunFolder
+from gcml_ray.files.run_folder import RunFolder
 from tests.tiny_federation import SHAPE, edit_datalist, make_config, make_federation, write_case, write_image
 
 MACHINE = Machine(num_cpus=4, memory_bytes=10**11, shm_bytes=5 * 10**10)

@@ -14,9 +14,9 @@ from actors.driver import Driver
 from actors.local_pool import LocalPool
 from actors.site_pool import Outcome
 from gcml_ray.errors import CheckpointError, SiteError
+from gcml_ray.files.run_folder import RunFolder, RunState
 from gcml_ray.push.wire import Buffer
 from gcml_ray.records import RoundRecord, SiteFailure, SiteInfo
-from gcml_ray.run_folder import RunFolder, RunState
 from gcml_ray.seeding import numpy_generator
 from tests.fake_runs import RecordingListener, RecordingTracker, Run, drive, run_locally
 from tests.fakes import FakeTrainers, Fault, calls_of, fake_config, final_weights

@@ -14,7 +14,7 @@ from actors.federation import run_federation
 from actors.local_pool import LocalPool
 from gcml_ray.config import Config
 from gcml_ray.errors import CheckpointError
-from gcml_ray.run_folder import RunFolder, RunState
+from gcml_ray.files.run_folder import RunFolder, RunState
 from tests.fake_runs import RecordingListener, drive, run_locally
 from tests.fakes import FakeTrainers, Fault, fake_config, final_weights
 from tests.makers import make_config

@@ -15,18 +15,18 @@ from safetensors.numpy import load_file
 from torch import Tensor, nn
 
 from actors.local_pool import LocalPool
-from gcml_ray.checkpoint import load_model as load_weights
 from gcml_ray.config import Config, OptimiserConfig
 from gcml_ray.data.datalist import read_datalist
-from gcml_ray.ensemble import Ensemble, Member
 from gcml_ray.errors import CheckpointError, ConfigError
-from gcml_ray.inference import predict_labels
-from gcml_ray.learner import Learner
 from gcml_ray.methods.rounds import IncomingModel
-from gcml_ray.precision import Precision
-from gcml_ray.predict import load_model
+from gcml_ray.model.learner import Learner
+from gcml_ray.model.precision import Precision
+from gcml_ray.prediction.inference import predict_labels
+from gcml_ray.prediction.predict import load_model
 from gcml_ray.records import ENSEMBLE, PERSONALISED
-from gcml_ray.trainer import SiteTrainer
+from gcml_ray.training.checkpoint import load_model as load_weights
+from gcml_ray.training.ensemble import Ensemble, Member
+from gcml_ray.training.trainer import SiteTrainer
 from tests.fake_runs import Run, drive
 from tests.makers import make_config
 from tests.trainer_runs import RING, TROUBLESOME, make_trainer, order, push_from_b, run, weights

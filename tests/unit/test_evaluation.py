@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from gcml_ray.evaluation import middle_of
+from gcml_ray.training.evaluation import middle_of
 from tests.makers import make_config
 from tests.trainer_runs import make_trainer
 

@@ -27,11 +27,11 @@ from gcml_ray.export.model import (
     sites_to_export,
 )
 from gcml_ray.export.model_card import CARD_FILE, WEIGHTS_FILE, read_card
+from gcml_ray.files.run_folder import MODEL_FILE, RunState
+from gcml_ray.model.start_weights import load_start_weights
 from gcml_ray.networks.registry import BUILDERS, build_network
-from gcml_ray.predict import load_model
-from gcml_ray.run_folder import MODEL_FILE, RunState
-from gcml_ray.site_learner import build_learner
-from gcml_ray.start_weights import load_start_weights
+from gcml_ray.prediction.predict import load_model
+from gcml_ray.training.site_learner import build_learner
 from tests.makers import make_config
 from tests.model_files import write_run
 

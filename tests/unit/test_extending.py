@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import yaml
 
-from gcml_ray.run_folder import RunFolder
+from gcml_ray.files.run_folder import RunFolder
 from tests.tiny_federation import SHAPE, write_image
 
 ROOT = Path(__file__).resolve().parents[2]

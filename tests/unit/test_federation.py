@@ -10,7 +10,7 @@ from actors.federation import pool_for, run_federation, sites_of
 from actors.listener import NullListener
 from actors.site_pool import SitePool
 from gcml_ray.errors import ConfigError, SiteError
-from gcml_ray.run_folder import RunFolder
+from gcml_ray.files.run_folder import RunFolder
 from tests.fake_runs import RecordingListener
 from tests.fakes import FakeTrainers, Fault, fake_config
 

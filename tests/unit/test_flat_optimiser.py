@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 from gcml_ray.config import OptimiserConfig
-from gcml_ray.flat_optimiser import FlatOptimiser
+from gcml_ray.model.flat_optimiser import FlatOptimiser
 from tests.unit.test_layers import in_fresh_process
 
 OPTIONS: list[dict[str, Any]] = [
@@ -78,8 +78,8 @@ from gcml_ray.lean_imports import import_monai
 import_monai()
 import torch
 from gcml_ray.config import OptimiserConfig
-from gcml_ray.learner import Learner
-from gcml_ray.precision import Precision
+from gcml_ray.model.learner import Learner
+from gcml_ray.model.precision import Precision
 for name in ("sgd", "adamw"):
     config = OptimiserConfig(name=name, learning_rate=0.1, clip_norm=1.0)
     learner = Learner(torch.nn.Linear(2, 1), send_buffers=True, optimiser=config, precision=Precision("cpu", "none"))

@@ -10,7 +10,7 @@ import pytest
 
 from actors.federation import run_federation
 from gcml_ray.errors import ConfigError
-from gcml_ray.folder_lock import held
+from gcml_ray.files.folder_lock import held
 from tests.fake_runs import RecordingListener
 from tests.makers import make_config
 

@@ -9,7 +9,7 @@ from gcml_ray.doctor.forecast import cache_bytes, forecast, learner_bytes, momen
 from gcml_ray.doctor.forecast_costs import Place, SiteCases, SiteCosts
 from gcml_ray.doctor.forecast_time import num_windows, planned_rounds, scoring_passes, step_seconds
 from gcml_ray.doctor.machine import Machine
-from gcml_ray.inference import predict_logits
+from gcml_ray.prediction.inference import predict_logits
 from gcml_ray.wording import duration
 
 NUM_TRAIN = {"A": 3, "B": 3, "C": 3, "D": 3}

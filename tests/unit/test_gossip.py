@@ -16,7 +16,7 @@ from gcml_ray.config import (
     RingTopology,
     Topology,
 )
-from gcml_ray.gossip import plan_round, sample_edges
+from gcml_ray.gossip.graph import plan_round, sample_edges
 from gcml_ray.records import Edge
 from tests.gossip_rounds import (
     ALL_TOPOLOGIES,

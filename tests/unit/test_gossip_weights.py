@@ -12,7 +12,7 @@ from gcml_ray.config import (
     Topology,
     UsefulnessTopology,
 )
-from gcml_ray.gossip import plan_round, sample_edges
+from gcml_ray.gossip.graph import plan_round, sample_edges
 from gcml_ray.records import Edge
 from tests.gossip_rounds import (
     SIX_SITES,

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from gcml_ray.inference import Amp, predict_labels, predict_logits
+from gcml_ray.prediction.inference import Amp, predict_labels, predict_logits
 
 
 class Scale(nn.Module):

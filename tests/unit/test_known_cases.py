@@ -9,8 +9,8 @@ import pytest
 
 from gcml_ray.data.datalist import Case
 from gcml_ray.errors import CheckpointError, DataError
-from gcml_ray.known_cases import CASES_FILE, check_splits, keep_cases, known_cases
 from gcml_ray.records import Split
+from gcml_ray.training.known_cases import CASES_FILE, check_splits, keep_cases, known_cases
 from tests.makers import make_config
 from tests.trainer_runs import make_trainer, order
 

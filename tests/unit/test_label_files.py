@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 
 from gcml_ray.config import DataConfig
-from gcml_ray.label_files import label_map, output_paths, region_values, site_that_made, write_labels
+from gcml_ray.prediction.label_files import label_map, output_paths, region_values, site_that_made, write_labels
 
 BRATS = {
     "labels": {"background": 0, "necrosis": 1, "oedema": 2, "enhancing": 4},

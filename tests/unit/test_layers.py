@@ -22,7 +22,7 @@ ONLY_IN = {
 }
 COMPOSITION_ROOTS = ("gcml_ray/cli/", "gcml_ray/federation.py")  # may import all packages, inside their functions
 TORCH_FREE = (
-    *("config", "records", "seeding", "gossip", "run_folder", "tracking/run", "data/datalist", "errors"),
+    *("config", "records", "seeding", "gossip/graph", "files/run_folder", "tracking/run", "data/datalist", "errors"),
     *(f"push/{name}" for name in ("wire", "payload", "signing", "outbox", "inbox")),
 )
 
@@ -93,13 +93,13 @@ def test_packages_import_in_one_direction_and_keep_heavy_libraries_in_their_plac
 @pytest.mark.parametrize(
     ("path", "source"),
     [
-        ("gcml_ray/gossip.py", "from actors.driver import Driver"),
-        ("gcml_ray/gossip.py", "def f():\n    import actors"),
+        ("gcml_ray/gossip/graph.py", "from actors.driver import Driver"),
+        ("gcml_ray/gossip/graph.py", "def f():\n    import actors"),
         ("actors/driver.py", "import tune.search"),
         ("actors/driver.py", "import ray"),
-        ("gcml_ray/trainer.py", "def f():\n    from ray.util import queue"),
-        ("gcml_ray/run_folder.py", "import mlflow"),
-        ("gcml_ray/metrics.py", "if True:\n    import matplotlib.pyplot as plt"),
+        ("gcml_ray/training/trainer.py", "def f():\n    from ray.util import queue"),
+        ("gcml_ray/files/run_folder.py", "import mlflow"),
+        ("gcml_ray/prediction/metrics.py", "if True:\n    import matplotlib.pyplot as plt"),
         ("gcml_ray/cli/main.py", "import actors.federation"),
         ("gcml_ray/federation.py", "import actors.federation"),
         ("gcml_ray/callbacks.py", "def f():\n    import actors.listener"),
@@ -150,7 +150,7 @@ def test_the_driver_loads_neither_torch_nor_monai() -> None:
 def test_the_algorithm_and_the_local_pool_work_where_ray_mlflow_and_matplotlib_are_missing() -> None:
     """Libraries are made missing rather than watched: MONAI itself loads mlflow and matplotlib where it finds them."""
     missing = "import sys; sys.modules.update(dict.fromkeys(['ray', 'mlflow', 'matplotlib']))"
-    modules = "actors.federation, actors.local_pool, gcml_ray.trainer"
+    modules = "actors.federation, actors.local_pool, gcml_ray.training.trainer"
     assert in_fresh_process(f"{missing}; import {modules}; print('torch' in sys.modules)") == "True"
 
 

@@ -9,8 +9,8 @@ from torch import Tensor, nn
 
 from gcml_ray.config import DcmlConfig, FederationConfig, OptimiserConfig
 from gcml_ray.data.site_data import Batch
-from gcml_ray.learner import Learner, MeanStatistics, learning_rate, local_step, mutual_step
-from gcml_ray.precision import Precision
+from gcml_ray.model.learner import Learner, MeanStatistics, learning_rate, local_step, mutual_step
+from gcml_ray.model.precision import Precision
 from tests.method_rounds import cross_entropy
 
 PLAIN = DcmlConfig(variant="mutual")

@@ -14,8 +14,8 @@ from torch import Tensor, nn
 from actors.local_pool import LocalPool
 from gcml_ray.config import Config
 from gcml_ray.errors import ConfigError
-from gcml_ray.trainer import SiteTrainer
-from gcml_ray.weights import FlatModel, norm_parameters
+from gcml_ray.model.weights import FlatModel, norm_parameters
+from gcml_ray.training.trainer import SiteTrainer
 from tests.fake_runs import drive
 from tests.makers import make_config
 from tests.trainer_runs import RING, TROUBLESOME, make_trainer, push_from_b, run, weights

@@ -8,12 +8,12 @@ import torch
 from torch import Tensor, nn
 
 from gcml_ray.config import GossipAvgMethod, OptimiserConfig
-from gcml_ray.learner import Learner
 from gcml_ray.methods import gossip_avg
 from gcml_ray.methods.merging import merge_after, merge_before, own_share_by_score
 from gcml_ray.methods.rounds import IncomingModel, RoundContext, RoundResult
-from gcml_ray.precision import Precision
-from gcml_ray.weights import Snapshot
+from gcml_ray.model.learner import Learner
+from gcml_ray.model.precision import Precision
+from gcml_ray.model.weights import Snapshot
 
 BEFORE, LOCAL, INCOMING = 0.0, 1.0, 3.0
 PRECISION = Precision("cpu", "none")

@@ -11,7 +11,7 @@ import torch
 from monai.metrics.meandice import compute_dice
 from torch import Tensor
 
-from gcml_ray.metrics import dice_per_class, score_case, summarise
+from gcml_ray.prediction.metrics import dice_per_class, score_case, summarise
 from gcml_ray.records import CaseScore
 
 

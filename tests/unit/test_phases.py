@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from gcml_ray.phases import models_to_test, order_of, phase_of, rounds_left
+from gcml_ray.gossip.phases import models_to_test, order_of, phase_of, rounds_left
 from tests.fakes import fake_config
 
 

@@ -17,10 +17,10 @@ from torch import Tensor, nn
 from gcml_ray.config import Config, OptimiserConfig
 from gcml_ray.data.site_data import Batch
 from gcml_ray.errors import ConfigError
-from gcml_ray.learner import Learner, Statistics, local_step
 from gcml_ray.losses.segmentation import build_segmentation_loss
+from gcml_ray.model.learner import Learner, Statistics, local_step
+from gcml_ray.model.precision import Precision
 from gcml_ray.networks.registry import build_network
-from gcml_ray.precision import Precision
 from gcml_ray.privacy.accounting import epsilon_of, require_opacus
 from gcml_ray.privacy.batches import poisson_batches
 from gcml_ray.privacy.training import private_step

@@ -16,11 +16,11 @@ from torch import Tensor, nn
 from gcml_ray.config import Config
 from gcml_ray.console.run import RunConsole
 from gcml_ray.errors import CheckpointError, ConfigError
-from gcml_ray.learner import Learner, Statistics, learning_rate
+from gcml_ray.files.record_json import from_json, to_json
 from gcml_ray.methods import METHODS
+from gcml_ray.model.learner import Learner, Statistics, learning_rate
 from gcml_ray.privacy.accounting import Ledger, epsilon_of
 from gcml_ray.privacy.training import check_network, private_step
-from gcml_ray.record_json import from_json, to_json
 from gcml_ray.records import RoundPlan, RoundRecord, TrainReport
 from gcml_ray.seeding import derive_seed
 from gcml_ray.tracking.metrics import federation_metrics, site_metrics

@@ -22,6 +22,7 @@ from gcml_ray.cli.main import main
 from gcml_ray.config import Method
 from gcml_ray.data.loading import Sample
 from gcml_ray.errors import DataError
+from gcml_ray.files.run_folder import RunFolder, RunState
 from gcml_ray.records import CaseScore, Judgement, PushReceipt, RoundRecord, SiteFailure
 from gcml_ray.report.page.gossip_charts import gossip_graph, push_map
 from gcml_ray.report.page.parts import chart_text, points
@@ -31,7 +32,6 @@ from gcml_ray.report.page.run_charts import WAITING, stage_seconds
 from gcml_ray.report.page.summary import METHODS
 from gcml_ray.report.page.write import write_report
 from gcml_ray.report.regions import _compare, draw_regions
-from gcml_ray.run_folder import RunFolder, RunState
 from tests.made_up_run import made_up_config, made_up_round
 from tests.model_files import write_run
 from tests.report_runs import SITES, make_run, without_pushes

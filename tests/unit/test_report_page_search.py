@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from gcml_ray.errors import CheckpointError
-from gcml_ray.record_json import to_json
+from gcml_ray.files.record_json import to_json
 from gcml_ray.report.page.search import search_page
 from gcml_ray.report.page.search_charts import _number_scale, objective_by_trial, parallel_coordinates
 from gcml_ray.report.page.write import write_report

@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 
 from gcml_ray.errors import DataError
+from gcml_ray.files.run_folder import RunFolder
 from gcml_ray.records import RoundRecord
 from gcml_ray.report.teaching import plot_gains_by_method, plot_who_taught_whom
-from gcml_ray.run_folder import RunFolder
 from tests.unit.test_teaching import past
 
 ROUNDS = past({"A": (0.5,), "B": (0.5,)}, {"A": (0.6, "B", "server"), "B": (0.46, "A")})

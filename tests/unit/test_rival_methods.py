@@ -23,15 +23,15 @@ from gcml_ray.config import (
     ProxyFlMethod,
 )
 from gcml_ray.data.site_data import Batch
-from gcml_ray.gossip import plan_round
-from gcml_ray.learner import Learner, local_step
+from gcml_ray.gossip.graph import plan_round
 from gcml_ray.methods import fedavg
 from gcml_ray.methods.dpsgd import neighbour_share
-from gcml_ray.precision import Precision
+from gcml_ray.model.learner import Learner, local_step
+from gcml_ray.model.precision import Precision
+from gcml_ray.model.weights import FlatModel, norm_parameters
 from gcml_ray.push.wire import Buffer, PushHeader
 from gcml_ray.records import Edge
-from gcml_ray.server import size_weighted_mean
-from gcml_ray.weights import FlatModel, norm_parameters
+from gcml_ray.training.server import size_weighted_mean
 from tests.method_rounds import (
     PUSHES,
     Clock,

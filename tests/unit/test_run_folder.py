@@ -11,10 +11,10 @@ import pytest
 
 from gcml_ray.config import Config
 from gcml_ray.errors import CheckpointError, ConfigError
-from gcml_ray.record_json import from_json, to_json
+from gcml_ray.files.record_json import from_json, to_json
+from gcml_ray.files.run_folder import RunFolder, RunState
+from gcml_ray.files.site_names import check_site_name
 from gcml_ray.records import CaseScore, Edge, PushReceipt, RoundPlan, RoundRecord, SiteFailure, TrainReport
-from gcml_ray.run_folder import RunFolder, RunState
-from gcml_ray.site_names import check_site_name
 
 
 def make_config(folder: Path) -> Config:
@@ -263,7 +263,7 @@ def test_a_write_that_fails_leaves_the_old_state(started: RunFolder, monkeypatch
     def full_disk(_: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("gcml_ray.run_folder.os.fsync", full_disk)
+    monkeypatch.setattr("gcml_ray.files.run_folder.os.fsync", full_disk)
     with pytest.raises(CheckpointError, match=r"No space left.*Make room on this disk, then `gcml run --resume"):
         started.write_state(replace(old, last_complete_round=2))
     with pytest.raises(CheckpointError, match="No space left"):

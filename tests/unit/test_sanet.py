@@ -11,10 +11,10 @@ from torch import Tensor, nn
 from gcml_ray.config import DataConfig, LossConfig, NetworkConfig
 from gcml_ray.errors import ConfigError
 from gcml_ray.losses.segmentation import build_segmentation_loss
+from gcml_ray.model.weights import FlatModel
 from gcml_ray.networks.registry import build_network, check_patch, fingerprint, forward_heads
 from gcml_ray.networks.sanet import SaNetV1, SaNetV2
 from gcml_ray.networks.sanet_blocks import ScaleAttention, norm
-from gcml_ray.weights import FlatModel
 
 NAMES = ["sanet_v1", "sanet_v2"]
 SIDES = {2: (64, 64), 3: (32, 64, 32)}  # multiples of 32, and more than one voxel at the coarsest level of v2

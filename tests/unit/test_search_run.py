@@ -21,10 +21,10 @@ from actors.cluster import Node
 from gcml_ray.config.file import load_config, save_config
 from gcml_ray.console.search import SearchConsole, final_table, search_table, search_verdict
 from gcml_ray.errors import CheckpointError, ClusterError, ConfigError
-from gcml_ray.folder_lock import held
-from gcml_ray.record_json import to_json
+from gcml_ray.files.folder_lock import held
+from gcml_ray.files.record_json import to_json
+from gcml_ray.files.run_folder import RunFolder
 from gcml_ray.report.search import write_search_plots
-from gcml_ray.run_folder import RunFolder
 from gcml_ray.search.records import FinalRecord, FinalScore, SearchRecord, TrialPoint, TrialRecord
 from tests.fake_runs import RecordingListener
 from tests.fakes import FakeTrainers, calls_of

@@ -17,9 +17,9 @@ from actors.site_pool import Outcome
 from gcml_ray.config import Config
 from gcml_ray.console.run import RunConsole
 from gcml_ray.errors import SiteError
+from gcml_ray.files.run_folder import RunFolder
 from gcml_ray.push.wire import Buffer
 from gcml_ray.records import SiteFailure
-from gcml_ray.run_folder import RunFolder
 from gcml_ray.seeding import numpy_generator
 from tests.fake_runs import RecordingListener, RecordingTracker, drive, run_locally
 from tests.fakes import FakeTrainers, Fault, calls_of, fake_config, final_weights, weights_file

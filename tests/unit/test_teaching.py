@@ -7,9 +7,9 @@ from dataclasses import replace
 import pytest
 
 from gcml_ray.config import UsefulnessTopology
-from gcml_ray.record_json import from_json, to_json
+from gcml_ray.files.record_json import from_json, to_json
+from gcml_ray.gossip.teaching import gains_by_edge, mean_gains, usefulness_weights
 from gcml_ray.records import Edge, RoundPlan, RoundRecord, TrainReport
-from gcml_ray.teaching import gains_by_edge, mean_gains, usefulness_weights
 
 SITES = ("A", "B", "C", "D")
 TOPOLOGY = UsefulnessTopology(name="usefulness", temperature=0.1, exploration=0.2)

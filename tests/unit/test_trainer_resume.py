@@ -9,12 +9,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from gcml_ray.checkpoint import load_model
 from gcml_ray.config import Config
 from gcml_ray.errors import CheckpointError
-from gcml_ray.learner import Learner
+from gcml_ray.model.learner import Learner
 from gcml_ray.records import BEFORE_GOSSIP, PERSONALISED, EvaluationReport
-from gcml_ray.trainer import SiteTrainer
+from gcml_ray.training.checkpoint import load_model
+from gcml_ray.training.trainer import SiteTrainer
 from tests.makers import make_config
 from tests.trainer_runs import (
     RING,

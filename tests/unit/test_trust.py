@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from gcml_ray.gossip.trust import ACCEPTED, ACCEPTED_ELSEWHERE, FLOOR, REFUSED, REFUSED_ELSEWHERE, trust_of_edges
 from gcml_ray.records import Edge, Judgement, RoundPlan, RoundRecord, TrainReport
-from gcml_ray.trust import ACCEPTED, ACCEPTED_ELSEWHERE, FLOOR, REFUSED, REFUSED_ELSEWHERE, trust_of_edges
 
 SITES = ("A", "B", "C")
 

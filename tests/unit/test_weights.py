@@ -7,11 +7,11 @@ import torch
 from torch import Tensor, nn
 
 from gcml_ray.config import DataConfig, NetworkConfig, OptimiserConfig
-from gcml_ray.learner import Learner
+from gcml_ray.model.learner import Learner
+from gcml_ray.model.precision import Precision
+from gcml_ray.model.weights import FlatModel
 from gcml_ray.networks.registry import BUILDERS, build_network, forward_heads
-from gcml_ray.precision import Precision
 from gcml_ray.push.wire import TensorSpec
-from gcml_ray.weights import FlatModel
 
 SMALL: dict[str, dict[str, Any]] = {
     "unet": {"channels": [4, 8], "strides": [2], "num_res_units": 1},

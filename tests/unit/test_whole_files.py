@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from gcml_ray.whole_files import replace_file, replaced
+from gcml_ray.files.whole_files import replace_file, replaced
 
 
 def test_a_file_takes_the_place_of_the_one_before_and_its_folder_is_made(tmp_path: Path) -> None:

@@ -11,12 +11,12 @@ import torch
 from torch import Tensor, nn
 
 from gcml_ray.config import OptimiserConfig
-from gcml_ray.learner import Learner
-from gcml_ray.parking import Drawer, lasting_tensors
-from gcml_ray.precision import Precision
+from gcml_ray.model.learner import Learner
+from gcml_ray.model.precision import Precision
 from gcml_ray.records import TrainOrder
-from gcml_ray.trainer import SiteTrainer
-from gcml_ray.workbench import SecondLearner, Workbench, in_turn
+from gcml_ray.training.parking import Drawer, lasting_tensors
+from gcml_ray.training.trainer import SiteTrainer
+from gcml_ray.training.workbench import SecondLearner, Workbench, in_turn
 from tests.makers import make_config
 
 

@@ -25,7 +25,7 @@ from gcml_ray.data.adapters.findings import Findings, Progress, grid_problems, l
 from gcml_ray.data.datalist import Case
 from gcml_ray.data.reading import read_volume
 from gcml_ray.errors import DataError
-from gcml_ray.whole_files import replaced
+from gcml_ray.files.whole_files import replaced
 
 KINDS = ("ct", "pt", "gtvt")
 CHANNELS = KINDS[:2]

@@ -22,7 +22,7 @@ from PIL import Image
 from gcml_ray.data.datalist import Case, listed
 from gcml_ray.data.reading import UNREADABLE
 from gcml_ray.errors import DataError
-from gcml_ray.whole_files import replaced
+from gcml_ray.files.whole_files import replaced
 
 log = logging.getLogger(__name__)
 

@@ -12,8 +12,8 @@ from typing import cast
 from gcml_ray.data.adapters.findings import read_rows
 from gcml_ray.data.datalist import SPLITS, Case, duplicate_problems, listed, name_from_file, name_problem
 from gcml_ray.errors import DataError
+from gcml_ray.files.site_names import site_name_problem
 from gcml_ray.records import Split
-from gcml_ray.site_names import site_name_problem
 
 RULE = re.compile(r"\s*value\s*>\s*(-?\d+(?:\.\d+)?)\s*")
 

@@ -21,7 +21,7 @@ from gcml_ray.data.adapters.findings import Findings, Progress, check_cases, rea
 from gcml_ray.data.datalist import Case
 from gcml_ray.data.reading import NIFTI, is_picture, read_header
 from gcml_ray.errors import ConfigError, DataError
-from gcml_ray.site_names import check_site_name
+from gcml_ray.files.site_names import check_site_name
 
 IMAGE_STEM = re.compile(r"(.+)_(\d{4})")
 SiteOf = Callable[[str], str | None]

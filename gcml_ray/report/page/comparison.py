@@ -14,6 +14,7 @@ from gcml_ray.comparison.output import make_cell
 from gcml_ray.comparison.table import cells as table_cells
 from gcml_ray.comparison.table import headings, label
 from gcml_ray.config import POOLED
+from gcml_ray.gossip.teaching import gains_by_edge
 from gcml_ray.records import Edge, EvaluationReport
 from gcml_ray.report.page.comparison_charts import (
     cases_by_method,
@@ -34,7 +35,6 @@ from gcml_ray.report.page.run import (
 )
 from gcml_ray.report.page.run_charts import stage_chart, stage_seconds
 from gcml_ray.report.page.summary import METHODS, listed
-from gcml_ray.teaching import gains_by_edge
 from gcml_ray.tracking.metrics import flat_params
 from gcml_ray.wording import count, number, probability
 

@@ -8,7 +8,6 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from gcml_ray.averages import mean
 from gcml_ray.comparison.cells import (
     MIN_CASES,
     Cell,
@@ -18,6 +17,7 @@ from gcml_ray.comparison.cells import (
     site_interval,
 )
 from gcml_ray.comparison.table import label
+from gcml_ray.prediction.averages import mean
 from gcml_ray.report.page.parts import COLOURS, Chart, chart_text, looks, megabytes, new_figure, points, whole_numbers
 from gcml_ray.report.page.records import RunRecords, validation_series
 from gcml_ray.report.page.run_charts import MANY_POINTS, distribution_chart

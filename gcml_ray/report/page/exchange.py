@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import io
 
-from gcml_ray.averages import mean
 from gcml_ray.config import POOLED, has_server
 from gcml_ray.errors import GcmlError
+from gcml_ray.gossip.teaching import gains_by_edge
+from gcml_ray.prediction.averages import mean
 from gcml_ray.report.page.gossip_charts import MAX_FRAMES, gain_map, gossip_graph, push_map, traffic_by_round
 from gcml_ray.report.page.parts import Block, Picture, Pictures, Section, Words, picture_uri, points
 from gcml_ray.report.page.records import RunRecords
 from gcml_ray.report.page.run_charts import region_shares
-from gcml_ray.teaching import gains_by_edge
 from gcml_ray.wording import count
 
 

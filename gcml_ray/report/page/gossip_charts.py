@@ -8,7 +8,7 @@ from typing import Any
 
 import plotly.graph_objects as go
 
-from gcml_ray.averages import mean
+from gcml_ray.prediction.averages import mean
 from gcml_ray.records import Edge, PushReceipt, RoundRecord
 from gcml_ray.report.page.parts import (
     COLOURS,

@@ -7,11 +7,11 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from gcml_ray.averages import mean
 from gcml_ray.config import Config
 from gcml_ray.config.file import load_config
+from gcml_ray.files.run_folder import RunFolder, RunState
+from gcml_ray.prediction.averages import mean
 from gcml_ray.records import BEFORE_GOSSIP, ENSEMBLE, PERSONALISED, SHARED, CaseScore, RoundRecord
-from gcml_ray.run_folder import RunFolder, RunState
 
 MODELS = {  # as a table or legend names them
     PERSONALISED: "personalised",

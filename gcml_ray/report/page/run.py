@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from gcml_ray.averages import case_dice, mean
+from gcml_ray.prediction.averages import case_dice, mean
 from gcml_ray.records import BEFORE_GOSSIP, PERSONALISED
 from gcml_ray.report.page.exchange import gossip_section, regions_section, teaching_section
 from gcml_ray.report.page.parts import (

@@ -9,7 +9,7 @@ from collections.abc import Mapping, Sequence
 
 import plotly.graph_objects as go
 
-from gcml_ray.averages import case_dice, mean
+from gcml_ray.prediction.averages import case_dice, mean
 from gcml_ray.records import BEFORE_GOSSIP, ENSEMBLE, PERSONALISED, SHARED, CaseScore, RoundRecord
 from gcml_ray.report.page.parts import Chart, chart_text, hatched, look, looks, new_figure, whole_numbers
 from gcml_ray.report.page.records import MODELS, RunRecords, natural_order, validation_series

@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 
-from gcml_ray.averages import case_dice, mean
 from gcml_ray.config import POOLED, has_peers, has_server
 from gcml_ray.console.summary import judged_counts
+from gcml_ray.prediction.averages import case_dice, mean
 from gcml_ray.records import BEFORE_GOSSIP, PERSONALISED
 from gcml_ray.report.page.parts import Block, Figures, Section, Words, megabytes, points
 from gcml_ray.report.page.records import RunRecords, site_dice

@@ -6,11 +6,11 @@ from pathlib import Path
 
 from gcml_ray.comparison.cells import COLUMNS
 from gcml_ray.errors import DataError
+from gcml_ray.files.whole_files import replace_file
 from gcml_ray.report.page.parts import Page, render
 from gcml_ray.report.page.records import read_run
 from gcml_ray.report.page.run import run_page
 from gcml_ray.search.folder import RECORD_FILE
-from gcml_ray.whole_files import replace_file
 
 PAGE_FILE = "report.html"
 

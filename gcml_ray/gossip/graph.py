@@ -30,7 +30,7 @@ from gcml_ray.config import (
     Topology,
     UsefulnessTopology,
 )
-from gcml_ray.phases import phase_of
+from gcml_ray.gossip.phases import phase_of
 from gcml_ray.records import Edge, RoundPlan
 from gcml_ray.seeding import numpy_generator
 

@@ -24,12 +24,12 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from gcml_ray.errors import CheckpointError, DamagedError
-from gcml_ray.learner import Learner
-from gcml_ray.record_json import from_json
-from gcml_ray.run_folder import KEPT_ROUNDS
-from gcml_ray.weight_average import WeightAverage
-from gcml_ray.weights import FlatModel
-from gcml_ray.whole_files import replaced
+from gcml_ray.files.record_json import from_json
+from gcml_ray.files.run_folder import KEPT_ROUNDS
+from gcml_ray.files.whole_files import replaced
+from gcml_ray.model.learner import Learner
+from gcml_ray.model.weight_average import WeightAverage
+from gcml_ray.model.weights import FlatModel
 
 log = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from gcml_ray.learner import Learner
+from gcml_ray.model.learner import Learner
 
 ALIGNMENT = 64  # bytes; what torch gives its own tensors
 

@@ -38,11 +38,11 @@ from typing import cast, get_args
 
 from gcml_ray.config import Config
 from gcml_ray.errors import CheckpointError, ConfigError
-from gcml_ray.folder_lock import not_writable
-from gcml_ray.record_json import from_json, to_json
+from gcml_ray.files.folder_lock import not_writable
+from gcml_ray.files.record_json import from_json, to_json
+from gcml_ray.files.site_names import check_site_name
+from gcml_ray.files.whole_files import replace_file
 from gcml_ray.records import CaseScore, PushReceipt, RoundRecord, RunStatus, Split
-from gcml_ray.site_names import check_site_name
-from gcml_ray.whole_files import replace_file
 from gcml_ray.wording import in_shell
 
 KEPT_ROUNDS = 3  # of a site's checkpoints: without a barrier it may be two rounds ahead of what the driver has written

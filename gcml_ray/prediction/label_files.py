@@ -25,7 +25,7 @@ from PIL.PngImagePlugin import PngInfo
 from gcml_ray.config import DataConfig
 from gcml_ray.data.reading import UNREADABLE, is_picture
 from gcml_ray.errors import DataError
-from gcml_ray.whole_files import replaced
+from gcml_ray.files.whole_files import replaced
 
 Labels = NDArray[np.integer[Any]]
 MADE_BY = re.compile(r"gcml-ray site (\S+) round ")  # how the notes of predictions begin

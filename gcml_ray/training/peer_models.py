@@ -12,13 +12,13 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from gcml_ray.config import Config, NetworkConfig
-from gcml_ray.ensemble import Ensemble, Member
-from gcml_ray.evaluation import Evaluator
 from gcml_ray.methods.rounds import IncomingModel
 from gcml_ray.push.exchange import Exchange
 from gcml_ray.records import PERSONALISED
-from gcml_ray.site_files import SiteFiles
-from gcml_ray.site_learner import exchanged_network
+from gcml_ray.training.ensemble import Ensemble, Member
+from gcml_ray.training.evaluation import Evaluator
+from gcml_ray.training.site_files import SiteFiles
+from gcml_ray.training.site_learner import exchanged_network
 
 log = logging.getLogger(__name__)
 

@@ -13,8 +13,8 @@ from monai.inferers.utils import sliding_window_inference
 from torch import Tensor, nn
 
 from gcml_ray.config import Config
+from gcml_ray.model.precision import Precision
 from gcml_ray.networks.registry import forward_heads
-from gcml_ray.precision import Precision
 
 Amp = Literal["none", "bf16", "fp16"]
 

@@ -22,7 +22,6 @@ from safetensors import SafetensorError, safe_open
 from scipy import ndimage
 from torch import Tensor, nn
 
-from gcml_ray.checkpoint import load_model as load_weights
 from gcml_ray.config import POOLED, Config
 from gcml_ray.config.file import load_config
 from gcml_ray.data.contract import data_contract
@@ -32,12 +31,13 @@ from gcml_ray.data.reading import Volume, affine_problem
 from gcml_ray.data.restoring import is_resampled, restore
 from gcml_ray.errors import CheckpointError, ConfigError, DataError
 from gcml_ray.export.model_card import CARD_FILE, WEIGHTS_FILE, is_model_folder, read_card
-from gcml_ray.inference import logits_by
-from gcml_ray.label_files import Labels, label_map, output_paths, write_labels, write_masks
+from gcml_ray.files.run_folder import MODEL_FILE, RunFolder
+from gcml_ray.model.weights import FlatModel
 from gcml_ray.networks.registry import build_network, fingerprint
-from gcml_ray.run_folder import MODEL_FILE, RunFolder
-from gcml_ray.site_files import MEMBER_FILE, MEMBERS_FILE
-from gcml_ray.weights import FlatModel
+from gcml_ray.prediction.inference import logits_by
+from gcml_ray.prediction.label_files import Labels, label_map, output_paths, write_labels, write_masks
+from gcml_ray.training.checkpoint import load_model as load_weights
+from gcml_ray.training.site_files import MEMBER_FILE, MEMBERS_FILE
 from gcml_ray.wording import in_shell
 
 FilePath = str | Path

@@ -14,21 +14,17 @@ from pathlib import Path
 
 import torch
 
-from gcml_ray.checkpoint import SiteState
 from gcml_ray.config import Config, NetworkConfig, ProxyFlMethod, has_server, has_two_models
-from gcml_ray.cpu import prepare_thread
 from gcml_ray.data.datalist import check_files
 from gcml_ray.data.pooling import cases_to_train_on
 from gcml_ray.data.site_data import SiteData
 from gcml_ray.errors import SiteError
-from gcml_ray.evaluation import Evaluator, Scored
-from gcml_ray.learner import Learner, learning_rate
-from gcml_ray.log_notes import collected_warnings
+from gcml_ray.files.run_folder import RunFolder
 from gcml_ray.losses.segmentation import build_segmentation_loss
 from gcml_ray.methods import METHODS
 from gcml_ray.methods.rounds import IncomingModel, RoundContext, RoundResult, take_plainly
+from gcml_ray.model.learner import Learner, learning_rate
 from gcml_ray.networks.registry import fingerprint
-from gcml_ray.peer_models import PeerModels
 from gcml_ray.privacy.pushes import push_noise
 from gcml_ray.privacy.training import private_training
 from gcml_ray.push.exchange import Exchange, Published
@@ -46,13 +42,17 @@ from gcml_ray.records import (
     TrainOrder,
     TrainReport,
 )
-from gcml_ray.run_folder import RunFolder
 from gcml_ray.seeding import derive_seed
-from gcml_ray.site_files import SiteFiles
-from gcml_ray.site_learner import build_learner, check_networks, exchanged_network, start_averages
 from gcml_ray.stopwatch import peak_memory_bytes, timed
-from gcml_ray.visits import Visits
-from gcml_ray.workbench import Workbench, in_turn
+from gcml_ray.training.checkpoint import SiteState
+from gcml_ray.training.cpu import prepare_thread
+from gcml_ray.training.evaluation import Evaluator, Scored
+from gcml_ray.training.log_notes import collected_warnings
+from gcml_ray.training.peer_models import PeerModels
+from gcml_ray.training.site_files import SiteFiles
+from gcml_ray.training.site_learner import build_learner, check_networks, exchanged_network, start_averages
+from gcml_ray.training.visits import Visits
+from gcml_ray.training.workbench import Workbench, in_turn
 
 
 class SiteTrainer:

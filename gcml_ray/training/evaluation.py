@@ -11,16 +11,16 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from gcml_ray.averages import mean
 from gcml_ray.config import Config
 from gcml_ray.data.loading import Sample
 from gcml_ray.data.pooling import origin
 from gcml_ray.data.site_data import SiteData
-from gcml_ray.ensemble import Ensemble
-from gcml_ray.inference import logits_by, predict_labels
-from gcml_ray.learner import Learner
-from gcml_ray.metrics import dice_per_class, score_case
+from gcml_ray.model.learner import Learner
+from gcml_ray.prediction.averages import mean
+from gcml_ray.prediction.inference import logits_by, predict_labels
+from gcml_ray.prediction.metrics import dice_per_class, score_case
 from gcml_ray.records import CaseScore, EvaluationReport, Split
+from gcml_ray.training.ensemble import Ensemble
 
 log = logging.getLogger(__name__)
 

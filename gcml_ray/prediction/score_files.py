@@ -20,7 +20,7 @@ from gcml_ray.data.datalist import Case
 from gcml_ray.data.loading import read_target
 from gcml_ray.data.reading import affines_agree, read_volume
 from gcml_ray.errors import DataError
-from gcml_ray.metrics import score_case
+from gcml_ray.prediction.metrics import score_case
 from gcml_ray.records import CaseScore
 
 log = logging.getLogger(__name__)

@@ -13,16 +13,16 @@ from gcml_ray.config import Config, NetworkConfig, ProxyFlMethod, keeps_norms, s
 from gcml_ray.config.wire import WireConfig
 from gcml_ray.data.contract import data_contract
 from gcml_ray.errors import ConfigError
-from gcml_ray.learner import Learner
+from gcml_ray.model.learner import Learner
+from gcml_ray.model.precision import Precision
+from gcml_ray.model.start_weights import load_start_weights
+from gcml_ray.model.weight_average import WeightAverage
+from gcml_ray.model.weights import FlatModel
 from gcml_ray.networks.registry import build_network, check_sizes, fingerprint
-from gcml_ray.precision import Precision
 from gcml_ray.privacy.training import check_network
 from gcml_ray.push.payload import push_bytes
 from gcml_ray.push.wire import WIRE_DTYPE, Buffer, Expectation, PushHeader, TensorSpec, checksum
 from gcml_ray.seeding import derive_seed
-from gcml_ray.start_weights import load_start_weights
-from gcml_ray.weight_average import WeightAverage
-from gcml_ray.weights import FlatModel
 
 
 def exchanged_network(config: Config, site: str) -> NetworkConfig:

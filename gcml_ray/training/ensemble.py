@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gcml_ray.learner import Learner
+from gcml_ray.model.learner import Learner
 
 
 @dataclass(frozen=True, eq=False)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from gcml_ray.data.datalist import Case, listed
 from gcml_ray.errors import CheckpointError, DataError
-from gcml_ray.whole_files import replace_file
+from gcml_ray.files.whole_files import replace_file
 
 CASES_FILE = "cases.json"
 _REMEDY = "bring it back, or delete it to go on unchecked"

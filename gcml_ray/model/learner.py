@@ -11,15 +11,15 @@ import math
 import torch
 from torch import Tensor, nn
 
-from gcml_ray.compilation import compile_ahead, compiled_forward
 from gcml_ray.config import DcmlConfig, FederationConfig, OptimiserConfig
 from gcml_ray.data.site_data import Batch
-from gcml_ray.flat_optimiser import FlatOptimiser
 from gcml_ray.losses.mutual import mutual_divergences
 from gcml_ray.losses.segmentation import SegmentationLoss
+from gcml_ray.model.compilation import compile_ahead, compiled_forward
+from gcml_ray.model.flat_optimiser import FlatOptimiser
+from gcml_ray.model.precision import Precision
+from gcml_ray.model.weights import FlatModel
 from gcml_ray.networks.registry import forward_heads
-from gcml_ray.precision import Precision
-from gcml_ray.weights import FlatModel
 
 Statistics = dict[str, Tensor]
 
@@ -29,7 +29,7 @@ class Learner:
 
     Args:
         module: the network, already on its device.
-        send_buffers, keep_norms: see :class:`gcml_ray.weights.FlatModel`.
+        send_buffers, keep_norms: see :class:`gcml_ray.model.weights.FlatModel`.
         optimiser: name and constants; the learning rate is set before each step.
         precision: AMP or not.
         is_compiled: forward and backward passes by ``torch.compile``.
@@ -59,7 +59,7 @@ class Learner:
             return self._heads(self.model.module, image)
 
     def compile_ahead(self, shape: tuple[int, ...]) -> None:
-        """Compiles for patches (B, C, *spatial) of a shape; see :func:`gcml_ray.compilation.compile_ahead`."""
+        """Compiles for patches (B, C, *spatial) of a shape; see :func:`gcml_ray.model.compilation.compile_ahead`."""
         image = torch.zeros(shape, device=self.model.flat.device)
         compile_ahead(self.model.module, image, autocast=self.precision.autocast())
 

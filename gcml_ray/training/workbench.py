@@ -6,7 +6,7 @@ pointed at the weights of the site whose turn it is, and one second learner for 
 otherwise than in a process of one's own: the weights stay where they are, only the network looks elsewhere.
 
 What a site keeps can be parked until its next turn (``resources.park``): on a GPU weights and moments go to host
-memory; with ``disk`` they and the images lie in files that are mapped into memory (:mod:`gcml_ray.parking`).
+memory; with ``disk`` they and the images lie in files that are mapped into memory (:mod:`gcml_ray.training.parking`).
 
 Legend: P values of parameters.
 """
@@ -25,10 +25,10 @@ import torch
 from torch import Tensor, nn
 
 from gcml_ray.data.site_data import SiteData
-from gcml_ray.learner import Learner
-from gcml_ray.parking import Drawer, lasting_tensors, move
-from gcml_ray.site_files import SiteFiles
-from gcml_ray.weights import FlatModel
+from gcml_ray.model.learner import Learner
+from gcml_ray.model.weights import FlatModel
+from gcml_ray.training.parking import Drawer, lasting_tensors, move
+from gcml_ray.training.site_files import SiteFiles
 
 
 class AtBench(Protocol):

@@ -9,7 +9,17 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from gcml_ray.checkpoint import (
+from gcml_ray.config import Config
+from gcml_ray.data.contract import data_contract
+from gcml_ray.data.datalist import Case
+from gcml_ray.errors import CheckpointError, DamagedError
+from gcml_ray.files.run_folder import MODEL_FILE
+from gcml_ray.files.whole_files import replace_file
+from gcml_ray.model.learner import Learner
+from gcml_ray.model.weights import FlatModel
+from gcml_ray.networks.registry import fingerprint
+from gcml_ray.records import PERSONALISED
+from gcml_ray.training.checkpoint import (
     SiteState,
     keep_as,
     load_model,
@@ -19,17 +29,7 @@ from gcml_ray.checkpoint import (
     save_round,
     saved_rounds,
 )
-from gcml_ray.config import Config
-from gcml_ray.data.contract import data_contract
-from gcml_ray.data.datalist import Case
-from gcml_ray.errors import CheckpointError, DamagedError
-from gcml_ray.known_cases import check_splits, keep_cases
-from gcml_ray.learner import Learner
-from gcml_ray.networks.registry import fingerprint
-from gcml_ray.records import PERSONALISED
-from gcml_ray.run_folder import MODEL_FILE
-from gcml_ray.weights import FlatModel
-from gcml_ray.whole_files import replace_file
+from gcml_ray.training.known_cases import check_splits, keep_cases
 
 log = logging.getLogger(__name__)
 
@@ -73,7 +73,7 @@ class SiteFiles:
             cases: the site's, each with its split; compared with what was kept, and kept with the next checkpoint.
 
         Raises:
-            DataError: a case is in another split than before (:mod:`gcml_ray.known_cases`).
+            DataError: a case is in another split than before (:mod:`gcml_ray.training.known_cases`).
             CheckpointError: it is missing, damaged with none before it, or belongs to something else.
         """
         for path in self.folder.glob("*.tmp"):

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
+from gcml_ray.model.weight_average import WeightAverage
 from gcml_ray.push.wire import TensorSpec
-from gcml_ray.weight_average import WeightAverage
 
 NORMALISATION = (
     nn.BatchNorm1d,

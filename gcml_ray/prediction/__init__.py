@@ -1,0 +1,1 @@
+"""A model on images: windows, predictions as files, scores and their means."""

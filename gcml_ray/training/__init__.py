@@ -1,0 +1,1 @@
+"""One site's work, or the server's, without any transport: trainers, their models, files and scores."""
