@@ -20,8 +20,8 @@ import ray
 
 from benchmarks import small_runs
 from gcml_ray.files.run_folder import RunFolder
+from gcml_ray.model.checkpoint import saved_rounds
 from gcml_ray.push.wire import PushHeader
-from gcml_ray.training.checkpoint import saved_rounds
 
 if TYPE_CHECKING:
     from benchmarks.chaos_cluster import Cluster

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from gcml_ray.config import Config
 from gcml_ray.data.contract import data_contract
 from gcml_ray.files.run_folder import MODEL_FILE, RunFolder
+from gcml_ray.model.checkpoint import save_model
 from gcml_ray.model.weights import FlatModel
 from gcml_ray.networks.registry import build_network, fingerprint
 from gcml_ray.prediction.predict import ModelFacts, PersonalModel
-from gcml_ray.training.checkpoint import save_model
 from tests.makers import make_config
 
 Array = NDArray[Any]

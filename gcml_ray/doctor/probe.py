@@ -26,11 +26,11 @@ from gcml_ray.doctor.forecast_time import num_windows
 from gcml_ray.losses.segmentation import build_segmentation_loss
 from gcml_ray.methods.defkt import MUTUAL
 from gcml_ray.methods.gml import REGIONAL
+from gcml_ray.model.checkpoint import SiteState, save_round
 from gcml_ray.model.learner import Learner, Statistics, local_step, mutual_step
 from gcml_ray.prediction.metrics import score_case
 from gcml_ray.seeding import derive_seed
 from gcml_ray.stopwatch import peak_memory_bytes
-from gcml_ray.training.checkpoint import SiteState, save_round
 from gcml_ray.training.evaluation import Evaluator
 from gcml_ray.training.site_learner import build_learner
 

@@ -30,6 +30,7 @@ import io
 import itertools
 import math
 import os
+import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -50,6 +51,8 @@ TRANSFER_COLUMNS = ("round", "sender", "receiver", "accepted", "reason", "size_b
 CASE_COLUMNS = ("site", "case", "split", "model", "class_name", "dice", "hd95", "surface_dice")
 TRACKING_FILE = "tracking.json"
 MODEL_FILE = "personalised.safetensors"  # of a site, once it has been tested
+MEMBER_FILE = re.compile(r"member_\d{2,}\.safetensors")  # of an ensemble
+MEMBERS_FILE = "members.json"  # names the files of an ensemble beside the site's own model; the last to be written
 _MARKERS = ("rounds.jsonl", "state.json")  # a run that failed to start has neither, and may be tried again
 
 

@@ -21,7 +21,7 @@ from gcml_ray.config import DataConfig
 from gcml_ray.data.contract import data_contract
 from gcml_ray.errors import CheckpointError, ConfigError
 from gcml_ray.export.model_card import WEIGHTS_FILE
-from gcml_ray.training.checkpoint import CHECKSUM, read_tensors
+from gcml_ray.model.checkpoint import CHECKSUM, read_tensors
 
 log = logging.getLogger(__name__)
 

@@ -31,13 +31,12 @@ from gcml_ray.data.reading import Volume, affine_problem
 from gcml_ray.data.restoring import is_resampled, restore
 from gcml_ray.errors import CheckpointError, ConfigError, DataError
 from gcml_ray.export.model_card import CARD_FILE, WEIGHTS_FILE, is_model_folder, read_card
-from gcml_ray.files.run_folder import MODEL_FILE, RunFolder
+from gcml_ray.files.run_folder import MEMBER_FILE, MEMBERS_FILE, MODEL_FILE, RunFolder
+from gcml_ray.model.checkpoint import load_model as load_weights
 from gcml_ray.model.weights import FlatModel
 from gcml_ray.networks.registry import build_network, fingerprint
 from gcml_ray.prediction.inference import logits_by
 from gcml_ray.prediction.label_files import Labels, label_map, output_paths, write_labels, write_masks
-from gcml_ray.training.checkpoint import load_model as load_weights
-from gcml_ray.training.site_files import MEMBER_FILE, MEMBERS_FILE
 from gcml_ray.wording import in_shell
 
 FilePath = str | Path

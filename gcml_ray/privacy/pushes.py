@@ -16,11 +16,11 @@ from torch import Tensor
 
 from gcml_ray.config import Config
 from gcml_ray.errors import ConfigError
+from gcml_ray.model.checkpoint import read_tensors, write_tensors
 from gcml_ray.model.weights import FlatModel
 from gcml_ray.privacy.accounting import Ledger, epsilon_of, require_opacus
 from gcml_ray.privacy.training import LEDGER_FILE, clipping
 from gcml_ray.seeding import derive_seed, secret_seed
-from gcml_ray.training.checkpoint import read_tensors, write_tensors
 
 KNOWN_FILE = "pushed.safetensors"
 

@@ -1,1 +1,1 @@
-"""A model on its way: encoded and signed at its sender; checked, decoded and judged at its receiver."""
+"""A model on its way: encoded and signed at its sender; checked and decoded at its receiver."""

@@ -13,10 +13,10 @@ from dataclasses import replace
 
 from gcml_ray.config import Config, NetworkConfig
 from gcml_ray.methods.rounds import IncomingModel
-from gcml_ray.push.exchange import Exchange
 from gcml_ray.records import PERSONALISED
 from gcml_ray.training.ensemble import Ensemble, Member
 from gcml_ray.training.evaluation import Evaluator
+from gcml_ray.training.exchange import Exchange
 from gcml_ray.training.site_files import SiteFiles
 from gcml_ray.training.site_learner import exchanged_network
 

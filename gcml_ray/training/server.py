@@ -21,10 +21,10 @@ import torch
 from gcml_ray.config import Config
 from gcml_ray.errors import CheckpointError, SiteError
 from gcml_ray.files.run_folder import RunFolder
+from gcml_ray.model.checkpoint import read_tensors, round_file, saved_rounds, write_tensors
 from gcml_ray.push.wire import Buffer, Expectation, PushHeader
 from gcml_ray.records import AdoptReport, EvaluationReport, SiteInfo, Split, TrainOrder, TrainReport
 from gcml_ray.stopwatch import peak_memory_bytes
-from gcml_ray.training.checkpoint import read_tensors, round_file, saved_rounds, write_tensors
 from gcml_ray.training.cpu import keep_freed_memory
 from gcml_ray.training.site_learner import WireFormat, build_learner
 

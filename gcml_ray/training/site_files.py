@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,13 +12,9 @@ from gcml_ray.config import Config
 from gcml_ray.data.contract import data_contract
 from gcml_ray.data.datalist import Case
 from gcml_ray.errors import CheckpointError, DamagedError
-from gcml_ray.files.run_folder import MODEL_FILE
+from gcml_ray.files.run_folder import MEMBERS_FILE, MODEL_FILE
 from gcml_ray.files.whole_files import replace_file
-from gcml_ray.model.learner import Learner
-from gcml_ray.model.weights import FlatModel
-from gcml_ray.networks.registry import fingerprint
-from gcml_ray.records import PERSONALISED
-from gcml_ray.training.checkpoint import (
+from gcml_ray.model.checkpoint import (
     SiteState,
     keep_as,
     load_model,
@@ -29,12 +24,13 @@ from gcml_ray.training.checkpoint import (
     save_round,
     saved_rounds,
 )
+from gcml_ray.model.learner import Learner
+from gcml_ray.model.weights import FlatModel
+from gcml_ray.networks.registry import fingerprint
+from gcml_ray.records import PERSONALISED
 from gcml_ray.training.known_cases import check_splits, keep_cases
 
 log = logging.getLogger(__name__)
-
-MEMBER_FILE = re.compile(r"member_\d{2,}\.safetensors")  # of an ensemble
-MEMBERS_FILE = "members.json"  # names the files of an ensemble beside the site's own model; the last to be written
 
 
 def _model_name(round_number: int) -> str:

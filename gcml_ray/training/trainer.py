@@ -23,12 +23,11 @@ from gcml_ray.files.run_folder import RunFolder
 from gcml_ray.losses.segmentation import build_segmentation_loss
 from gcml_ray.methods import METHODS
 from gcml_ray.methods.rounds import IncomingModel, RoundContext, RoundResult, take_plainly
+from gcml_ray.model.checkpoint import SiteState
 from gcml_ray.model.learner import Learner, learning_rate
 from gcml_ray.networks.registry import fingerprint
 from gcml_ray.privacy.pushes import push_noise
 from gcml_ray.privacy.training import private_training
-from gcml_ray.push.exchange import Exchange, Published
-from gcml_ray.push.judge import Judge
 from gcml_ray.push.wire import Buffer, Expectation, PushHeader
 from gcml_ray.records import (
     ENSEMBLE,
@@ -44,9 +43,10 @@ from gcml_ray.records import (
 )
 from gcml_ray.seeding import derive_seed
 from gcml_ray.stopwatch import peak_memory_bytes, timed
-from gcml_ray.training.checkpoint import SiteState
 from gcml_ray.training.cpu import prepare_thread
 from gcml_ray.training.evaluation import Evaluator, Scored
+from gcml_ray.training.exchange import Exchange, Published
+from gcml_ray.training.judge import Judge
 from gcml_ray.training.log_notes import collected_warnings
 from gcml_ray.training.peer_models import PeerModels
 from gcml_ray.training.site_files import SiteFiles
@@ -198,7 +198,7 @@ class SiteTrainer:
     # --- pushes ------------------------------------------------------------------------------
 
     def export(self, run_id: str, round_number: int) -> tuple[PushHeader, Buffer]:
-        """The weights to push, with their header; see :meth:`gcml_ray.push.exchange.Exchange.export`."""
+        """The weights to push, with their header; see :meth:`gcml_ray.training.exchange.Exchange.export`."""
         if self.is_spoilt and self.config.federation.mode == "sync":  # without a barrier a round may be under way
             with self.bench.turn(self):
                 self._mend()

@@ -15,10 +15,10 @@ import torch
 
 from gcml_ray.config import Config, NetworkConfig
 from gcml_ray.networks.registry import fingerprint
-from gcml_ray.push.exchange import Exchange
 from gcml_ray.push.wire import Buffer, Expectation, PushHeader
 from gcml_ray.records import PERSONALISED, EvaluationReport
 from gcml_ray.training.evaluation import Evaluator
+from gcml_ray.training.exchange import Exchange
 from gcml_ray.training.site_files import SiteFiles
 from gcml_ray.training.site_learner import WireFormat
 

@@ -85,7 +85,7 @@ class Workbench:
         park: where a site is kept between its turns; None leaves it where it works.
 
     Attributes:
-        second: learners for incoming models, by architecture; see :mod:`gcml_ray.push.exchange`.
+        second: learners for incoming models, by architecture; see :mod:`gcml_ray.training.exchange`.
     """
 
     def __init__(self, park: Literal["memory", "disk"] | None = None) -> None:

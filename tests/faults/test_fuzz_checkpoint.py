@@ -19,11 +19,7 @@ from torch import nn
 
 from gcml_ray.config import OptimiserConfig
 from gcml_ray.errors import CheckpointError, ConfigError
-from gcml_ray.model.learner import Learner
-from gcml_ray.model.precision import Precision
-from gcml_ray.model.start_weights import load_start_weights
-from gcml_ray.records import PERSONALISED
-from gcml_ray.training.checkpoint import (
+from gcml_ray.model.checkpoint import (
     SiteState,
     load_model,
     load_round,
@@ -32,6 +28,10 @@ from gcml_ray.training.checkpoint import (
     save_model,
     save_round,
 )
+from gcml_ray.model.learner import Learner
+from gcml_ray.model.precision import Precision
+from gcml_ray.model.start_weights import load_start_weights
+from gcml_ray.records import PERSONALISED
 from gcml_ray.training.site_files import SiteFiles
 from tests.fakes import fake_config
 from tests.faults.fuzzing import ODD_TEXT, inputs, outcome, spoilt_bytes, spoilt_values

@@ -12,11 +12,8 @@ from torch import Tensor, nn
 
 from gcml_ray.config import OptimiserConfig
 from gcml_ray.errors import CheckpointError, DamagedError
-from gcml_ray.model.learner import Learner
-from gcml_ray.model.precision import Precision
-from gcml_ray.model.weights import FlatModel
-from gcml_ray.training import checkpoint
-from gcml_ray.training.checkpoint import (
+from gcml_ray.model import checkpoint
+from gcml_ray.model.checkpoint import (
     SiteState,
     keep_as,
     load_model,
@@ -27,6 +24,9 @@ from gcml_ray.training.checkpoint import (
     save_round,
     saved_rounds,
 )
+from gcml_ray.model.learner import Learner
+from gcml_ray.model.precision import Precision
+from gcml_ray.model.weights import FlatModel
 
 STATE = SiteState("A", 1, "id", best_round=1, best_dice=0.1 + 0.2, best_file="model_00001.safetensors")
 OPTIMISERS: list[dict[str, Any]] = [

@@ -12,9 +12,9 @@ from pydantic import ValidationError
 from actors.local_pool import LocalPool
 from gcml_ray.config import Config
 from gcml_ray.files.run_folder import RunFolder
+from gcml_ray.model.checkpoint import load_model
 from gcml_ray.networks.registry import build_network
 from gcml_ray.records import CaseScore
-from gcml_ray.training.checkpoint import load_model
 from gcml_ray.training.trainer import SiteTrainer
 from tests.fake_runs import Run, drive, run_locally
 from tests.fakes import Fault, fake_config, final_weights, first_weight_as_dice

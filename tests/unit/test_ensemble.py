@@ -19,12 +19,12 @@ from gcml_ray.config import Config, OptimiserConfig
 from gcml_ray.data.datalist import read_datalist
 from gcml_ray.errors import CheckpointError, ConfigError
 from gcml_ray.methods.rounds import IncomingModel
+from gcml_ray.model.checkpoint import load_model as load_weights
 from gcml_ray.model.learner import Learner
 from gcml_ray.model.precision import Precision
 from gcml_ray.prediction.inference import predict_labels
 from gcml_ray.prediction.predict import load_model
 from gcml_ray.records import ENSEMBLE, PERSONALISED
-from gcml_ray.training.checkpoint import load_model as load_weights
 from gcml_ray.training.ensemble import Ensemble, Member
 from gcml_ray.training.trainer import SiteTrainer
 from tests.fake_runs import Run, drive

@@ -13,9 +13,9 @@ import torch
 from gcml_ray.config import Config
 from gcml_ray.config.defence import DefenceConfig
 from gcml_ray.files.record_json import from_json, to_json
-from gcml_ray.push.judge import Facts, compare_weights, dice_share, may_repeat, objection, suspicion_after
 from gcml_ray.push.wire import Buffer, PushHeader, checksum
 from gcml_ray.records import Judgement, TrainReport
+from gcml_ray.training.judge import Facts, compare_weights, dice_share, may_repeat, objection, suspicion_after
 from gcml_ray.training.trainer import SiteTrainer
 from tests.makers import make_config
 from tests.trainer_runs import OTHER_NETWORK, make_trainer, order, without_clocks

@@ -10,9 +10,9 @@ import pytest
 
 from gcml_ray.config import Config
 from gcml_ray.errors import CheckpointError, DamagedError
+from gcml_ray.model.checkpoint import round_file, save_round, saved_rounds
 from gcml_ray.model.learner import Learner
 from gcml_ray.records import PERSONALISED
-from gcml_ray.training.checkpoint import round_file, save_round, saved_rounds
 from gcml_ray.training.site_files import SiteFiles
 from tests.makers import make_config
 from tests.unit.test_checkpoint import make_learner

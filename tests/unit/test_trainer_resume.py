@@ -11,9 +11,9 @@ from torch import Tensor
 
 from gcml_ray.config import Config
 from gcml_ray.errors import CheckpointError
+from gcml_ray.model.checkpoint import load_model
 from gcml_ray.model.learner import Learner
 from gcml_ray.records import BEFORE_GOSSIP, PERSONALISED, EvaluationReport
-from gcml_ray.training.checkpoint import load_model
 from gcml_ray.training.trainer import SiteTrainer
 from tests.makers import make_config
 from tests.trainer_runs import (

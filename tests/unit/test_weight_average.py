@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from actors.local_pool import LocalPool
 from gcml_ray.config import Config, OptimiserConfig
 from gcml_ray.errors import CheckpointError
+from gcml_ray.model.checkpoint import load_model
 from gcml_ray.model.learner import Learner, local_step
 from gcml_ray.model.precision import Precision
 from gcml_ray.model.weight_average import WeightAverage, decay_at
 from gcml_ray.model.weights import FlatModel
 from gcml_ray.records import BEFORE_GOSSIP, PERSONALISED, SHARED
-from gcml_ray.training.checkpoint import load_model
 from gcml_ray.training.trainer import SiteTrainer
 from tests.fake_runs import drive
 from tests.makers import make_config

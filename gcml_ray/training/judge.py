@@ -23,10 +23,10 @@ from gcml_ray.config import Config
 from gcml_ray.config.defence import DefenceConfig
 from gcml_ray.methods.rounds import IncomingModel
 from gcml_ray.model.learner import Learner
-from gcml_ray.push.exchange import Exchange
 from gcml_ray.push.wire import checksum
 from gcml_ray.records import Judgement
 from gcml_ray.training.evaluation import Evaluator
+from gcml_ray.training.exchange import Exchange
 from gcml_ray.training.site_files import SiteFiles
 from gcml_ray.training.site_learner import exchanged_network
 
