@@ -52,7 +52,7 @@ def test_a_second_search_in_a_folder_in_use_changes_nothing_there(tmp_path: Path
 def test_a_signal_asks_ray_tune_to_end_and_a_second_one_ends_now(number: int) -> None:
     """SIGUSR1 stands for Ray Tune's own handler; without it nothing runs that could save a state."""
     heard: list[int] = []
-    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # ignored where a script started the tests
+    before = signal.signal(number, signal.default_int_handler)  # may be ignored where a script started the tests
     stop = threading.Event()
     with stopping(stop):
         signal.signal(signal.SIGUSR1, lambda got, _: heard.append(got))
@@ -63,7 +63,7 @@ def test_a_signal_asks_ray_tune_to_end_and_a_second_one_ends_now(number: int) ->
             os.kill(os.getpid(), number)
     with stopping(threading.Event()), pytest.raises(KeyboardInterrupt):
         os.kill(os.getpid(), number)
-    signal.signal(signal.SIGINT, before)
+    signal.signal(number, before)
 
 
 def test_a_search_under_nohup_hears_no_closed_terminal() -> None:
