@@ -103,9 +103,8 @@ class AsyncRounds:
         if not receivers:
             return
         self._window.edges += [Edge(sender, receiver) for receiver in receivers]
-        kind, done = CallKind("push"), self._done[sender]
-        limit_s = federation.push_timeout_s
-        self.roster.submit(sender, "push", done, tuple(receivers), number=done, kind=kind, limit_s=limit_s)
+        done = self._done[sender]
+        self.roster.submit_sending(sender, "push", done, tuple(receivers), number=done)
 
     def _can_use(self, receiver: str) -> bool:
         """Whether the round that a receiver will do after its present one has an exchange."""

@@ -40,20 +40,19 @@ def _visit(driver: Driver, owner: str) -> list[EvaluationReport]:
     """What one site's model scores at the others."""
     others = tuple(name for name in driver.roster.present if name != owner)
     federation = driver.config.federation
-    sent = _ask(driver, (owner,), "visit", others, limit_s=federation.push_timeout_s)
-    receipts = [receipt for outcome in sent for receipt in outcome.result.receipts]
+    number, limit_s = federation.rounds, federation.round_timeout_s
+    driver.roster.submit_sending(owner, "visit", others, number=number)
+    receipts = [receipt for outcome in _answers(driver, (owner,), "visit") for receipt in outcome.result.receipts]
     driver.note_refusals(receipts)
     hosts = tuple(receipt.receiver for receipt in receipts if receipt.accepted)
-    return [
-        outcome.result for outcome in _ask(driver, hosts, "score_visitor", owner, limit_s=federation.round_timeout_s)
-    ]
+    kind = CallKind("score_visitor")
+    for name in hosts:
+        driver.roster.submit(name, "score_visitor", owner, number=number, kind=kind, limit_s=limit_s)
+    return [outcome.result for outcome in _answers(driver, hosts, "score_visitor")]
 
 
-def _ask(driver: Driver, names: tuple[str, ...], stage: str, argument: object, *, limit_s: float) -> list[Outcome]:
-    """The outcomes of one call to each of these sites; failures are said and left out."""
-    number = driver.config.federation.rounds
-    for name in names:
-        driver.roster.submit(name, stage, argument, number=number, kind=CallKind(stage), limit_s=limit_s)
+def _answers(driver: Driver, names: tuple[str, ...], stage: str) -> list[Outcome]:
+    """The outcomes of a call to each of these sites; failures are said and left out."""
     outcomes = driver.roster.gather(names, stage, announces=False)
     for outcome in outcomes:
         if outcome.failure:

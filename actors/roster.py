@@ -16,7 +16,7 @@ from typing import Any
 from actors.failure_policy import Decision, History, decide, start_error
 from actors.listener import Listener, announce
 from actors.member import LEAST_START_S, START_PAUSES_S, Absence, Member, OpenCall
-from actors.pace import CallKind, Pace
+from actors.pace import GRACE_S, CallKind, Pace
 from actors.site_pool import Outcome, SitePool, no_answer, taken_along
 from gcml_ray.config import SERVER, Config
 from gcml_ray.errors import SiteError
@@ -187,6 +187,16 @@ class Roster:
         """One call to one site; its outcome comes from :meth:`poll` or :meth:`gather`."""
         self.pool.submit(name, stage, *arguments, round_number=number)
         self._open(name, stage, number, self.pace.timeout_s(name, kind, limit_s=limit_s), kind=kind)
+
+    def submit_sending(self, name: str, stage: str, *arguments: Any, number: int) -> None:
+        """A call in which a site waits for others that it sends to; told for how long, as the call's last argument.
+
+        It is given up only if it does not say in time who has not answered: the failure of a receiver is not its own.
+        """
+        kind = CallKind(stage)
+        limit_s = self.pace.timeout_s(name, kind, limit_s=self.config.federation.push_timeout_s)
+        self.pool.submit(name, stage, *arguments, limit_s, round_number=number)
+        self._open(name, stage, number, limit_s + GRACE_S, kind=kind)
 
     def _open(self, name: str, stage: str, number: int, timeout_s: float, *, kind: CallKind | None = None) -> None:
         """Notes a call and when it will have taken too long. Sites of one process wait for each other."""

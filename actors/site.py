@@ -203,48 +203,61 @@ class Site:
         if self.name == SERVER:
             self.mailbox.capacity = max(self.mailbox.capacity, len(self.peers))
 
-    def push(self, round_number: int, receivers: Sequence[str]) -> PushReport:
+    def push(self, round_number: int, receivers: Sequence[str], timeout_s: float) -> PushReport:
         """Sends this site's weights to its receivers, actor to actor.
+
+        Args:
+            round_number: of the push.
+            receivers: names of sites.
+            timeout_s: how long to wait for the receivers' receipts.
 
         Raises:
             SiteError: asked for while this site trains; half-updated weights must not leave it.
         """
         if self.is_async:  # what was published after the last round; the next one may be training
-            return self._push(round_number, receivers)
+            return self._push(round_number, receivers, timeout_s)
         if not self.training.acquire(blocking=False):
             raise SiteError(self.name, round_number, "push", "asked for while the site trains")
         try:
-            return self._push(round_number, receivers)
+            return self._push(round_number, receivers, timeout_s)
         finally:
             self.training.release()
 
-    def _push(self, round_number: int, receivers: Sequence[str]) -> PushReport:
+    def _push(self, round_number: int, receivers: Sequence[str], timeout_s: float) -> PushReport:
         """Exports and sends."""
         trainer, _ = self._started()
-        return self._send(self.outbox, *trainer.export(self.run_id, round_number), round_number, receivers)
+        header, buffer = trainer.export(self.run_id, round_number)
+        return self._send(self.outbox, header, buffer, round_number, receivers, timeout_s=timeout_s)
 
-    def visit(self, hosts: Sequence[str]) -> PushReport:
+    def visit(self, hosts: Sequence[str], timeout_s: float) -> PushReport:
         """Sends this site's personalised model to other sites, to be scored there and forgotten."""
         trainer, _ = self._started()
         with self.training:
             assert trainer.visits is not None
             header, buffer = trainer.visits.export(self.run_id + VISIT)
-            return self._send(self.guest_outbox, header, buffer, header.round_number, hosts)
+            return self._send(self.guest_outbox, header, buffer, header.round_number, hosts, timeout_s=timeout_s)
 
     def _send(
-        self, outbox: Outbox, header: PushHeader, buffer: Buffer, round_number: int, receivers: Sequence[str]
+        self,
+        outbox: Outbox,
+        header: PushHeader,
+        buffer: Buffer,
+        round_number: int,
+        receivers: Sequence[str],
+        *,
+        timeout_s: float,
     ) -> PushReport:
         """Sends one model, actor to actor."""
         _, transport = self._started()
-        deadline = time.monotonic() + self.config.federation.push_timeout_s
+        deadline = time.monotonic() + timeout_s
         try:
             parcels = outbox.parcels(header, buffer, receivers)
         except OverflowError as error:
             raise SiteError(self.name, round_number, "push", str(error)) from error
         receipts: list[PushReceipt] = []
         for parcel in parcels:
-            timeout_s = max(0.0, deadline - time.monotonic())
-            receipts += transport.send(parcel.header, parcel.payload, parcel.receivers, timeout_s=timeout_s)
+            left_s = max(0.0, deadline - time.monotonic())
+            receipts += transport.send(parcel.header, parcel.payload, parcel.receivers, timeout_s=left_s)
         outbox.acknowledge(receipts)
         return PushReport(self.name, round_number, tuple(receipts))
 

@@ -180,9 +180,8 @@ class SyncRounds:
         receivers: dict[str, list[str]] = {}
         for edge in edges:
             receivers.setdefault(edge.sender, []).append(edge.receiver)
-        limit_s = self.config.federation.push_timeout_s
         for sender, names in receivers.items():
-            roster.submit(sender, "push", number, tuple(names), number=number, kind=CallKind("push"), limit_s=limit_s)
+            roster.submit_sending(sender, "push", number, tuple(names), number=number)
         receipts: list[PushReceipt] = []
         for outcome in roster.gather(list(receivers), "push"):
             if outcome.failure:

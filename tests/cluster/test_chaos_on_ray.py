@@ -69,6 +69,6 @@ def test_frozen_process_is_given_up_and_ended_although_it_can_answer_nothing(tmp
         fake_config(tmp_path, federation={"round_timeout_s": 3.0, "push_timeout_s": 3.0}), listener=listener
     )
     assert run.summary.status == "finished"
-    assert [decision for site, _, _, decision in run.failures() if site == "B"] == ["restart"]
+    assert [(site, decision) for site, _, _, decision in run.failures()] == [("B", "restart")], "not who pushed to it"
     assert run.trained("B")[-1] == 4
     assert wait_until(lambda: not Path(f"/proc/{pid_of('B')}").exists())

@@ -142,7 +142,7 @@ def test_push_of_50_mb_is_acknowledged_while_its_receiver_trains(tmp_path: Path)
     seconds = []
     for number in (1, 2):
         began = time.monotonic()
-        pool.submit("A", "push", number, ("B",), round_number=number)
+        pool.submit("A", "push", number, ("B",), 60.0, round_number=number)
         (outcome,) = pool.wait(10.0)
         seconds.append(time.monotonic() - began)
         assert [receipt.accepted for receipt in outcome.result.receipts] == [True]

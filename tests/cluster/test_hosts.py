@@ -162,7 +162,7 @@ def test_small_calls_and_pushes_do_not_wait_for_a_mate_that_trains(tmp_path: Pat
     pool.submit("A", "train", TrainOrder(1, "exchange", evaluate=False, checkpoint=False), round_number=1)
     assert wait_until(lambda: [each.stage for each in pool.statuses() if each.site == "A"] == ["train"])
     for sender, receiver in (("C", "A"), ("B", "C")):
-        pool.submit(sender, "push", 1, (receiver,), round_number=1)
+        pool.submit(sender, "push", 1, (receiver,), 60.0, round_number=1)
         (outcome,) = pool.wait(10.0)
         assert [receipt.accepted for receipt in outcome.result.receipts] == [True]
     pool.shutdown()

@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from actors import roster
 from actors.driver import Driver
 from actors.local_pool import LocalPool
 from actors.site_pool import Outcome
@@ -246,12 +247,16 @@ def run_deaf(tmp_path: Path, is_lost: Callable[[str, str, int], bool], **federat
     return drive(config, pool)
 
 
-@pytest.mark.parametrize("method", ["train", "push"])
-def test_late_site_is_restarted_and_the_round_completes(tmp_path: Path, method: str) -> None:
+@pytest.mark.parametrize(("method", "seconds"), [("train", "0.1"), ("push", "0.3")])
+def test_late_site_is_restarted_and_the_round_completes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, method: str, seconds: str
+) -> None:
+    """A sender has as long as its receivers, 0.1 s, and 0.2 s more to say who of them has not answered."""
+    monkeypatch.setattr(roster, "GRACE_S", 0.2)
     run = run_deaf(tmp_path, lambda *call: call == ("B", method, 2))
     assert run.failures() == [("B", 2, "late", "restart")]
     assert run.summary.status == "finished"
-    assert run.listener.failures[0][0].message == "no answer within 0.1 s"
+    assert run.listener.failures[0][0].message == f"no answer within {seconds} s"
     assert run.trained("B")[-2:] == [3, 4]
     assert run.restored("B") == [0, 1]
 

@@ -181,7 +181,7 @@ def test_a_process_that_was_replaced_knows_no_site(tmp_path: Path) -> None:
     config = fake_config(tmp_path, resources={"sites_per_actor": 2})
     host = SiteHost(config, "", run_id="run", use_gpu=False, make_trainer=FakeTrainers())
     with pytest.raises(NotStartedError, match="site A has a new process"):
-        host.call("A", "push", 1, ("B",))
+        host.call("A", "push", 1, ("B",), 5.0)
     assert host.statuses() == []
 
 

@@ -83,7 +83,7 @@ def training(site: Site) -> Iterator[list[Exception]]:
 
 def test_push_arrives_and_is_mixed_in_by_the_next_training(tmp_path: Path) -> None:
     sites = make_sites(tmp_path)
-    (receipt,) = sites["A"].push(1, ("B",)).receipts
+    (receipt,) = sites["A"].push(1, ("B",), TIMEOUT_S).receipts
     assert (receipt.accepted, receipt.sender, receipt.receiver, receipt.size_bytes) == (True, "A", "B", 8 * 4)
     assert sites["B"].train(ORDER).peers == ("A",)
 
@@ -91,14 +91,14 @@ def test_push_arrives_and_is_mixed_in_by_the_next_training(tmp_path: Path) -> No
 def test_push_of_a_training_site_is_refused(tmp_path: Path) -> None:
     site = make_sites(tmp_path, GatedTrainer)["A"]
     with training(site), pytest.raises(SiteError, match="site A, round 1, push: asked for while the site trains"):
-        site.push(1, ("B",))
+        site.push(1, ("B",), TIMEOUT_S)
 
 
 def test_push_works_again_after_training(tmp_path: Path) -> None:
     sites = make_sites(tmp_path, GatedTrainer)
     with training(sites["A"]):
         pass
-    assert sites["A"].push(1, ("B",)).receipts[0].accepted
+    assert sites["A"].push(1, ("B",), TIMEOUT_S).receipts[0].accepted
 
 
 def test_push_works_again_after_a_push_that_failed(tmp_path: Path) -> None:
@@ -110,14 +110,14 @@ def test_push_works_again_after_a_push_that_failed(tmp_path: Path) -> None:
 
     sites = make_sites(tmp_path, Broken)
     with pytest.raises(OSError, match="no memory"):
-        sites["A"].push(1, ("B",))
-    assert sites["A"].push(2, ("B",)).receipts[0].accepted
+        sites["A"].push(1, ("B",), TIMEOUT_S)
+    assert sites["A"].push(2, ("B",), TIMEOUT_S).receipts[0].accepted
 
 
 def test_receive_answers_while_the_site_trains(tmp_path: Path) -> None:
     sites = make_sites(tmp_path, GatedTrainer)
     with training(sites["B"]) as errors:
-        assert sites["A"].push(1, ("B",)).receipts[0].accepted
+        assert sites["A"].push(1, ("B",), TIMEOUT_S).receipts[0].accepted
         assert not GatedTrainer.gate.is_set()
     assert errors == []
 
@@ -125,15 +125,16 @@ def test_receive_answers_while_the_site_trains(tmp_path: Path) -> None:
 def test_push_that_lands_during_training_waits_for_the_next_round(tmp_path: Path) -> None:
     sites = make_sites(tmp_path, GatedTrainer)
     with training(sites["B"]):
-        sites["A"].push(2, ("B",))
+        sites["A"].push(2, ("B",), TIMEOUT_S)
     assert [header.sender for header, _ in sites["B"].mailbox.take()] == ["A"]
 
 
 def test_push_forged_for_a_later_round_is_not_learnt_from_and_locks_nobody_out(tmp_path: Path) -> None:
     sites = make_sites(tmp_path)
-    assert sites["A"].push(4, ("B",)).receipts[0].accepted  # by its checks alone it could be: B may have missed rounds
+    receipt = sites["A"].push(4, ("B",), TIMEOUT_S).receipts[0]
+    assert receipt.accepted  # by its checks alone it could be: B may have missed rounds
     assert sites["B"].train(TrainOrder(1, "exchange", evaluate=False, checkpoint=False)).peers == ()
-    assert sites["A"].push(2, ("B",)).receipts[0].accepted
+    assert sites["A"].push(2, ("B",), TIMEOUT_S).receipts[0].accepted
     assert sites["B"].train(TrainOrder(2, "exchange", evaluate=False, checkpoint=False)).peers == ("A",)
 
 
@@ -190,33 +191,33 @@ def test_rounds_of_a_peer_are_forgotten_when_it_has_a_new_process_or_has_left(tm
     sites = make_sites(tmp_path)
     transport, first = LocalTransport(sites), {"A": Peer(num_train=5), "B": Peer(num_train=5)}
     sites["B"].register(transport, first)
-    assert sites["A"].push(3, ("B",)).receipts[0].accepted
+    assert sites["A"].push(3, ("B",), TIMEOUT_S).receipts[0].accepted
     changes = (
         (first, "duplicate: round 3 of A has been here"),
         (first | {"A": Peer(num_train=5, incarnation=2)}, "duplicate: A has sent exactly this before its restart"),
     )
     for peers, reason in changes:
         sites["B"].register(transport, peers)
-        assert sites["A"].push(3, ("B",)).receipts[0].reason == reason
+        assert sites["A"].push(3, ("B",), TIMEOUT_S).receipts[0].reason == reason
     sites["A"].trainer.weights = sites["A"].trainer.weights + np.float32(1)  # type: ignore[union-attr]
-    assert sites["A"].push(2, ("B",)).receipts[0].accepted
+    assert sites["A"].push(2, ("B",), TIMEOUT_S).receipts[0].accepted
     sites["B"].register(transport, {"B": Peer(num_train=5)})
     sites["B"].register(transport, first)
     sites["A"].trainer.weights = sites["A"].trainer.weights + np.float32(1)  # type: ignore[union-attr]
-    assert sites["A"].push(1, ("B",)).receipts[0].accepted
+    assert sites["A"].push(1, ("B",), TIMEOUT_S).receipts[0].accepted
 
 
 def test_training_cases_are_those_that_the_driver_has_registered(tmp_path: Path) -> None:
     """The fake trainers of A and B have five each."""
     sites = make_sites(tmp_path)
     sites["B"].register(LocalTransport(sites), {"A": Peer(num_train=7), "B": Peer(num_train=5)})
-    receipt = sites["A"].push(1, ("B",)).receipts[0]
+    receipt = sites["A"].push(1, ("B",), TIMEOUT_S).receipts[0]
     assert receipt.reason == "num_train: 5, but A has registered 7 training cases"
 
 
 def test_own_push_that_comes_back_is_refused(tmp_path: Path) -> None:
     site = make_sites(tmp_path)["A"]
-    assert site.push(1, ("A",)).receipts[0].reason == "sender: A is not a site of this run"
+    assert site.push(1, ("A",), TIMEOUT_S).receipts[0].reason == "sender: A is not a site of this run"
 
 
 def test_training_never_writes_to_a_received_buffer(tmp_path: Path) -> None:
