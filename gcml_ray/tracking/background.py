@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+import queue
+import threading
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 
 from gcml_ray.config import Config
@@ -25,50 +26,49 @@ class BackgroundTracker:
 
     def __init__(self, tracker: Tracker) -> None:
         self._tracker = tracker
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="tracking")
+        self._calls: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
+        self._is_given_up = False
+        # a daemon: what was given up must not keep the process from ending, as long as a server may take
+        self._thread = threading.Thread(target=self._work, name="tracking", daemon=True)
+        self._thread.start()
 
     def start(self, config: Config, *, resume_run_id: str | None = None) -> None:
         """See :class:`gcml_ray.tracking.run.Tracker`."""
-        self._submit(lambda: self._tracker.start(config, resume_run_id=resume_run_id))
+        self._calls.put(lambda: self._tracker.start(config, resume_run_id=resume_run_id))
 
     def log_sites(self, infos: Sequence[SiteInfo]) -> None:
         """See :class:`gcml_ray.tracking.run.Tracker`."""
-        self._submit(lambda: self._tracker.log_sites(infos))
+        self._calls.put(lambda: self._tracker.log_sites(infos))
 
     def log_round(self, record: RoundRecord) -> None:
         """See :class:`gcml_ray.tracking.run.Tracker`."""
-        self._submit(lambda: self._tracker.log_round(record))
+        self._calls.put(lambda: self._tracker.log_round(record))
 
     def log_scores(self, reports: Sequence[EvaluationReport]) -> None:
         """See :class:`gcml_ray.tracking.run.Tracker`."""
-        self._submit(lambda: self._tracker.log_scores(reports))
+        self._calls.put(lambda: self._tracker.log_scores(reports))
 
     def log_artifacts(self, paths: Sequence[Path]) -> None:
         """See :class:`gcml_ray.tracking.run.Tracker`."""
-        self._submit(lambda: self._tracker.log_artifacts(paths))
+        self._calls.put(lambda: self._tracker.log_artifacts(paths))
 
     def log_model(self, site: str, path: Path) -> None:
         """See :class:`gcml_ray.tracking.run.Tracker`."""
-        self._submit(lambda: self._tracker.log_model(site, path))
+        self._calls.put(lambda: self._tracker.log_model(site, path))
 
     def finish(self, status: RunOutcome) -> None:
         """Waits for everything that was handed over, for two minutes at most."""
-        last = self._submit(lambda: self._tracker.finish(status))
-        try:
-            last.result(timeout=FINISH_TIMEOUT_S)
-        except TimeoutError:
+        self._calls.put(lambda: self._tracker.finish(status))
+        self._calls.put(None)
+        self._thread.join(FINISH_TIMEOUT_S)
+        if self._thread.is_alive():
+            self._is_given_up = True
             log.warning("tracking is not done after %g s; the rest of it is given up", FINISH_TIMEOUT_S)
-        except Exception:
-            log.warning("tracking could not be finished", exc_info=True)
-        self._thread.shutdown(wait=False, cancel_futures=True)
 
-    def _submit(self, call: Callable[[], None]) -> Future[None]:
-        future = self._thread.submit(call)
-        future.add_done_callback(_report)
-        return future
-
-
-def _report(future: Future[None]) -> None:
-    """A tracker's own fault must neither stop training nor vanish."""
-    if not future.cancelled() and (error := future.exception()) is not None:
-        log.warning("tracking failed: %r", error)
+    def _work(self) -> None:
+        """Does what was handed over. A tracker's own fault must neither stop training nor vanish."""
+        while (call := self._calls.get()) is not None and not self._is_given_up:
+            try:
+                call()
+            except Exception as error:
+                log.warning("tracking failed: %r", error)

@@ -1,7 +1,8 @@
 """What a record says, as MLflow's named numbers. Knows records only, not MLflow.
 
-Every metric is logged with step = round. A child run carries what one site did, under the same
-names at every site, so that the UI draws all sites into one chart. The parent run carries what the
+Every metric is logged with step = round. Without a barrier, and for a site that was late, that is the site's own round
+for what its training reports, and the record's number for traffic and participation. A child run carries what one site
+did, under the same names at every site, so that the UI draws all sites into one chart. The parent run carries what the
 federation did, and each site's Dice under ``SITE/...`` so that federations can be sorted by it.
 
 ==========================================  ==========================================================
@@ -18,7 +19,7 @@ child run (a site)                          meaning
 ``time/STAGE_s``                            seconds by stage
 ``memory/peak_mib``                         most host memory that the site's process has held, in 2^20 bytes
 ``privacy/epsilon``                         spent up to this round, where training or pushes are private
-``participation/has_trained``               1, or 0 where the site failed in this round
+``participation/has_trained``               1, or 0 where no report of the site came in this round
 ``test/dice/MODEL``                         final test: mean over cases and classes
 ``test/dice_by_class/MODEL/CLASS``          final test: mean over cases
 ``test/hd95_UNIT/MODEL``                    mean where it is defined; UNIT is mm or voxel
@@ -84,21 +85,20 @@ def federation_metrics(record: RoundRecord) -> Metrics:
 
 
 def site_metrics(record: RoundRecord, site: str) -> Metrics:
-    """A child run's metrics of one round, by name."""
+    """A child run's traffic and participation in one round, by name."""
     sent = [push for push in record.pushes if push.sender == site]
     received = [push for push in record.pushes if push.receiver == site]
-    report = next((report for report in record.trained if report.site == site), None)
-    metrics = {
-        "participation/has_trained": float(report is not None),
+    return {
+        "participation/has_trained": float(any(report.site == site for report in record.trained)),
         "traffic/sent_bytes": _num_bytes(sent),
         "traffic/received_bytes": _num_bytes(received),
         "traffic/num_taken": sum(push.accepted for push in received),
         "traffic/num_refused": sum(not push.accepted for push in received),
     }
-    return metrics if report is None else metrics | _training_metrics(report)
 
 
-def _training_metrics(report: TrainReport) -> Metrics:
+def training_metrics(report: TrainReport) -> Metrics:
+    """A child run's metrics of what a site's round of training has reported, by name."""
     metrics = {"train/learning_rate": report.learning_rate, "memory/peak_mib": report.peak_memory_bytes / 2**20}
     metrics |= {f"train/loss/{part}": value for part, value in report.losses.items()}
     metrics |= {f"mutual/region_share/{region}": value for region, value in report.regions.items()}

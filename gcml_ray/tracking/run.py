@@ -28,6 +28,7 @@ from gcml_ray.tracking.metrics import (
     flat_params,
     score_metrics,
     site_metrics,
+    training_metrics,
 )
 
 if TYPE_CHECKING:
@@ -171,11 +172,13 @@ class MlflowTracker:
         self._guard("log_sites", self._flush)
 
     def log_round(self, record: RoundRecord) -> None:
-        """Log one finished round to the federation and to every site of its plan."""
+        """Log one finished round to the federation, to every site that had a part in it, and to who was left out."""
         step = record.plan.round_number
         self._add("", federation_metrics(record), step)
-        for site in record.plan.sites:
+        for site in sorted({*record.plan.sites, *record.left_out}):
             self._add(site, site_metrics(record, site), step)
+        for report in record.trained:  # two of one site where the first was late
+            self._add(report.site, training_metrics(report), report.round_number)
         self._guard("log_round", self._flush)
 
     def log_scores(self, reports: Sequence[EvaluationReport]) -> None:

@@ -23,7 +23,7 @@ from gcml_ray.privacy.accounting import Ledger, epsilon_of
 from gcml_ray.privacy.training import check_network, private_step
 from gcml_ray.records import RoundPlan, RoundRecord, TrainReport
 from gcml_ray.seeding import derive_seed
-from gcml_ray.tracking.metrics import federation_metrics, site_metrics
+from gcml_ray.tracking.metrics import federation_metrics, training_metrics
 from tests.makers import make_config
 from tests.trainer_runs import make_trainer, order, push_from_b, run, weights
 
@@ -263,8 +263,8 @@ def report_of(site: str, epsilon: float | None, *, num_steps: int = 2) -> TrainR
 def test_metrics_hold_each_finite_epsilon_and_the_largest() -> None:
     record = record_of(report_of("A", 2.0), report_of("B", 3.0), report_of("C", float("inf")), report_of("D", None))
     assert federation_metrics(record)["privacy/epsilon_max"] == 3.0
-    assert site_metrics(record, "A")["privacy/epsilon"] == 2.0
-    assert not any("privacy/epsilon" in site_metrics(record, site) for site in "CD")
+    assert training_metrics(report_of("A", 2.0))["privacy/epsilon"] == 2.0
+    assert not any("privacy/epsilon" in training_metrics(report_of("C", epsilon)) for epsilon in (float("inf"), None))
     assert "privacy/epsilon_max" not in federation_metrics(record_of(report_of("D", None)))
 
 

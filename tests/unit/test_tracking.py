@@ -32,6 +32,7 @@ from gcml_ray.tracking.metrics import (
     safe_key,
     score_metrics,
     site_metrics,
+    training_metrics,
 )
 from gcml_ray.tracking.run import NullTracker, build_tracker, tracking_uri
 from tests.made_up_run import made_up_config, made_up_evaluation, made_up_infos, made_up_round
@@ -106,8 +107,8 @@ def test_round_without_evaluation_has_no_dice() -> None:
     assert not [name for name in federation_metrics(record) if "dice" in name]
 
 
-def test_site_metrics_say_what_the_site_did() -> None:
-    assert site_metrics(make_round(), "DU") == {
+def test_metrics_of_a_site_say_what_it_did() -> None:
+    assert training_metrics(make_report("DU", dice=0.75)) == {
         "train/loss/segmentation": 0.5,
         "train/loss/mutual": 0.25,
         "train/learning_rate": 0.001,
@@ -119,6 +120,8 @@ def test_site_metrics_say_what_the_site_did() -> None:
         "merge/kept/mix": 1.0,
         "time/train_s": 10.0,
         "memory/peak_mib": 3.0,
+    }
+    assert site_metrics(make_round(), "DU") == {
         "participation/has_trained": 1.0,
         "traffic/sent_bytes": 0,
         "traffic/received_bytes": 100,

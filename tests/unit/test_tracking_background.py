@@ -1,3 +1,5 @@
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -50,3 +52,23 @@ def test_a_failing_tracker_is_said_and_the_rest_goes_on(caplog: pytest.LogCaptur
     tracker.finish("stopped")
     assert slow.seen == ["sites", "stopped"]
     assert "tracking failed: OSError('disk full')" in caplog.messages
+
+
+def test_what_was_given_up_does_not_keep_the_process_from_ending() -> None:
+    """A server that does not answer for an hour; the process ends of itself, well within the test's own limit."""
+    script = """
+import time
+from gcml_ray.tracking import background, run
+
+class Stuck(run.NullTracker):
+    def log_sites(self, infos):
+        time.sleep(3600)
+
+background.FINISH_TIMEOUT_S = 0.2
+tracker = background.BackgroundTracker(Stuck())
+tracker.log_sites([])
+tracker.finish("finished")
+print("over")
+"""
+    ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=True)  # noqa: S603
+    assert ended.stdout == "over\n"

@@ -11,13 +11,10 @@ from typing import Any
 import pytest
 from mlflow.entities import Metric, Param, Run
 
-from gcml_ray.tracking.metrics import (
-    federation_metrics,
-    site_metrics,
-)
+from gcml_ray.tracking.metrics import federation_metrics, site_metrics, training_metrics
 from gcml_ray.tracking.run import MlflowTracker
 from tests.made_up_run import made_up_config, made_up_evaluation, made_up_infos, made_up_round
-from tests.unit.test_tracking import SITES, make_round
+from tests.unit.test_tracking import SITES, make_report, make_round
 
 
 class FlakyClient:
@@ -83,7 +80,8 @@ def test_what_could_not_be_sent_is_sent_once_the_server_is_back(tmp_path: Path) 
     tracker.log_sites(made_up_infos(SITES))
     tracker.log_round(make_round())
     client.is_down = False
-    tracker.log_round(replace(make_round(), plan=replace(make_round().plan, round_number=6)))
+    reports = tuple(replace(report, round_number=6) for report in make_round().trained)
+    tracker.log_round(replace(make_round(), plan=replace(make_round().plan, round_number=6), trained=reports))
     assert {step for run, key, step in client.metrics if (run, key) == ("DU", "val/dice/after_round")} == {5, 6}
     assert client.params["federation"]["method.dcml.lambda"] == "0.2"
     assert client.params["DU"]["num_train"] == "21"
@@ -113,13 +111,34 @@ def test_all_runs_end_with_the_federations_status(tmp_path: Path, status: Any, e
     assert client.ended == dict.fromkeys(("federation", *SITES), expected)
 
 
+def test_what_a_late_site_reports_has_the_round_that_it_is_about(tmp_path: Path) -> None:
+    """DU was late in round 3; round 5, which it is in too, gets both reports. HT is still busy and not in the plan."""
+    client = FlakyClient()
+    client.is_down = False
+    tracker = flaky_tracker(client, tmp_path)
+    tracker.start(made_up_config(tmp_path))
+    tracker.log_sites(made_up_infos(SITES))
+    reports = [replace(make_report("DU", dice=0.5), round_number=number) for number in (3, 5)]
+    reports.append(replace(make_report("HT", dice=0.5), round_number=4))
+    plan = replace(make_round().plan, sites=("CS", "DU"))
+    tracker.log_round(replace(make_round(), plan=plan, trained=tuple(reports), left_out={"HT": "busy"}))
+    steps = {
+        site: [step for run, key, step in client.metrics if (run, key) == (site, "time/train_s")] for site in SITES
+    }
+    assert steps == {"CS": [], "DU": [3, 5], "HT": [4]}
+    parts = [(run, step) for run, key, step in client.metrics if key == "participation/has_trained"]
+    assert parts == [("CS", 5), ("DU", 5), ("HT", 5)]
+
+
 def test_finish_says_how_much_was_lost(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     tracker = flaky_tracker(FlakyClient(), tmp_path)
     tracker.start(made_up_config(tmp_path))
     tracker.log_sites(made_up_infos(("CS",)))
-    tracker.log_round(replace(make_round(), plan=replace(make_round().plan, sites=("CS",))))
+    report = make_report("CS", dice=0.5)
+    record = replace(make_round(), plan=replace(make_round().plan, sites=("CS",)), trained=(report,))
+    tracker.log_round(record)
     tracker.finish("finished")
-    num_metrics = len(federation_metrics(make_round())) + len(site_metrics(make_round(), "CS"))
+    num_metrics = sum(map(len, (federation_metrics(record), site_metrics(record, "CS"), training_metrics(report))))
     assert (
         f"failed 4 times in this run; {num_metrics} metrics were not sent (they are in {tmp_path}"
         in caplog.messages[-1]
