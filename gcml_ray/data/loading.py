@@ -37,6 +37,8 @@ from gcml_ray.data.problems import CaseError
 from gcml_ray.data.reading import Volume, read_volume
 from gcml_ray.errors import DataError
 
+NOISE = 1e-5  # of a channel's largest magnitude: what is smaller after resampling is rounding, no image
+
 
 @dataclass(frozen=True, eq=False)
 class Sample:
@@ -129,6 +131,8 @@ def prepare_image(array: Tensor, affine: NDArray[np.float64] | None, data: DataC
     source = with_affine(array, affine)
     oriented = _orient(source, data)
     grid = _resample(oriented, data, is_label=False)
+    if data.normalise == "nonzero" and (data.target_spacing_mm is not None or data.resize is not None):
+        grid = without_noise(grid)
     normalise = NormalizeIntensity(nonzero=data.normalise == "nonzero", channel_wise=True)
     image = normalise(convert_to_tensor(grid, track_meta=False))
     return PreparedImage(
@@ -290,6 +294,16 @@ def respaced(oriented: MetaTensor, spacing_mm: Sequence[float], **options: Any) 
     if not options.get("lazy"):
         grid.affine = affine @ torch.linalg.inv(sizes) @ torch.as_tensor(grid.affine, dtype=torch.float64)
     return grid
+
+
+def without_noise(grid: MetaTensor) -> MetaTensor:
+    """Sets to 0 what the rounding of interpolation has left where there was nothing: (C, *spatial).
+
+    Between two zeros and beside a voxel of 1000 it leaves 1e-12, or 1e-3 where the affine was stored in float32. As
+    "not 0" such a rim would count as image, and its voxels would be the darkest ones after normalising.
+    """
+    largest = grid.abs().amax(dim=tuple(range(1, grid.ndim)), keepdim=True)
+    return _checked(grid.masked_fill(grid.abs() <= NOISE * largest, 0))
 
 
 def _checked(grid: Tensor) -> MetaTensor:

@@ -12,6 +12,7 @@ from typing import Any
 
 from gcml_ray.config import Config, DataConfig, NetworkConfig
 from gcml_ray.config.data import AXIS_CODES
+from gcml_ray.data.loading import NOISE
 from gcml_ray.networks.registry import BUILDERS, resolve_options
 from gcml_ray.prediction.label_files import label_type, region_values
 
@@ -159,6 +160,10 @@ def _preparation(data: DataConfig) -> list[Json]:
         pixdim = list(data.target_spacing_mm)
         steps.append({"_target_": "Spacingd", "keys": "image", "pixdim": pixdim, "mode": "bilinear"})
     nonzero = data.normalise == "nonzero"
+    if nonzero and data.target_spacing_mm is not None:  # gcml_ray.data.loading.without_noise
+        largest = "x.abs().amax(dim=tuple(range(1, x.ndim)), keepdim=True)"
+        func = f"$lambda x: x.masked_fill(x.abs() <= {NOISE} * {largest}, 0)"
+        steps.append({"_target_": "Lambdad", "keys": "image", "func": func})
     steps.append({"_target_": "NormalizeIntensityd", "keys": "image", "nonzero": nonzero, "channel_wise": True})
     return steps
 

@@ -13,7 +13,7 @@ from PIL import Image
 from gcml_ray.config import DataConfig
 from gcml_ray.data.case_checks import check_headers
 from gcml_ray.data.datalist import Case
-from gcml_ray.data.loading import load_sample, read_image, read_target
+from gcml_ray.data.loading import load_sample, prepare_image, read_image, read_target
 from gcml_ray.data.problems import CaseError
 from gcml_ray.errors import DataError
 
@@ -153,6 +153,28 @@ def test_target_spacing_resamples_and_is_reported(tmp_path: Path) -> None:
     assert sample.image.shape[2] == 8
     assert sample.image.shape[1] > 8 > sample.image.shape[3]
     assert sample.spacing == (1.0, 2.0, 4.0)
+
+
+@pytest.mark.parametrize(
+    ("sizes_mm", "target_mm"),
+    [((1.0, 1.0, 3.0), (1.0, 1.0, 1.0)), ((1.0, 1.0, 2.0), (1.0, 1.0, 1.0)), ((0.9, 1.2, 3.0), (1.0, 1.0, 1.0))],
+)
+def test_what_was_0_stays_0_where_voxels_are_interpolated(
+    sizes_mm: tuple[float, ...], target_mm: tuple[float, ...]
+) -> None:
+    """A block of 1000 in zeros: linear interpolation reaches less than one old voxel beyond it, and no further."""
+    image = torch.zeros(1, 20, 20, 12)
+    image[:, 6:14, 6:14, 4:8] = 1000.0
+    affine = np.diag([*sizes_mm, 1.0]).astype(np.float32).astype(np.float64)  # as NIfTI stores it
+    seen = prepare_image(image, affine, config(target_spacing_mm=target_mm, normalise="nonzero")).image[0]
+    inside = torch.ones_like(seen, dtype=torch.bool)
+    for axis, (first, last) in enumerate([(6, 13), (6, 13), (4, 7)]):
+        places = torch.arange(seen.shape[axis]) * target_mm[axis] / sizes_mm[axis]
+        reached = (places > first - 1 + 1e-4) & (places < last + 1 - 1e-4)
+        inside &= reached.reshape([-1 if each == axis else 1 for each in range(3)])
+    assert (seen[~inside] == 0).all()
+    assert seen[inside].mean().abs() < 1e-4
+    assert seen[inside].std(correction=0) == pytest.approx(1.0, abs=1e-4)
 
 
 def test_unreal_spacing_is_ones(tmp_path: Path) -> None:
