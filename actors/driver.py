@@ -194,8 +194,9 @@ class Driver:
         living = [site for site in self.attendance.at_start(sites, resume) if site not in self.roster.dropped]
         living = living or self._given_up()
         self.listener.on_start(self.config, living)
-        names = [*living, SERVER] if has_server(self.config.method) else living
         last = resume.last_complete_round if resume else 0
+        needs_server = has_server(self.config.method) and last < self.config.federation.rounds
+        names = [*living, SERVER] if needs_server else living
         rounds = {name: resume.site_rounds.get(name, last) if resume else 0 for name in names}
         self.roster.start(names, rounds)
         self.tracker.start(self.config)  # while the sites load
@@ -281,6 +282,7 @@ class Driver:
             The scores, and the sites whose personalised model has none.
         """
         federation = self.config.federation
+        self.roster.forget_server()
         self.roster.wait_for_absent(federation.start_timeout_s, is_enough=self.stop.is_set)
         for name in sorted(self.roster.absent):
             log.warning("site %s is not evaluated: it has not come back", name)

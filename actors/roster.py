@@ -386,6 +386,11 @@ class Roster:
         """Waits a moment for whatever comes, and keeps it."""
         self._strays.extend(self.poll())
 
+    def forget_server(self) -> None:
+        """All rounds are over: a server that is being restarted is needed no more, and may fail to come back."""
+        self._absent.pop(SERVER, None)
+        self._calls = {key: call for key, call in self._calls.items() if key[0] != SERVER}
+
     # --- leaving and joining -----------------------------------------------------------------
 
     def drop(self, name: str, reason: str) -> None:

@@ -191,7 +191,8 @@ class Federation:
                 ``tracking``, ``output``, timeouts, and ``resources`` but for ``amp`` and ``compile``.
 
         Returns:
-            The result; its ``status`` says whether the run finished.
+            The result; its ``status`` says whether the run finished. One that was stopped before all sites were ready
+            has left nothing to resume: :meth:`run` it again.
 
         Raises:
             KeyboardInterrupt: the run was interrupted; ``run(resume=True)`` goes on from the newest checkpoints.
@@ -211,6 +212,8 @@ class Federation:
             raise
         finally:
             listener.on_end(status)
+        if not RunFolder(self.folder).state_file.exists():  # stopped while the sites started: there is nothing to read
+            return FederationResult(status, self.folder, self.config, (), (), {})
         return FederationResult.read(self.folder)
 
     def stop(self) -> None:

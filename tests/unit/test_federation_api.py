@@ -217,6 +217,20 @@ def test_callback_that_asks_for_a_stop_ends_the_run_after_the_round(tmp_path: Pa
 
 
 @pytest.mark.usefixtures("fake_sites")
+def test_stop_while_the_sites_start_gives_a_result_and_the_run_can_be_begun_again(tmp_path: Path) -> None:
+    federation = Federation(fake_config(tmp_path))
+
+    class StopAtFirst:
+        def on_site_ready(self, info: Any) -> None:
+            del info
+            federation.stop()
+
+    stopped = federation.run([StopAtFirst()])
+    assert (stopped.status, stopped.rounds, stopped.scores) == ("stopped", (), ())
+    assert federation.run([]).status == "finished"
+
+
+@pytest.mark.usefixtures("fake_sites")
 def test_interrupt_leaves_a_folder_that_can_be_resumed(tmp_path: Path) -> None:
     class Interrupt:
         def on_round_begin(self, plan: Any) -> None:

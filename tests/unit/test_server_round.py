@@ -174,6 +174,31 @@ def test_a_run_cannot_go_on_without_its_server(tmp_path: Path) -> None:
     assert folder.read_state().last_complete_round == 2
 
 
+class LostServerPool(DyingServerPool):
+    """Its server dies in the last round and cannot be started again."""
+
+    dies_in = 4
+
+    def start(self, site: str, *, resume_round: int) -> None:
+        """Loses the start of a server that has died."""
+        if site != "server" or self.dies_in:
+            super().start(site, resume_round=resume_round)
+
+
+def test_a_server_that_is_lost_after_its_last_round_does_not_keep_the_sites_from_their_test(tmp_path: Path) -> None:
+    config = config_of(tmp_path, start_timeout_s=0.5, rejoin_timeout_s=0.5)
+    run = drive(config, LostServerPool(config, config.output.folder, run_id="run", make_trainer=FakeTrainers()))
+    assert run.summary.status == "finished"
+    assert {report.site for report in run.summary.evaluations} == {"A", "B", "C"}
+
+
+def test_a_resume_that_only_tests_starts_no_server(tmp_path: Path) -> None:
+    config = config_of(tmp_path)
+    run_locally(config)
+    resumed = run_locally(config, Fault("server", 0, "start", "raise"), resume=True)
+    assert {report.site for report in resumed.summary.evaluations} == {"A", "B", "C"}
+
+
 def test_resume_gives_the_weights_of_an_unbroken_run(tmp_path: Path) -> None:
     whole = final_weights(run_locally(config_of(tmp_path / "whole")).folder)
     config = config_of(tmp_path / "broken")
