@@ -26,7 +26,7 @@ from gcml_ray.files.whole_files import replace_file
 log = logging.getLogger(__name__)
 
 Wish = Literal["add", "remove"]
-WRONG_REQUEST = (ValueError, KeyError, TypeError, ConfigError)  # what reading one can raise
+WRONG_REQUEST = (OSError, ValueError, KeyError, TypeError, ConfigError)  # what reading one can raise
 LEFT = "left"  # how the reason of a departure begins
 
 
@@ -123,7 +123,7 @@ class Attendance:
         """
         asked: dict[str, Wish] = {}
         for path in sorted(_requests(self.folder).glob("*.json")):
-            with suppress(OSError, *WRONG_REQUEST):
+            with suppress(*WRONG_REQUEST):
                 wish, site = _read_request(path)
                 asked.pop(site, None)  # the newest request of a site counts
                 asked[site] = wish
@@ -140,9 +140,11 @@ class Attendance:
                 self.remove(site, f"{LEFT} before round {number}, on request")
         except (*WRONG_REQUEST, DataError) as error:
             log.warning("request %s is not followed: %s", path.name, error)
-            path.rename(path.with_suffix(".refused"))
+            with suppress(OSError):  # else it is warned of again before the next round
+                path.rename(path.with_suffix(".refused"))
             return
-        path.unlink()
+        with suppress(OSError):
+            path.unlink()
 
     def _is_here(self, site: str) -> bool:
         """Whether a site takes part, or is on its way to."""

@@ -93,7 +93,11 @@ def _connect(address: str) -> str:
             return f"the running cluster at {ray.get_runtime_context().gcs_address}"
         os.environ.pop("RAY_ADDRESS", None)
         os.environ.setdefault(FREE_PERIOD, FREE_PERIOD_MS)
-        _init("local", include_dashboard=False, resources={OWN: 1})
+        try:
+            _init("local", include_dashboard=False, resources={OWN: 1})
+        except OSError as error:
+            hint = "; set RAY_TMPDIR to a shorter folder, such as /tmp" if "AF_UNIX" in str(error) else ""
+            raise ClusterError(f"Ray cannot start a cluster here: {error}{hint}") from error
         return f"a local cluster with {sum(node.cpus for node in nodes()):g} CPUs, started for this run"
     _check_reachable(wanted)
     try:

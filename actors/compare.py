@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import threading
 import traceback
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -116,15 +116,16 @@ def run_comparison(
             tracker.begin()
             with open_views(number) as views:
                 attempt = _Attempt(comparison, views, make_trainer)
-                ended = _one_by_one(todo, attempt) if number == 1 else _side_by_side(todo, attempt, number)
-                for task, ending in ended:
-                    endings[task.title] = ending
-                    tracker.on_cell(task.folder)
-                    if not ending:
-                        write_tables(comparison, unit=unit)
-                        say(f"{task.title} finished ({len(endings)} of {len(todo)} cells)")
-                    elif ending != STOPPED:
-                        say(f"{task.title} failed: {ending.splitlines()[0]}")
+                run = _one_by_one(todo, attempt) if number == 1 else _side_by_side(todo, attempt, number)
+                with closing(run) as ended:  # whatever happens here, no cell goes on without us
+                    for task, ending in ended:
+                        endings[task.title] = ending
+                        tracker.on_cell(task.folder)
+                        if not ending:
+                            write_tables(comparison, unit=unit)
+                            say(f"{task.title} finished ({len(endings)} of {len(todo)} cells)")
+                        elif ending != STOPPED:
+                            say(f"{task.title} failed: {ending.splitlines()[0]}")
         failures = {title: ending for title, ending in endings.items() if ending not in ("", STOPPED)}
         is_stopped = STOPPED in endings.values()
         status = "stopped" if is_stopped else "failed" if failures else "finished"
@@ -228,7 +229,7 @@ def _last_sites(config: Config) -> list[str]:
     return [site for site in case_sites_of(config) if site not in schedule or schedule[site].leaves is None]
 
 
-def _one_by_one(todo: Sequence[Task], attempt: _Attempt) -> Iterator[tuple[Task, str]]:
+def _one_by_one(todo: Sequence[Task], attempt: _Attempt) -> Generator[tuple[Task, str]]:
     """Each cell in this thread, and how it ended; after a stop no other one begins."""
     for number, task in enumerate(todo, start=1):
         ending = attempt(task, f"{attempt.comparison.name} {number}/{len(todo)}: {task.title}")
@@ -237,7 +238,7 @@ def _one_by_one(todo: Sequence[Task], attempt: _Attempt) -> Iterator[tuple[Task,
             return
 
 
-def _side_by_side(todo: Sequence[Task], attempt: _Attempt, num_at_once: int) -> Iterator[tuple[Task, str]]:
+def _side_by_side(todo: Sequence[Task], attempt: _Attempt, num_at_once: int) -> Generator[tuple[Task, str]]:
     """The cells in so many threads, and how each ended, as they end."""
     with ThreadPoolExecutor(num_at_once, thread_name_prefix=RUN_THREADS) as threads:
         futures = {threads.submit(attempt, task, task.title): task for task in todo}

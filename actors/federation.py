@@ -91,7 +91,7 @@ def run_federation(
     sites = sites_of(config)
     check_sites(config.chaos, (*sites, SERVER) if has_server(config.method) else sites)
     with _own_folder(config, resume=resume, is_trial=not test) as folder:
-        state = _state_to_resume(folder) if resume else None
+        state = _state_to_resume(folder, config) if resume else None
         tracker = BackgroundTracker(build_tracker(config, folder.path))
         status: RunOutcome = "failed"
         try:
@@ -177,14 +177,22 @@ def _logged_to(path: Path) -> Iterator[None]:
         handler.close()
 
 
-def _state_to_resume(folder: RunFolder) -> RunState | None:
+def _state_to_resume(folder: RunFolder, config: Config) -> RunState | None:
     """How far the run in a folder is; None where it stopped before its first round.
 
     Raises:
-        CheckpointError: it had rounds, and nothing says any more which checkpoints belong to them.
+        CheckpointError: it had rounds, and nothing says any more which checkpoints belong to them; or its state is of
+            a round that it does not have.
     """
     if folder.state_file.exists():
-        return folder.read_state()
+        state, last = folder.read_state(), config.federation.rounds
+        has_it = state.last_complete_round <= last or config.federation.mode == "async"  # there it counts records
+        if state.last_complete_round < 0 or not has_it:
+            raise CheckpointError(
+                f"{folder.state_file} says that round {state.last_complete_round} is complete, federation.rounds is "
+                f"{last}: bring the right file back, or start anew in another output.folder"
+            )
+        return state
     if rounds := folder.rounds():
         raise CheckpointError(
             f"{folder.state_file} is missing, but {folder.rounds_file.name} beside it holds {len(rounds)} rounds. "

@@ -124,7 +124,13 @@ class LocalPool:
         except Exception as error:  # whatever a site raises is a record for the driver, as with Ray
             kind = _kind_of(error)
             failure = SiteFailure(
-                site, round_number, method, kind, str(error), type(error).__name__, traceback.format_exc()
+                site,
+                round_number,
+                method,
+                kind,
+                str(error) or type(error).__name__,
+                type(error).__name__,
+                traceback.format_exc(),
             )
             taken_along = []
             if kind != "raised":  # nothing answers there any more

@@ -72,16 +72,24 @@ class ObjectStoreTransport:
         self, header: PushHeader, reference: Any, receivers: Sequence[str], *, size_bytes: int, timeout_s: float
     ) -> tuple[PushReceipt, ...]:
         began = time.perf_counter()
+        known = [receiver for receiver in receivers if receiver in self._handles]
         calls = {
             self._handles[receiver].receive.options(concurrency_group="inbox").remote(header, reference): receiver
-            for receiver in receivers
+            for receiver in known
         }
         ready, _ = ray.wait(list(calls), num_returns=len(calls), timeout=timeout_s, fetch_local=False)
         answered = set(ready)
-        return tuple(
+        receipts = [
             self._receipt(header, call, receiver, size_bytes, began if call in answered else None)
             for call, receiver in calls.items()
-        )
+        ]
+        reason = "unreachable: the sender does not know the receiver yet"  # who has just joined is still introduced
+        receipts += [
+            PushReceipt(header.round_number, header.sender, receiver, False, reason, size_bytes)
+            for receiver in receivers
+            if receiver not in self._handles
+        ]
+        return tuple(receipts)
 
     def _receipt(
         self, header: PushHeader, call: Any, receiver: str, size_bytes: int, began: float | None

@@ -7,6 +7,7 @@ it takes part again as soon as it has loaded its last checkpoint. A site whose c
 from __future__ import annotations
 
 import logging
+import os
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -369,7 +370,7 @@ class Roster:
 
     def _is_dying(self, info: SiteInfo) -> bool:
         """Whether it was the process that is being killed that has answered: on a busy machine a kill takes a while."""
-        if not (self.pool.is_parallel and self.is_known(info.site)):
+        if not self.is_known(info.site) or info.pid == os.getpid():  # sites in this process are made anew within it
             return False
         known = self.member(info.site).info
         return (info.node, info.pid) == (known.node, known.pid)

@@ -6,6 +6,7 @@ This package is the composition root: it may import ``actors`` and ``tune``, ins
 from __future__ import annotations
 
 import importlib.metadata
+import io
 import json
 import sys
 import threading
@@ -66,7 +67,11 @@ def about(
 
 def main() -> None:
     """Runs the command line; the errors that a user can mend are shown without a traceback."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a site's name that a terminal cannot show must not end a run
     try:
+        _check_here()
         app()
     except (GcmlError, OSError) as error:  # a disk that is full or read-only, a file where a folder should be
         words = str(error)
@@ -76,6 +81,14 @@ def main() -> None:
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(STOPPED)
+
+
+def _check_here() -> None:
+    """Libraries that are loaded later end the process where its folder is gone."""
+    try:
+        Path.cwd()
+    except FileNotFoundError as error:
+        raise ConfigError("the current folder no longer exists: change to another one (cd) and try again") from error
 
 
 def run(

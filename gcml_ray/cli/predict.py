@@ -19,7 +19,8 @@ from gcml_ray.config.file import load_config
 from gcml_ray.data.datalist import SPLITS, Case, cases_of_site, read_datalist, site_names
 from gcml_ray.data.pooling import as_pooled
 from gcml_ray.errors import ConfigError, DataError, GcmlError
-from gcml_ray.files.run_folder import RunFolder, case_table
+from gcml_ray.files.run_folder import RunFolder
+from gcml_ray.files.tables import case_table
 from gcml_ray.files.whole_files import replace_file
 from gcml_ray.records import CaseScore, Split
 from gcml_ray.training.known_cases import check_splits

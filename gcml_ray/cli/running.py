@@ -43,7 +43,9 @@ def stop_on_signal(listener: RunConsole | CellsConsole) -> Iterator[threading.Ev
         if stop.is_set() or number in ENDINGS:
             raise KeyboardInterrupt
         stop.set()
-        listener.say("stopping as soon as the round in progress is over; press Ctrl-C again to stop now")
+        listener.say(
+            "stopping as soon as the round in progress, or the final test, is over; press Ctrl-C again to stop now"
+        )
 
     heard = [number for number in ENDINGS if signal.getsignal(number) is not signal.SIG_IGN]
     before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, *heard)}

@@ -34,6 +34,7 @@ from gcml_ray.wording import NO_PROCESS, count
 
 log = logging.getLogger(__name__)
 
+LONGEST_S = 10 * 365 * 86400.0
 PATIENCE_S = 15.0  # before a person is told that sites wait for room: a busy machine may take so long by itself
 
 
@@ -277,4 +278,6 @@ def _number(value: float | None) -> str:
 
 
 def _clock(seconds: float) -> str:
+    if seconds > LONGEST_S:
+        return "years"
     return str(timedelta(seconds=round(seconds)))

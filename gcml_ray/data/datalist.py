@@ -84,7 +84,7 @@ def read_datalist(path: str | Path, *, only_images: bool = False) -> tuple[Case,
             problem = name_problem("the case's name, from its file's,", case.name)
             problems += [f"entry {index}: {problem}; give it a `case` name"] if problem else []
             cases[f"entry {index}"] = case
-    problems += duplicate_problems(cases)
+    problems += duplicate_problems(cases) + (shared_image_problems(cases.values()) if not only_images else [])
     if problems:
         raise DataError(f"{path}: {len(problems)} problem(s) in the datalist:{listed(problems)}")
     return tuple(cases.values())
@@ -112,6 +112,20 @@ def duplicate_problems(cases: Mapping[str, Case]) -> list[str]:
         f"site {site}: case {name} is listed {len(those)} times ({', '.join(those)}); give each its own `case` name"
         for (site, name), those in places.items()
         if len(those) > 1
+    ]
+
+
+def shared_image_problems(cases: Iterable[Case]) -> list[str]:
+    """One sentence for each image file of several cases, unless their ``split`` says that none tests another."""
+    owners: dict[str, list[Case]] = {}
+    for case in cases:
+        for path in dict.fromkeys(case.images):
+            owners.setdefault(path, []).append(case)
+    return [
+        f"{path} is an image of {len(those)} cases ({', '.join(f'{case.site}/{case.name}' for case in those)}): one "
+        "may be trained on and another tested; leave one out, or give them the same `split`"
+        for path, those in owners.items()
+        if len(those) > 1 and (those[0].split is None or len({case.split for case in those}) > 1)
     ]
 
 

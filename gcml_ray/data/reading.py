@@ -32,7 +32,7 @@ NIFTI = (".nii.gz", ".nii")
 PICTURES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp")
 DAMAGED = (EOFError, zlib.error, gzip.BadGzipFile)
 UNREADABLE = (
-    *(OSError, EOFError, ValueError, TypeError, SyntaxError, LookupError, OverflowError),
+    *(OSError, EOFError, ValueError, TypeError, SyntaxError, LookupError, OverflowError, MemoryError),
     *(zlib.error, struct.error, ImageFileError, HeaderDataError, HeaderTypeError, Image.DecompressionBombError),
 )
 CHUNK = 1 << 20  # bytes
@@ -240,6 +240,8 @@ def _not_read(path: str, error: BaseException) -> DataError:
 
 def _reason(error: BaseException) -> str:
     """What the library said, and that the file is damaged where that is sure."""
+    if isinstance(error, MemoryError):
+        return ", its header asks for more memory than there is: is it damaged?"
     damage = ", it is damaged" if isinstance(error, DAMAGED) else ""
     return f"{damage} ({type(error).__name__}: {error})"
 

@@ -25,30 +25,25 @@ append. All other files are replaced as a whole.
 from __future__ import annotations
 
 import contextlib
-import csv
-import io
 import itertools
-import math
 import os
 import re
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import cast, get_args
 
 from gcml_ray.config import Config
 from gcml_ray.errors import CheckpointError, ConfigError
 from gcml_ray.files.folder_lock import not_writable
 from gcml_ray.files.record_json import from_json, to_json
 from gcml_ray.files.site_names import check_site_name
+from gcml_ray.files.tables import case_table, read_case_table, transfer_rows, transfer_table
 from gcml_ray.files.whole_files import replace_file
-from gcml_ray.records import CaseScore, PushReceipt, RoundRecord, RunStatus, Split
+from gcml_ray.records import CaseScore, PushReceipt, RoundRecord, RunStatus
 from gcml_ray.wording import in_shell
 
 KEPT_ROUNDS = 3  # of a site's checkpoints: without a barrier it may be two rounds ahead of what the driver has written
-TRANSFER_COLUMNS = ("round", "sender", "receiver", "accepted", "reason", "size_bytes", "seconds")
-CASE_COLUMNS = ("site", "case", "split", "model", "class_name", "dice", "hd95", "surface_dice")
 TRACKING_FILE = "tracking.json"
 MODEL_FILE = "personalised.safetensors"  # of a site, once it has been tested
 MEMBER_FILE = re.compile(r"member_\d{2,}\.safetensors")  # of an ensemble
@@ -183,8 +178,9 @@ class RunFolder:
             if not self._is_repaired:
                 self._rewrite(self.rounds())
             _append(self.rounds_file, to_json(record) + "\n")
-            rows = [_transfer_row(receipt) for receipt in record.pushes]
-            _append(self.transfers_file, _csv_text(rows), syncs=False)  # follows from the rounds: nothing would be lost
+            _append(
+                self.transfers_file, transfer_rows(record.pushes), syncs=False
+            )  # follows from the rounds: nothing would be lost
 
     @contextmanager
     def _writing(self, path: Path) -> Iterator[None]:
@@ -243,8 +239,7 @@ class RunFolder:
         """Replace ``rounds.jsonl`` and, after it, the transfers that follow from it."""
         kept = tuple(records)
         replace_file(self.rounds_file, "".join(to_json(record) + "\n" for record in kept))
-        rows = [_transfer_row(receipt) for record in kept for receipt in record.pushes]
-        replace_file(self.transfers_file, _csv_text([TRANSFER_COLUMNS, *rows]))
+        replace_file(self.transfers_file, transfer_table(receipt for record in kept for receipt in record.pushes))
         self._is_repaired = True
 
     # --- state ---------------------------------------------------------------------------------
@@ -291,7 +286,7 @@ class RunFolder:
         Raises:
             CheckpointError: a row cannot be read.
         """
-        return _read_scores(self.cases_file)
+        return read_case_table(self.cases_file)
 
     def write_cross_site(self, scores: Iterable[CaseScore]) -> None:
         """Replaces the scores of models at all sites; ``model`` is the name of the site whose model it is.
@@ -308,7 +303,7 @@ class RunFolder:
         Raises:
             CheckpointError: a row cannot be read.
         """
-        return _read_scores(self.cross_site_file)
+        return read_case_table(self.cross_site_file)
 
 
 def _without_repeated(records: Sequence[RoundRecord]) -> tuple[RoundRecord, ...]:
@@ -325,7 +320,7 @@ def _without_repeated(records: Sequence[RoundRecord]) -> tuple[RoundRecord, ...]
     return tuple(found)
 
 
-# --- rows and files ----------------------------------------------------------------------------
+# --- files -------------------------------------------------------------------------------------
 
 
 def _append(path: Path, text: str, *, syncs: bool = True) -> None:
@@ -334,67 +329,3 @@ def _append(path: Path, text: str, *, syncs: bool = True) -> None:
         file.flush()
         if syncs:
             os.fsync(file.fileno())
-
-
-def _read_scores(path: Path) -> tuple[CaseScore, ...]:
-    if not path.exists():
-        return ()
-    try:
-        with path.open(encoding="utf-8", newline="") as file:
-            return tuple(_case_score(row) for row in csv.DictReader(file, strict=True))
-    except (OSError, csv.Error, KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(
-            f"{path} cannot be read ({error!r}); its columns must be {', '.join(CASE_COLUMNS)}"
-        ) from error
-
-
-def case_table(scores: Iterable[CaseScore]) -> str:
-    """Case scores as ``cases.csv`` has them; an undefined number is an empty cell."""
-    return _csv_text([CASE_COLUMNS, *map(_case_row, scores)])
-
-
-def _csv_text(rows: Iterable[Iterable[object]]) -> str:
-    buffer = io.StringIO()
-    csv.writer(buffer, lineterminator="\n").writerows(rows)
-    return buffer.getvalue()
-
-
-def _transfer_row(receipt: PushReceipt) -> tuple[object, ...]:
-    accepted = "yes" if receipt.accepted else "no"
-    return (
-        receipt.round_number,
-        receipt.sender,
-        receipt.receiver,
-        accepted,
-        receipt.reason,
-        receipt.size_bytes,
-        receipt.seconds,
-    )
-
-
-def _case_row(score: CaseScore) -> tuple[object, ...]:
-    numbers = ("" if math.isnan(value) else value for value in (score.dice, score.hd95, score.surface_dice))
-    return (score.site, score.case, score.split, score.model, score.class_name, *numbers)
-
-
-def _is_share(value: float) -> bool:
-    """Whether a number is from 0 to 1, or NaN for one that is not defined."""
-    return math.isnan(value) or 0 <= value <= 1 + 1e-6
-
-
-def _case_score(row: dict[str, str]) -> CaseScore:
-    if None in row or None in row.values() or row["split"] not in get_args(Split):  # too many cells, or too few
-        raise ValueError(f"not a case's score: {row}")
-    dice, hd95, surface_dice = (float(row[key] or "nan") for key in ("dice", "hd95", "surface_dice"))
-    if not (_is_share(dice) and _is_share(surface_dice) and (math.isnan(hd95) or 0 <= hd95 < math.inf)):
-        raise ValueError(f"numbers out of range: {row}")
-    return CaseScore(
-        site=row["site"],
-        case=row["case"],
-        split=cast(Split, row["split"]),
-        model=row["model"],
-        class_name=row["class_name"],
-        dice=dice,
-        hd95=hd95,
-        surface_dice=surface_dice,
-    )

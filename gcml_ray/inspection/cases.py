@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from gcml_ray.data.adapters.findings import grid_problems
-from gcml_ray.data.case_checks import MAX_LABEL
+from gcml_ray.data.case_checks import MAX_INTENSITY, MAX_LABEL
 from gcml_ray.data.datalist import Case, few_cases_problem, name_from_file
 from gcml_ray.data.reading import is_picture, read_header, read_volume, values_text
 from gcml_ray.errors import DataError
@@ -236,9 +236,8 @@ def _read(
         digest.update(array.tobytes())
     facts, notes = [], []
     for name, array in arrays:
-        num_bad = int(array.size - np.isfinite(array).sum())
-        if num_bad:
-            problems.append(f"{name} has {num_bad} NaN or infinite value(s); replace them, e.g. by 0")
+        if problem := _intensity_problem(name, array):
+            problems.append(problem)
         elif array.min() == array.max():
             notes.append(f"{name} is {array.flat[0]:g} everywhere")
         facts.append(_channel_facts(name, array))
@@ -264,6 +263,15 @@ def _channel_facts(name: str, array: NDArray[np.float32]) -> ChannelFacts:
     return ChannelFacts(name, tuple(float(value) for value in percentiles), float((array == 0).mean()))
 
 
+def _intensity_problem(name: str, array: NDArray[np.float32]) -> str:
+    """What a channel holds that is no intensity; empty where nothing is wrong."""
+    if num_bad := int(array.size - np.isfinite(array).sum()):
+        return f"{name} has {num_bad} NaN or infinite value(s); replace them, e.g. by 0"
+    if (largest := float(np.abs(array).max())) > MAX_INTENSITY:
+        return f"{name} holds {largest:.3g}: no intensity, and its square overflows; replace it"
+    return ""
+
+
 def _read_label(case: Case, dims: int, problems: list[str]) -> list[tuple[int, int, int]]:
     """(value, voxels, pieces) of each value but 0."""
     if not Path(case.label).is_file():
@@ -275,15 +283,13 @@ def _read_label(case: Case, dims: int, problems: list[str]) -> list[tuple[int, i
         return []
     if is_picture(case.label) and len(stack) in (2, 4):
         stack = stack[:-1]  # its last channel is the opacity
-    if case.label_threshold is not None:
-        label: NDArray[Any] = np.asarray((stack > case.label_threshold).any(axis=0))
-    elif bool((stack != stack[:1]).any()):
-        problems.append(f"its label has {len(stack)} differing channels; store one, or set label_threshold")
+    if problem := _stack_problem(stack, case.label_threshold):
+        problems.append(problem)
         return []
-    else:
-        label = stack[0]
-    with np.errstate(invalid="ignore"):  # infinity % 1
-        foreign = np.unique(label[~((label >= 0) & (label <= MAX_LABEL) & (label % 1 == 0))])
+    label: NDArray[Any] = stack[0]
+    if case.label_threshold is not None:
+        label = np.asarray((stack > case.label_threshold).any(axis=0))
+    foreign = np.unique(label[~((label >= 0) & (label <= MAX_LABEL) & (label % 1 == 0))])
     if foreign.size:
         problems.append(
             f"its label holds {values_text(foreign.tolist())}; only whole numbers from 0 to {MAX_LABEL} are classes"
@@ -294,6 +300,15 @@ def _read_label(case: Case, dims: int, problems: list[str]) -> list[tuple[int, i
         problems.append(f"its label holds {num_values} different values, more than {MAX_CLASSES}: is it an image?")
         return []
     return [(int(v), int(counts[v]), _num_pieces(label == v)) for v in np.flatnonzero(counts) if v]
+
+
+def _stack_problem(stack: NDArray[np.float32], threshold: float | None) -> str:
+    """Why the channels of a label cannot become one map of classes; empty where they can."""
+    if not np.isfinite(stack).all():
+        return "its label has NaN or infinite values; write it again with whole numbers"
+    if threshold is None and (stack != stack[:1]).any():
+        return f"its label has {len(stack)} differing channels; store one, or set label_threshold"
+    return ""
 
 
 def _num_pieces(mask: NDArray[np.bool_]) -> int:

@@ -16,7 +16,7 @@ from actors.attendance import Attendance, request
 from gcml_ray.config import SERVER, Config
 from gcml_ray.errors import CheckpointError, ConfigError, SiteError
 from gcml_ray.files.run_folder import RunFolder, RunState
-from gcml_ray.records import SiteInfo
+from gcml_ray.records import RoundRecord, SiteInfo
 from tests.fake_runs import RecordingListener, run_locally
 from tests.fakes import FakeTrainer, Fault, calls_of, fake_config, final_weights
 
@@ -59,6 +59,18 @@ def test_requests_are_followed_before_the_next_round_and_a_returning_site_goes_o
 def test_request_that_cannot_be_followed_is_put_aside_and_the_run_goes_on(tmp_path: Path, wish: Any, site: str) -> None:
     run = run_locally(fake_config(tmp_path), listener=ask(tmp_path / "run", {1: (wish, site)}))
     assert sites_of_rounds(run) == ["ABC"] * 4
+    assert [path.suffix for path in (tmp_path / "run" / "requests").iterdir()] == [".refused"]
+
+
+def test_request_that_cannot_be_read_is_put_aside_and_the_run_goes_on(tmp_path: Path) -> None:
+    """A folder stands for a file of somebody else that we may not read."""
+
+    def leave(record: RoundRecord) -> None:
+        if record.plan.round_number == 1:
+            (tmp_path / "run" / "requests" / "1.json").mkdir(parents=True)
+
+    run = run_locally(fake_config(tmp_path), listener=RecordingListener(on_end=leave))
+    assert run.summary.status == "finished"
     assert [path.suffix for path in (tmp_path / "run" / "requests").iterdir()] == [".refused"]
 
 

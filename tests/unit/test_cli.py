@@ -82,7 +82,7 @@ def test_ctrl_c_once_asks_to_stop_and_twice_stops_now(capsys: pytest.CaptureFixt
     with RunConsole(Console(), title="t") as listener, stop_on_signal(listener) as stop:
         os.kill(os.getpid(), signal.SIGINT)
         assert stop.is_set()
-        assert "stopping as soon as the round in progress is over" in capsys.readouterr().out
+        assert "stopping as soon as the round in progress, or the final test, is over" in capsys.readouterr().out
         with pytest.raises(KeyboardInterrupt):
             os.kill(os.getpid(), signal.SIGINT)
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler

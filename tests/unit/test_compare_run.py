@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import logging
 import threading
@@ -19,7 +20,7 @@ from actors.cluster import Node, num_that_fit
 from actors.compare import Ending, Task, Views, _Attempt, _side_by_side, run_comparison
 from gcml_ray.cli.compare import where_things_are
 from gcml_ray.comparison.config import ComparisonConfig, cell_config
-from gcml_ray.comparison.output import finished_cells
+from gcml_ray.comparison.output import Tables, finished_cells
 from gcml_ray.config import Config, ResourcesConfig
 from gcml_ray.config.file import save_config
 from gcml_ray.console.comparison import CellsConsole
@@ -260,7 +261,25 @@ def test_interrupt_aborts_the_cells_that_run(tmp_path: Path) -> None:
     endings = _side_by_side(tasks_of(comparison), attempt, 2)
     next(endings)
     with pytest.raises(KeyboardInterrupt):
-        endings.throw(KeyboardInterrupt)  # type: ignore[attr-defined]  # it is a generator
+        endings.throw(KeyboardInterrupt)
+    assert watch.is_aborted.is_set()
+
+
+def test_error_beside_the_cells_aborts_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The disk is full when the first cell's table is written; two cells run at a time."""
+    monkeypatch.setattr("actors.compare._num_at_once", lambda *_: 2)
+    full = OSError(errno.ENOSPC, "No space left on device")
+    outcomes = iter([full])
+
+    def write(*_: Any, **__: Any) -> Tables:
+        if error := next(outcomes, None):
+            raise error
+        return Tables((), (), (), "mm")
+
+    monkeypatch.setattr("actors.compare.write_tables", write)
+    watch = Watch()
+    with pytest.raises(OSError, match="No space left"):
+        run(make_comparison(tmp_path), watch=watch)
     assert watch.is_aborted.is_set()
 
 

@@ -53,7 +53,7 @@ def test_paths_are_relative_to_the_datalists_folder(tmp_path: Path) -> None:
 
 
 def test_case_name_defaults_to_the_labels_file_name(tmp_path: Path) -> None:
-    entries = [{"site": "A", "image": "x", "label": label} for label in ("l/p.01.nii.gz", "l/q.png")]
+    entries = [{"site": "A", "image": label[2], "label": label} for label in ("l/p.01.nii.gz", "l/q.png")]
     assert [case.name for case in read_datalist(write_json(tmp_path, {"cases": entries}))] == ["p.01", "q"]
 
 
@@ -93,9 +93,27 @@ def test_all_wrong_entries_are_reported_at_once_with_index(tmp_path: Path) -> No
 
 def test_duplicate_case_in_a_site_is_an_error_but_not_across_sites(tmp_path: Path) -> None:
     entry = {"site": "A", "case": "p1", "image": "x", "label": "l"}
-    assert len(read_datalist(write_json(tmp_path, {"cases": [entry, {**entry, "site": "B"}]}))) == 2
+    assert len(read_datalist(write_json(tmp_path, {"cases": [entry, {**entry, "site": "B", "image": "y"}]}))) == 2
     with pytest.raises(DataError, match=r"site A: case p1 is listed 2 times \(entry 0, entry 1\)"):
         read_datalist(write_json(tmp_path, {"cases": [entry, entry]}))
+
+
+@pytest.mark.parametrize("splits", [(None, None), ("train", "test"), ("test", None)])
+def test_image_of_two_cases_that_could_train_and_test_is_an_error(tmp_path: Path, splits: tuple[Any, Any]) -> None:
+    """A slip of copy and paste: the second case lists the first one's image, which any copy of its path finds."""
+    paths = ("x.nii", f"../{tmp_path.name}/./x.nii")
+    cases = [
+        {"site": site, "case": site, "image": path, "label": "l"} | ({"split": split} if split else {})
+        for site, path, split in zip("AB", paths, splits, strict=True)
+    ]
+    with pytest.raises(DataError, match=r"x.nii is an image of 2 cases \(A/A, B/B\): one may be trained on"):
+        read_datalist(write_json(tmp_path, {"cases": cases}))
+
+
+def test_image_with_the_labels_of_two_readers_may_be_trained_on_twice(tmp_path: Path) -> None:
+    case = {"site": "A", "image": "x.nii", "split": "train"}
+    cases = [case | {"case": name, "label": f"{name}.nii"} for name in ("first", "second")]
+    assert len(read_datalist(write_json(tmp_path, {"cases": cases}))) == 2
 
 
 @pytest.mark.parametrize(

@@ -277,6 +277,16 @@ def run(*words: object) -> Any:
     return CliRunner().invoke(app, [str(word) for word in words], catch_exceptions=False)
 
 
+def test_values_that_no_run_takes_are_problems(tmp_path: Path) -> None:
+    label = np.zeros(SHAPE, np.float32)
+    label[0, 0, 0] = np.nan
+    image = np.ones(SHAPE, np.float32)
+    image[0, 0, 0] = 1e38
+    found = look(make_case(tmp_path, "a", label=label), make_case(tmp_path, "b", image=image))
+    assert any("its label has NaN or infinite values" in problem for problem in found.problems)
+    assert any("holds 1e+38: no intensity" in problem for problem in found.problems)
+
+
 def test_site_names_that_no_run_takes_are_problems(tmp_path: Path) -> None:
     found = look(*(make_case(tmp_path, name, site="NYU Langone") for name in "abc"))
     assert [line for line in found.problems if "'NYU Langone' cannot name a folder" in line] == list(found.problems)

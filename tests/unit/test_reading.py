@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import shutil
 from pathlib import Path
 from typing import Any
@@ -117,6 +118,16 @@ def test_damaged_header_is_a_data_error_or_still_an_image(tmp_path: Path, name: 
         except DataError:
             refused += 1
     assert refused > 10
+
+
+def test_header_that_asks_for_more_than_there_is_is_named(tmp_path: Path) -> None:
+    """32767 voxels along each axis: three damaged numbers, 35 TB."""
+    path = save_packed(tmp_path / "x.nii.gz")
+    content = bytearray(gzip.decompress(path.read_bytes()))
+    content[42:48] = b"\xff\x7f" * 3
+    path.write_bytes(gzip.compress(bytes(content)))
+    with pytest.raises(DataError, match=r"x.nii.gz: cannot be read, its header asks for more memory than there is"):
+        read_volume(str(path), spatial_dims=3)
 
 
 @pytest.mark.parametrize("kind", [np.complex64, np.complex128])

@@ -299,3 +299,15 @@ def test_cases_with_a_missing_column_are_a_clear_error(started: RunFolder) -> No
     started.cases_file.write_text("site,case\nCS,a\n")
     with pytest.raises(CheckpointError, match=r"cases\.csv cannot be read .*columns must be site, case, split"):
         started.cases()
+
+
+def test_cases_cut_within_a_number_are_refused_and_not_read_as_another_number(started: RunFolder) -> None:
+    started.write_cases([make_score("a")])
+    content = started.cases_file.read_bytes()
+    for num_bytes in range(1, 5):
+        started.cases_file.write_bytes(content[:-num_bytes])
+        with pytest.raises(CheckpointError, match=r"cases\.csv cannot be read \(it ends within a row\)"):
+            started.cases()
+    started.cases_file.write_bytes(content.replace(b"CS", b"\xff"))
+    with pytest.raises(CheckpointError, match=r"cases\.csv cannot be read \('utf-8' codec .{1,80}\); its columns"):
+        started.cases()

@@ -10,7 +10,15 @@ from pathlib import Path
 from typing import cast
 
 from gcml_ray.data.adapters.findings import read_rows
-from gcml_ray.data.datalist import SPLITS, Case, duplicate_problems, listed, name_from_file, name_problem
+from gcml_ray.data.datalist import (
+    SPLITS,
+    Case,
+    duplicate_problems,
+    listed,
+    name_from_file,
+    name_problem,
+    shared_image_problems,
+)
 from gcml_ray.errors import DataError
 from gcml_ray.files.site_names import site_name_problem
 from gcml_ray.records import Split
@@ -66,7 +74,7 @@ def prepare_manifest(
         problems += [f"line {number}: {problem}" for problem in wrong]
         if not wrong:
             cases[f"line {number}"] = _case(line, columns)
-    problems += duplicate_problems(cases)
+    problems += duplicate_problems(cases) + shared_image_problems(cases.values())
     if problems:
         raise DataError(f"{path}: {len(problems)} problem(s) in the manifest:{listed(problems)}")
     return tuple(cases.values())
