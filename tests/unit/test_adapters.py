@@ -56,8 +56,8 @@ def test_manifest_with_a_site_that_no_run_takes_is_refused(tmp_path: Path) -> No
 
 
 def test_manifest_rule_becomes_a_threshold(tmp_path: Path) -> None:
-    text = "site,img,seg,rule\nA,a,s1.png,value>127\nA,a,s2.png,value > 0\nA,a,s3.png,\n"
-    path = write_manifest(tmp_path, text, files="a s1.png s2.png s3.png")
+    text = "site,img,seg,rule\nA,a,s1.png,value>127\nA,b,s2.png,value > 0\nA,c,s3.png,\n"
+    path = write_manifest(tmp_path, text, files="a b c s1.png s2.png s3.png")
     cases = prepare_manifest(path, image_columns=("img",), label_column="seg", label_rule_column="rule")
     assert [case.label_threshold for case in cases] == [127.0, 0.0, None]
     assert [case.name for case in cases] == ["s1", "s2", "s3"]
@@ -203,8 +203,8 @@ def test_lgg_folder_without_cases_is_an_error(tmp_path: Path) -> None:
 
 
 def test_command_says_which_sites_have_too_few_cases_for_a_run(tmp_path: Path) -> None:
-    lines = "".join(f"{site},c{number},a,a\n" for site, number in (("A", 1), ("A", 2), ("A", 3), ("B", 1)))
-    path = write_manifest(tmp_path, f"site,case,img,seg\n{lines}", files="a")
+    lines = "".join(f"{name[0]},c{name[1]},{name},{name}\n" for name in ("A1", "A2", "A3", "B1"))
+    path = write_manifest(tmp_path, f"site,case,img,seg\n{lines}", files="A1 A2 A3 B1")
     words = ["manifest", str(path), "--out", str(tmp_path / "x.json"), "--image", "img", "--label", "seg"]
     result = CliRunner().invoke(prepare_app, words, catch_exceptions=False)
     assert result.exit_code == 0
