@@ -22,8 +22,6 @@ class Decision(enum.Enum):
     """New process, restored from the site's newest checkpoint; it rejoins in the next round."""
     DROP = "drop"
     """Go on without it."""
-    ABORT = "abort"
-    """End the run: going on would not give what was asked for."""
 
 
 @dataclass(frozen=True)
@@ -35,14 +33,12 @@ class History:
 
 
 def decide(failure: SiteFailure, history: History) -> Decision:
-    """The rule, in words: bad input ends the run at its start; later, one site never stops the others.
+    """The rule: one site never stops the others. A site that cannot start at the run's start never gets here.
 
     Args:
-        failure: what happened.
+        failure: what happened, after the start.
         history: the site's failures before this one.
     """
-    if failure.stage == "start" and failure.round_number == 0:
-        return Decision.ABORT
     if history.failures_in_a_row + 1 >= MAX_FAILURES_IN_A_ROW:
         return Decision.DROP
     if failure.kind == "raised":

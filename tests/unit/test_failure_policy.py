@@ -13,9 +13,6 @@ RESTARTED = History(restarts=3)
 @pytest.mark.parametrize(
     ("stage", "round_number", "kind", "history", "expected"),
     [
-        ("start", 0, "raised", FRESH, Decision.ABORT),
-        ("start", 0, "late", FRESH, Decision.ABORT),
-        ("start", 0, "died", WORN, Decision.ABORT),
         ("train", 5, "raised", FRESH, Decision.SKIP),
         ("push", 5, "raised", FRESH, Decision.SKIP),
         ("train", 5, "raised", History(failures_in_a_row=1), Decision.SKIP),
