@@ -55,7 +55,7 @@ class _Prediction:
     label: Tensor
 
     def detach(self) -> _Prediction:
-        """The same as somebody who only listens hears it."""
+        """The same prediction detached from the graph (stop-gradient)."""
         return _Prediction(self.log_yes.detach(), None if self.log_no is None else self.log_no.detach(), self.label)
 
 
@@ -78,12 +78,13 @@ class _Comparison:
         return _foreground(self.truth) | _foreground(self.learner) | _foreground(self.peer)
 
 
-def mutual_divergence(
-    learner_logits: Tensor, peer_logits: Tensor, target: Tensor, *, dcml: DcmlConfig, sigmoid: bool
-) -> tuple[Tensor, MutualStatistics]:
-    """D(P, sg[Q], y): the mutual part of a learner's loss, before lambda (docs/method.md, The divergence).
+def mutual_divergences(
+    local_logits: Tensor, incoming_logits: Tensor, target: Tensor, *, dcml: DcmlConfig, sigmoid: bool
+) -> tuple[Tensor, Tensor, MutualStatistics]:
+    """D(P, sg[Q], y) in both directions: the mutual part of each model's loss, before lambda.
 
-    With KL = KL(Q || P) a voxel, Omega = {y > 0} or {p^ > 0} or {q^ > 0}, and the masked sum over a region
+    docs/method.md, The divergence. P is the model that learns, Q the peer, detached here; each of the two models is
+    P once. With KL = KL(Q || P) a voxel, Omega = {y > 0} or {p^ > 0} or {q^ > 0}, and the masked sum over a region
     divided by max(1, |region|), |Omega| or the volume (``dcml.normalise``):
 
     - ``contrast``: KL over R+ (peer right) - beta x min(KL, tau) over R- (peer wrong);
@@ -96,46 +97,17 @@ def mutual_divergence(
     channels together. ``dcml.classwise`` instead forms D for each class (softmax: one foreground class
     against the rest) and takes the mean over the classes that occur in ``target``.
 
-    Computed in float32 outside autocast (float64 stays float64). The peer is detached here. Nothing is
-    read back from the device.
+    Computed in float32 outside autocast (float64 stays float64). Nothing is read back from the device.
 
     Args:
-        learner_logits: (B, C, *spatial), the main head of the model that learns.
-        peer_logits: (B, C, *spatial), the main head of the model that is compared with.
+        local_logits: (B, C, *spatial), the main head of one model.
+        incoming_logits: (B, C, *spatial), the main head of the other.
         target: softmax: integer labels (B, 1, *spatial); sigmoid: {0, 1} of shape (B, C, *spatial).
         dcml: variant, beta, tau and normalisation. Its ``weight`` is not applied, see :func:`mutual_weight`.
         sigmoid: whether channels are independent (nested regions) rather than exclusive classes.
 
     Returns:
-        D, a 0-dim tensor, and what it consisted of.
-
-    Raises:
-        ValueError: where the shapes do not belong together.
-    """
-    _check_shapes(learner_logits, peer_logits, target, sigmoid=sigmoid)
-    if dcml.variant == "none":
-        return _nothing(learner_logits)
-    with torch.autocast(device_type=learner_logits.device.type, enabled=False):
-        truth = _truth(learner_logits, target, dcml=dcml, sigmoid=sigmoid)
-        learner = _predict(learner_logits, dcml=dcml, sigmoid=sigmoid)
-        peer = _predict(peer_logits.detach(), dcml=dcml, sigmoid=sigmoid)
-        return _divergence(_compare(learner, peer, truth, target, dcml), dcml)
-
-
-def mutual_divergences(
-    local_logits: Tensor, incoming_logits: Tensor, target: Tensor, *, dcml: DcmlConfig, sigmoid: bool
-) -> tuple[Tensor, Tensor, MutualStatistics]:
-    """:func:`mutual_divergence` in both directions, sharing what they have in common; bit for bit the same.
-
-    Args:
-        local_logits: (B, C, *spatial), the main head of one model.
-        incoming_logits: (B, C, *spatial), the main head of the other.
-        target: as in :func:`mutual_divergence`.
-        dcml: as there.
-        sigmoid: as there.
-
-    Returns:
-        D for the first model to learn by, D for the second, and what the first consisted of.
+        D for the first model to learn by, D for the second, both 0-dim tensors, and what the first consisted of.
 
     Raises:
         ValueError: where the shapes do not belong together.

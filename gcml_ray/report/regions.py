@@ -1,6 +1,6 @@
 """An example of what mutual learning compares: Omega, R+ and R- of two sites' models on one validation slice.
 
-The regions are those of :func:`gcml_ray.losses.mutual.mutual_divergence` for the variant ``contrast``, with the site's
+The regions are those of :func:`gcml_ray.losses.mutual.mutual_divergences` for the variant ``contrast``, with the site's
 personalised model as the learner and a peer's as the peer. Test cases are never used here.
 
 Legend: C image channels, R regions or 1, *spatial = D H W or H W on the network's grid, H W of the shown slice.

@@ -164,7 +164,7 @@ def test_mutual_step_reports_losses_terms_and_regions() -> None:
 @pytest.mark.parametrize("variant", ["contrast", "contrast_soft", "regional", "mutual"])
 def test_each_models_gradient_is_that_of_its_own_loss_with_the_other_held_fixed(variant: Any) -> None:
     """The oracle: autograd over one model's weights alone, the other one's logits being constants."""
-    from gcml_ray.losses.mutual import mutual_divergence  # noqa: PLC0415 - the oracle's part of this file
+    from gcml_ray.losses.mutual import mutual_divergences  # noqa: PLC0415 - the oracle's part of this file
 
     dcml = DcmlConfig(variant=variant)
     local, incoming = make_learner(seed=1), make_learner(seed=2)
@@ -175,7 +175,7 @@ def test_each_models_gradient_is_that_of_its_own_loss_with_the_other_held_fixed(
         heads = [module(batch().image)]
         peer = logits[other].detach().clone()
         assert torch.equal(heads[0], logits[own])
-        term, _ = mutual_divergence(heads[0], peer, batch().label, dcml=dcml, sigmoid=False)
+        term, _, _ = mutual_divergences(heads[0], peer, batch().label, dcml=dcml, sigmoid=False)
         loss = cross_entropy(heads, batch().label) + 0.7 * term
         expected.append(torch.cat([g.reshape(-1) for g in torch.autograd.grad(loss, list(module.parameters()))]))
     mutual(local, incoming, dcml=dcml, weight=0.7)

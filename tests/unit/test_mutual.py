@@ -17,7 +17,7 @@ from torch import Tensor
 
 from gcml_ray.config import DcmlConfig
 from gcml_ray.config.methods import dcml_keys
-from gcml_ray.losses.mutual import mutual_divergence, mutual_weight
+from gcml_ray.losses.mutual import mutual_divergences, mutual_weight
 
 every_form = pytest.mark.parametrize(("classwise", "sigmoid"), list(itertools.product([False, True], repeat=2)))
 VARIANTS = ("contrast", "contrast_hinge", "contrast_advantage", "contrast_soft", "regional", "mutual")
@@ -95,7 +95,7 @@ EXPECTED = {
 def test_every_variant_and_normalisation_gives_the_hand_computed_value(variant: str, normalise: str, mode: str) -> None:
     (learner, peer, target), sigmoid, classwise = MODES[mode]
     dcml = config(variant, normalise=normalise, classwise=classwise)
-    loss, _ = mutual_divergence(learner, peer, target, dcml=dcml, sigmoid=sigmoid)
+    loss, _, _ = mutual_divergences(learner, peer, target, dcml=dcml, sigmoid=sigmoid)
     assert loss.item() == pytest.approx(EXPECTED[variant, normalise], abs=1e-12)
 
 
@@ -103,13 +103,13 @@ def test_every_variant_and_normalisation_gives_the_hand_computed_value(variant: 
 def test_tau_bounds_the_push(variant: str, push: float) -> None:
     """K2 = 0.794 is beyond tau = 0.5: contrast counts tau, the hinge has nothing left to ask for."""
     learner, peer, target = softmax_case(2, 2)
-    loss, _ = mutual_divergence(learner, peer, target, dcml=config(variant, tau=0.5), sigmoid=False)
+    loss, _, _ = mutual_divergences(learner, peer, target, dcml=config(variant, tau=0.5), sigmoid=False)
     assert loss.item() == pytest.approx((K0 + K1) / 2 + BETA * push)
 
 
 def test_none_is_zero_and_has_no_graph() -> None:
     learner, peer, target = softmax_case(2, 2)
-    loss, statistics = mutual_divergence(learner.requires_grad_(), peer, target, dcml=config("none"), sigmoid=False)
+    loss, _, statistics = mutual_divergences(learner.requires_grad_(), peer, target, dcml=config("none"), sigmoid=False)
     assert loss.item() == 0
     assert not loss.requires_grad
     assert statistics.omega_share.item() == 0
@@ -137,7 +137,7 @@ def test_three_classes_contrast_sums_the_divergence_over_all_classes() -> None:
     v1 = 0.2 * log(0.2 / 0.5) + 0.2 * log(0.2 / 0.1) + 0.6 * log(0.6 / 0.4)
     v2 = 0.5 * log(0.5 / 0.3) + 0.4 * log(0.4 / 0.6) + 0.1 * log(0.1 / 0.1)
     learner, peer = three_class_logits()
-    loss, _ = mutual_divergence(learner, peer, THREE_TARGET, dcml=config("contrast"), sigmoid=False)
+    loss, _, _ = mutual_divergences(learner, peer, THREE_TARGET, dcml=config("contrast"), sigmoid=False)
     assert loss.item() == pytest.approx((v0 + v1 + v2) / 3)
 
 
@@ -147,7 +147,7 @@ def test_three_classes_classwise_is_the_mean_over_one_against_rest() -> None:
     class_2 = bernoulli(0.6, 0.4)
     learner, peer = three_class_logits()
     dcml = config("contrast", classwise=True)
-    loss, _ = mutual_divergence(learner, peer, THREE_TARGET, dcml=dcml, sigmoid=False)
+    loss, _, _ = mutual_divergences(learner, peer, THREE_TARGET, dcml=dcml, sigmoid=False)
     assert loss.item() == pytest.approx((class_1 + class_2) / 2)
 
 
@@ -157,7 +157,7 @@ def test_classwise_counts_only_classes_that_occur_in_the_target() -> None:
     pull = (bernoulli(0.6, 0.7) + bernoulli(0.4, 0.6)) / 2  # v0 and v2: the peer says 1 and not-1, rightly
     push = bernoulli(0.2, 0.1)  # v1: the peer says not-1, wrongly
     learner, peer = three_class_logits()
-    loss, _ = mutual_divergence(learner, peer, target, dcml=config("contrast", classwise=True), sigmoid=False)
+    loss, _, _ = mutual_divergences(learner, peer, target, dcml=config("contrast", classwise=True), sigmoid=False)
     assert loss.item() == pytest.approx(pull - BETA * push)
 
 
@@ -170,20 +170,20 @@ PUSH = bernoulli(0.7, 0.6)  # channel 1, v1: predicted, but absent
 
 
 def test_sigmoid_masked_mean_runs_over_voxels_and_channels_together() -> None:
-    loss, _ = mutual_divergence(CHANNELS_P, CHANNELS_Q, CHANNELS_TARGET, dcml=config("contrast"), sigmoid=True)
+    loss, _, _ = mutual_divergences(CHANNELS_P, CHANNELS_Q, CHANNELS_TARGET, dcml=config("contrast"), sigmoid=True)
     assert loss.item() == pytest.approx(sum(PULLS) / 3 - BETA * PUSH)
 
 
 def test_sigmoid_classwise_is_the_mean_over_channels() -> None:
     dcml = config("contrast", classwise=True)
-    loss, _ = mutual_divergence(CHANNELS_P, CHANNELS_Q, CHANNELS_TARGET, dcml=dcml, sigmoid=True)
+    loss, _, _ = mutual_divergences(CHANNELS_P, CHANNELS_Q, CHANNELS_TARGET, dcml=dcml, sigmoid=True)
     channel_0, channel_1 = (PULLS[0] + PULLS[1]) / 2, PULLS[2] - BETA * PUSH
     assert loss.item() == pytest.approx((channel_0 + channel_1) / 2)
 
 
 def test_classwise_volume_is_the_number_of_voxels_of_one_class() -> None:
     dcml = config("contrast", classwise=True, normalise="volume")
-    loss, _ = mutual_divergence(CHANNELS_P, CHANNELS_Q, CHANNELS_TARGET, dcml=dcml, sigmoid=True)
+    loss, _, _ = mutual_divergences(CHANNELS_P, CHANNELS_Q, CHANNELS_TARGET, dcml=dcml, sigmoid=True)
     channel_0, channel_1 = (PULLS[0] + PULLS[1]) / 2, (PULLS[2] - BETA * PUSH) / 2
     assert loss.item() == pytest.approx((channel_0 + channel_1) / 2)
 
@@ -193,7 +193,9 @@ def test_classwise_volume_is_the_number_of_voxels_of_one_class() -> None:
 
 def test_statistics_give_the_terms_and_the_shares_of_the_regions() -> None:
     learner, peer, target = softmax_case(2, 2)
-    _, statistics = mutual_divergence(learner.requires_grad_(), peer, target, dcml=config("contrast"), sigmoid=False)
+    _, _, statistics = mutual_divergences(
+        learner.requires_grad_(), peer, target, dcml=config("contrast"), sigmoid=False
+    )
     values = [value.item() for value in vars(statistics).values()]
     assert values == pytest.approx([(K0 + K1) / 2, K2, 2 / 4, 1 / 4, 3 / 4])
     assert not any(value.requires_grad for value in vars(statistics).values())
@@ -201,7 +203,7 @@ def test_statistics_give_the_terms_and_the_shares_of_the_regions() -> None:
 
 def test_soft_shares_count_the_voxels_with_weight() -> None:
     learner, peer, target = softmax_case(2, 2)
-    _, statistics = mutual_divergence(learner, peer, target, dcml=config("contrast_soft"), sigmoid=False)
+    _, _, statistics = mutual_divergences(learner, peer, target, dcml=config("contrast_soft"), sigmoid=False)
     assert statistics.pull_share.item() == 1 / 4
     assert statistics.push_share.item() == 1 / 4
 
@@ -227,7 +229,7 @@ def test_gradient_equals_finite_differences(variant: str, classwise: bool, sigmo
     dcml = config(variant, classwise=classwise, normalise="omega")
 
     def loss(logits: Tensor) -> Tensor:
-        return mutual_divergence(logits, peer, target, dcml=dcml, sigmoid=sigmoid)[0]
+        return mutual_divergences(logits, peer, target, dcml=dcml, sigmoid=sigmoid)[0]
 
     assert torch.autograd.gradcheck(loss, (learner.requires_grad_(),))
 
@@ -238,7 +240,7 @@ def test_gradient_of_soft_treats_its_weights_as_constants(mode: str) -> None:
     (learner, peer, target), sigmoid, classwise = MODES[mode]
     learner = learner.clone().requires_grad_()
     dcml = config("contrast_soft", classwise=classwise)
-    loss, _ = mutual_divergence(learner, peer, target, dcml=dcml, sigmoid=sigmoid)
+    loss, _, _ = mutual_divergences(learner, peer, target, dcml=dcml, sigmoid=sigmoid)
     expected = torch.tensor([0.0, 0.3 * (0.4 - 0.7) / 3, -BETA * 0.6 * (0.3 - 0.9) / 3, 0.0], dtype=torch.float64)
     foreground = torch.autograd.grad(loss, learner)[0][:, -1:]
     torch.testing.assert_close(foreground, expected.view(1, 1, 2, 2))
@@ -250,7 +252,7 @@ def test_identical_models_have_no_pull_and_no_gradient_of_it(variant: str, class
     learner, _, target = random_case(5, sigmoid=sigmoid)
     learner.requires_grad_()
     dcml = config(variant, beta=0.0, classwise=classwise)
-    loss, statistics = mutual_divergence(learner, learner.detach().clone(), target, dcml=dcml, sigmoid=sigmoid)
+    loss, _, statistics = mutual_divergences(learner, learner.detach().clone(), target, dcml=dcml, sigmoid=sigmoid)
     assert statistics.pull.item() == 0
     assert torch.autograd.grad(loss, learner)[0].abs().max() < 1e-15
 
@@ -262,7 +264,7 @@ def test_no_gradient_reaches_the_peer(variant: str, classwise: bool, sigmoid: bo
     learner.requires_grad_()
     peer.requires_grad_()
     dcml = config(variant, classwise=classwise)
-    loss, _ = mutual_divergence(learner, peer, target, dcml=dcml, sigmoid=sigmoid)
+    loss, _, _ = mutual_divergences(learner, peer, target, dcml=dcml, sigmoid=sigmoid)
     loss.backward()
     assert peer.grad is None
     assert learner.grad is not None
@@ -272,7 +274,7 @@ def test_no_gradient_reaches_the_peer(variant: str, classwise: bool, sigmoid: bo
 def gradient(voxel: int, dcml: DcmlConfig) -> float:
     """Of D in the learner's logit at one of the four voxels."""
     learner, peer, target = sigmoid_case(2, 2)
-    loss, _ = mutual_divergence(learner.requires_grad_(), peer, target, dcml=dcml, sigmoid=True)
+    loss, _, _ = mutual_divergences(learner.requires_grad_(), peer, target, dcml=dcml, sigmoid=True)
     return torch.autograd.grad(loss, learner)[0].flatten()[voxel].item()
 
 
@@ -302,7 +304,7 @@ def test_empty_region_gives_zero_not_nan(variant: str, normalise: str, classwise
     peer, learner = 2 * learner, learner.requires_grad_()
     target = torch.zeros((2, 2 if sigmoid else 1, 3, 3), dtype=torch.long)
     dcml = config(variant, normalise=normalise, classwise=classwise)
-    loss, statistics = mutual_divergence(learner, peer, target, dcml=dcml, sigmoid=sigmoid)
+    loss, _, statistics = mutual_divergences(learner, peer, target, dcml=dcml, sigmoid=sigmoid)
     assert loss.item() == 0
     assert statistics.omega_share.item() == 0
     assert torch.autograd.grad(loss, learner)[0].abs().sum() == 0
@@ -315,7 +317,7 @@ def test_extreme_logits_stay_finite(variant: str, classwise: bool, sigmoid: bool
     learner, peer, target = random_case(11, sigmoid=sigmoid, dtype=torch.float32)
     learner, peer = (100 * learner.sign()).requires_grad_(), 100 * peer.sign()
     dcml = config(variant, classwise=classwise)
-    loss, _ = mutual_divergence(learner, peer, target, dcml=dcml, sigmoid=sigmoid)
+    loss, _, _ = mutual_divergences(learner, peer, target, dcml=dcml, sigmoid=sigmoid)
     assert torch.isfinite(loss)
     assert torch.isfinite(torch.autograd.grad(loss, learner)[0]).all()
 
@@ -325,7 +327,7 @@ def test_certain_and_wrong_classwise_costs_the_distance_of_the_logits() -> None:
     learner = torch.tensor([100.0, 0.0, 0.0]).view(1, 3, 1, 1)
     peer = torch.tensor([0.0, 100.0, 0.0]).view(1, 3, 1, 1)
     target = torch.ones((1, 1, 1, 1), dtype=torch.long)
-    loss, _ = mutual_divergence(learner, peer, target, dcml=config("contrast", classwise=True), sigmoid=False)
+    loss, _, _ = mutual_divergences(learner, peer, target, dcml=config("contrast", classwise=True), sigmoid=False)
     assert loss.item() == pytest.approx(100.0)
 
 
@@ -333,8 +335,8 @@ def test_half_precision_logits_are_compared_in_float32_even_under_autocast() -> 
     learner, peer, target = random_case(13, sigmoid=False, dtype=torch.float32)
     learner, peer = learner.bfloat16(), peer.bfloat16()
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        loss, _ = mutual_divergence(learner, peer, target, dcml=config("contrast"), sigmoid=False)
-    expected, _ = mutual_divergence(learner.float(), peer.float(), target, dcml=config("contrast"), sigmoid=False)
+        loss, _, _ = mutual_divergences(learner, peer, target, dcml=config("contrast"), sigmoid=False)
+    expected, _, _ = mutual_divergences(learner.float(), peer.float(), target, dcml=config("contrast"), sigmoid=False)
     assert loss.dtype == torch.float32
     assert loss.item() == expected.item()
 
@@ -342,20 +344,20 @@ def test_half_precision_logits_are_compared_in_float32_even_under_autocast() -> 
 def test_models_that_predict_different_classes_are_refused() -> None:
     learner, peer, target = (torch.zeros(1, channels, 4, 4) for channels in (2, 3, 1))
     with pytest.raises(ValueError, match=r"\(1, 2, 4, 4\) and peer logits \(1, 3, 4, 4\)"):
-        mutual_divergence(learner, peer, target, dcml=config("contrast"), sigmoid=False)
+        mutual_divergences(learner, peer, target, dcml=config("contrast"), sigmoid=False)
 
 
 @pytest.mark.parametrize("sigmoid", [False, True])
 def test_target_of_another_shape_is_refused(sigmoid: bool) -> None:
     logits, target = torch.zeros(1, 2, 4, 4), torch.zeros(1, 3, 4, 4)
     with pytest.raises(ValueError, match=r"target \(1, 3, 4, 4\) does not belong to logits \(1, 2, 4, 4\)"):
-        mutual_divergence(logits, logits, target, dcml=config("contrast"), sigmoid=sigmoid)
+        mutual_divergences(logits, logits, target, dcml=config("contrast"), sigmoid=sigmoid)
 
 
 def test_softmax_over_one_class_is_refused() -> None:
     logits = torch.zeros(1, 1, 4, 4)
     with pytest.raises(ValueError, match="softmax needs the background"):
-        mutual_divergence(logits, logits, torch.zeros(1, 1, 4, 4), dcml=config("mutual"), sigmoid=False)
+        mutual_divergences(logits, logits, torch.zeros(1, 1, 4, 4), dcml=config("mutual"), sigmoid=False)
 
 
 # --- properties ---------------------------------------------------------------------------------
@@ -371,7 +373,7 @@ def test_hinge_regional_and_mutual_are_never_negative(case: tuple[int, bool, boo
     learner, peer, target = random_case(seed, sigmoid=sigmoid, dtype=torch.float32)
     dcml = config(variant, classwise=classwise, normalise=normalise)
     for other in (peer, learner + 1e-4 * peer):
-        assert mutual_divergence(learner, other, target, dcml=dcml, sigmoid=sigmoid)[0].item() >= -1e-6
+        assert mutual_divergences(learner, other, target, dcml=dcml, sigmoid=sigmoid)[0].item() >= -1e-6
 
 
 @every_form
@@ -383,7 +385,7 @@ def test_gradient_of_nearly_equal_models_is_as_exact_as_float32(variant: str, cl
     for dtype in (torch.float32, torch.float64):
         logits = learner.to(dtype, copy=True).requires_grad_()
         peer = learner.to(dtype) + 1e-3 * noise.to(dtype)
-        mutual_divergence(logits, peer, target, dcml=dcml, sigmoid=sigmoid)[0].backward()
+        mutual_divergences(logits, peer, target, dcml=dcml, sigmoid=sigmoid)[0].backward()
         assert logits.grad is not None
         gradients.append(logits.grad.double())
     single, exact = gradients
@@ -397,8 +399,8 @@ def test_order_of_the_batch_does_not_matter(case: tuple[int, bool, bool, str], v
     seed, sigmoid, classwise, normalise = case
     tensors = random_case(seed, sigmoid=sigmoid, shape=(3, 3, 3, 3))
     dcml = config(variant, classwise=classwise, normalise=normalise)
-    loss, _ = mutual_divergence(*tensors, dcml=dcml, sigmoid=sigmoid)
-    turned, _ = mutual_divergence(*(tensor[[2, 0, 1]] for tensor in tensors), dcml=dcml, sigmoid=sigmoid)
+    loss, _, _ = mutual_divergences(*tensors, dcml=dcml, sigmoid=sigmoid)
+    turned, _, _ = mutual_divergences(*(tensor[[2, 0, 1]] for tensor in tensors), dcml=dcml, sigmoid=sigmoid)
     torch.testing.assert_close(turned, loss)
 
 
