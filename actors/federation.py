@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import logging
-import sys
 import threading
 import uuid
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from actors.driver import Driver, RunSummary
@@ -21,6 +20,7 @@ from gcml_ray.config import POOLED, RESERVED_SITES, SERVER, Config, PooledMethod
 from gcml_ray.data.datalist import read_datalist, site_names
 from gcml_ray.errors import CheckpointError, ConfigError
 from gcml_ray.files.folder_lock import held
+from gcml_ray.files.log_file import logged_to
 from gcml_ray.files.run_folder import MODEL_FILE, RunFolder, RunState
 from gcml_ray.files.site_names import check_site_name
 from gcml_ray.records import RunOutcome
@@ -144,37 +144,16 @@ def ray_session(config: Config) -> Iterator[None]:
         yield
 
 
-class _RunLog(logging.FileHandler):
-    """On a full disk the log is the least of it: what cannot do without the disk says so itself."""
-
-    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's own name
-        """Passes over what the disk does not take."""
-        if not isinstance(sys.exc_info()[1], OSError):
-            super().handleError(record)
-
-    def close(self) -> None:
-        """Ends without what the disk does not take."""
-        with suppress(OSError):
-            super().close()
-
-
 @contextmanager
 def _logged_to(path: Path) -> Iterator[None]:
-    """Copies what the packages log into the run folder, but for what a run in another thread says."""
-    handler = _RunLog(path, encoding="utf-8")
+    """What the packages log goes into the run folder too, without what runs in other threads say."""
     own = threading.current_thread().name
-    handler.addFilter(lambda record: record.threadName == own or not str(record.threadName).startswith(RUN_THREADS))
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s"))
-    loggers = [logging.getLogger(name) for name in ("gcml_ray", "actors")]
-    for logger in loggers:
-        logger.addHandler(handler)
-        logger.setLevel(logging.INFO)
-    try:
+
+    def is_own(record: logging.LogRecord) -> bool:
+        return record.threadName == own or not str(record.threadName).startswith(RUN_THREADS)
+
+    with logged_to(path, ("gcml_ray", "actors"), is_wanted=is_own):
         yield
-    finally:
-        for logger in loggers:
-            logger.removeHandler(handler)
-        handler.close()
 
 
 def _state_to_resume(folder: RunFolder, config: Config) -> RunState | None:

@@ -10,7 +10,6 @@ import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 from ray import tune as ray_tune
@@ -24,6 +23,7 @@ from actors.site import TrainerFactory
 from gcml_ray.config.file import save_config
 from gcml_ray.errors import CheckpointError, ConfigError
 from gcml_ray.files.folder_lock import held, not_writable
+from gcml_ray.files.log_file import logged_to
 from gcml_ray.search.folder import write_search_record
 from gcml_ray.search.records import SearchRecord
 from gcml_ray.wording import in_shell
@@ -53,6 +53,7 @@ warnings.filterwarnings("ignore", message="The reported value is ignored", categ
 TUNE_FOLDER = "ray_tune"
 BEST_FILE = "best.yaml"
 LOG_FILE = "log.txt"
+LOGGERS = ("ray.tune", "tune", "gcml_ray.console.search")  # what they say goes into it
 _SETTINGS = {
     "RAY_AIR_NEW_OUTPUT": "0",  # the newer one prints a banner even when told to be silent
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # the records hold all of it
@@ -99,7 +100,7 @@ def run_search(
     with (
         _own_folder(search, resume=resume),
         connected(search.base.resources) as where,
-        _logged_to(search.folder / LOG_FILE),
+        logged_to(search.folder / LOG_FILE, LOGGERS, only_there=True),  # not between the lines of the table
     ):
         log.info("searching on %s", where)
         check_trial_fits(search, sites, nodes())
@@ -170,27 +171,6 @@ def _watched_by(watch: Watch) -> Iterator[None]:
         yield
     finally:
         TuneEvents.watch = None
-
-
-@contextmanager
-def _logged_to(path: Path) -> Iterator[None]:
-    """Ray Tune's and our own words into the search's log; Ray Tune's stay out of the table on the console."""
-    handler = logging.FileHandler(path, encoding="utf-8")
-    handler.setFormatter(logging.Formatter("%(asctime)s %(levelname)-7s %(name)s: %(message)s"))
-    loggers = [logging.getLogger(name) for name in ("ray.tune", "tune", "gcml_ray.console.search")]
-    before = [(logger.level, logger.propagate) for logger in loggers]
-    for logger in loggers:
-        logger.addHandler(handler)
-        logger.setLevel(logging.INFO)
-        logger.propagate = False
-    try:
-        yield
-    finally:
-        for logger, (level, propagate) in zip(loggers, before, strict=True):
-            logger.removeHandler(handler)
-            logger.setLevel(level)
-            logger.propagate = propagate
-        handler.close()
 
 
 @contextmanager
