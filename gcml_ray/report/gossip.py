@@ -19,6 +19,7 @@ from gcml_ray.wording import count
 PushesByEdge = dict[tuple[str, str], list[PushReceipt]]
 REFUSED_COLOUR = "#D55E00"
 BEND = 0.13  # of an arrow, so that both directions of a pair are seen
+MARK_AT = 0.7  # share of an arrow before its mark: past its middle, where fewer arrows cross
 
 
 def plot_gossip_graph(folder: RunFolder) -> Figure:
@@ -90,10 +91,10 @@ def _draw_graph(axes: Axes, sites: Sequence[str], by_edge: PushesByEdge) -> None
         axes.legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, 0.0), ncols=2, frameon=False, fontsize=9)
 
 
-def _on_arrow(start: NDArray[np.float64], end: NDArray[np.float64], *, share: float = 0.7) -> NDArray[np.float64]:
-    """A point of the quadratic Bezier curve that "arc3" draws; past its middle, where fewer arrows cross."""
+def _on_arrow(start: NDArray[np.float64], end: NDArray[np.float64]) -> NDArray[np.float64]:
+    """A point of the quadratic Bezier curve that "arc3" draws, :data:`MARK_AT` of the way."""
     control = (start + end) / 2 + BEND * np.array((end[1] - start[1], start[0] - end[0]))
-    return (1 - share) ** 2 * start + 2 * share * (1 - share) * control + share**2 * end
+    return (1 - MARK_AT) ** 2 * start + 2 * MARK_AT * (1 - MARK_AT) * control + MARK_AT**2 * end
 
 
 def _draw_table(axes: Axes, sites: Sequence[str], by_edge: PushesByEdge) -> None:

@@ -26,6 +26,7 @@ from gcml_ray.wording import count
 
 ARROW, REFUSED = "#7F7F7F", COLOURS[1]
 GAIN, LOSS = "0,114,178", "213,94,0"
+GAP = 0.04  # of both directions of a pair from the line between them; the circle of sites has the radius 1
 MAX_FRAMES = 400  # rounds on the slider; beyond, a page would grow by megabytes
 MANY_EDGES = 30  # from here on arrows are thin
 FEW_NAMES = 8  # up to here a cell of a map has room for two lines
@@ -107,13 +108,11 @@ def _arrows(pushes: Sequence[PushReceipt], places: Mapping[str, tuple[float, flo
     return arrows
 
 
-def _beside(
-    start: tuple[float, float], end: tuple[float, float], *, gap: float = 0.04
-) -> tuple[tuple[float, float], tuple[float, float]]:
+def _beside(start: tuple[float, float], end: tuple[float, float]) -> tuple[tuple[float, float], tuple[float, float]]:
     """Both ends moved a little to the right of the way, so that both directions of a pair are seen."""
     dx, dy = end[0] - start[0], end[1] - start[1]
     length = math.hypot(dx, dy) or 1.0
-    aside = (gap * dy / length, -gap * dx / length)
+    aside = (GAP * dy / length, -GAP * dx / length)
     return (start[0] + aside[0], start[1] + aside[1]), (end[0] + aside[0], end[1] + aside[1])
 
 
