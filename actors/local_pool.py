@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from actors.host import Seating, SiteHost
 from actors.site import Site, TrainerFactory
-from actors.site_pool import Outcome, SiteDiedError, SiteHungError, taken_along
+from actors.site_pool import Outcome, SiteDiedError, SiteHungError, collateral_failure
 from gcml_ray.config import Config
 from gcml_ray.push.wire import Payload, PushHeader
 from gcml_ray.records import Peer, PushReceipt, SiteFailure, SiteStatus
@@ -132,11 +132,11 @@ class LocalPool:
                 type(error).__name__,
                 traceback.format_exc(),
             )
-            taken_along = []
+            lost = []
             if kind != "raised":  # nothing answers there any more
                 self._create_anew(site)
-                taken_along = self._fail_mates(failure)
-            return [Outcome(site, method, failure=failure), *taken_along]
+                lost = self._fail_mates(failure)
+            return [Outcome(site, method, failure=failure), *lost]
         return [Outcome(site, method, result=result)]
 
     def _fail_mates(self, failure: SiteFailure) -> list[Outcome]:
@@ -145,7 +145,7 @@ class LocalPool:
         lost = [call for call in self._queue if call[0] in mates]
         self._queue = deque(call for call in self._queue if call[0] not in mates)
         return [
-            Outcome(site, method, failure=taken_along(failure, site=site, stage=method, round_number=number))
+            Outcome(site, method, failure=collateral_failure(failure, site=site, stage=method, round_number=number))
             for site, method, _, number in lost
         ]
 

@@ -18,7 +18,7 @@ from actors.failure_policy import Decision, History, decide, start_error
 from actors.listener import Listener, announce
 from actors.member import LEAST_START_S, START_PAUSES_S, Absence, Member, OpenCall
 from actors.pace import GRACE_S, CallKind, Pace
-from actors.site_pool import Outcome, SitePool, no_answer, taken_along
+from actors.site_pool import Outcome, SitePool, collateral_failure, no_answer
 from gcml_ray.config import SERVER, Config
 from gcml_ray.errors import SiteError
 from gcml_ray.records import AdoptReport, Peer, SiteFailure, SiteInfo, TrainReport
@@ -231,7 +231,7 @@ class Roster:
         behind = {key: call for key, call in self._calls.items() if key[0] in mates and key[1] != REGISTER}
         self._calls = {key: call for key, call in self._calls.items() if key not in behind}
         return [
-            Outcome(site, stage, failure=taken_along(late, site=site, stage=stage, round_number=call.number))
+            Outcome(site, stage, failure=collateral_failure(late, site=site, stage=stage, round_number=call.number))
             for (site, stage), call in behind.items()
         ]
 

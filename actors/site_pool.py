@@ -27,8 +27,8 @@ def no_answer(timeout_s: float, *, has_process: bool) -> str:
     return silence if has_process else f"{silence}: it has {NO_PROCESS}"
 
 
-def taken_along(failure: SiteFailure, *, site: str, stage: str, round_number: int) -> SiteFailure:
-    """What the failure of one site means for a call of another that shares its process."""
+def collateral_failure(failure: SiteFailure, *, site: str, stage: str, round_number: int) -> SiteFailure:
+    """Failure of a call lost because another site of the same process failed."""
     message = f"its process ends with what {failure.site} was doing"
     return SiteFailure(site, round_number, stage, "unreachable", message, culprit=failure.site)
 

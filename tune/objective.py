@@ -9,7 +9,7 @@ from gcml_ray.records import RoundRecord
 from gcml_ray.search.records import TrialPoint
 
 
-class Progress:
+class TrialProgress:
     """The personalised models of one federation so far.
 
     A site's personalised model is its checkpoint with the best validation score (docs/method.md, Evaluation), so its

@@ -22,7 +22,7 @@ from gcml_ray.files.run_folder import RunFolder
 from gcml_ray.records import RoundRecord, to_plain
 from gcml_ray.search.records import Objective, TrialPoint
 from tune.node_cache import cache_folder
-from tune.objective import Progress
+from tune.objective import TrialProgress
 from tune.trial_config import Search, trial_config
 
 OBJECTIVES: tuple[Objective, ...] = ("mean_dice", "worst_dice", "dice_per_megabyte")
@@ -98,7 +98,7 @@ class RoundReporter(NullListener):
     def __init__(
         self, sites: tuple[str, ...], *, last_round: int, report: Callable[[dict[str, Any]], None] = ray_tune.report
     ) -> None:
-        self._progress = Progress(sites)
+        self._progress = TrialProgress(sites)
         self._last_round = last_round
         self._report = report
         self._final: TrialPoint | None = None

@@ -160,7 +160,7 @@ def site_means(scores: Iterable[Score], value: Callable[[Score], float]) -> dict
     return {site: mean(values) for site, values in sorted(by_site.items())}
 
 
-def case_dice(cells: Sequence[Cell], model: str) -> dict[tuple[str, str], float]:
+def dice_over_seeds(cells: Sequence[Cell], model: str) -> dict[tuple[str, str], float]:
     """Dice of each (site, case), averaged over seeds and classes: the pairs of the test."""
     values: dict[tuple[str, str], list[float]] = {}
     for cell in cells:
@@ -179,7 +179,9 @@ def differences_by_site(one: Group, other: Group) -> dict[str, NDArray[np.float6
     Another seed has other initial weights and another order of the data: a half finished table would compare those.
     """
     seeds = {cell.seed for cell in one[0]} & {cell.seed for cell in other[0]}
-    first, second = (case_dice([cell for cell in cells if cell.seed in seeds], model) for cells, model in (one, other))
+    first, second = (
+        dice_over_seeds([cell for cell in cells if cell.seed in seeds], model) for cells, model in (one, other)
+    )
     by_site: dict[str, list[float]] = {}
     for site, case in sorted(first.keys() & second.keys()):
         by_site.setdefault(site, []).append(first[site, case] - second[site, case])

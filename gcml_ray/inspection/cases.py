@@ -17,7 +17,7 @@ from nibabel.orientations import aff2axcodes
 from numpy.typing import NDArray
 from scipy import ndimage
 
-from gcml_ray.data.adapters.findings import grid_problems
+from gcml_ray.data.adapters.findings import grid_problems_of_files
 from gcml_ray.data.case_checks import MAX_INTENSITY, MAX_LABEL
 from gcml_ray.data.datalist import Case, few_cases_problem, name_from_file
 from gcml_ray.data.reading import is_picture, read_header, read_volume, values_text
@@ -169,7 +169,7 @@ def channel_names(cases: Sequence[Case]) -> tuple[str, ...]:
 def _inspect(case: Case, names: Sequence[str], *, quick: bool, unit: str) -> CaseFacts:
     dims = _spatial_dims(case.images[0])
     files = {f"image {number}": Path(path) for number, path in enumerate(case.images, start=1)}
-    problems = grid_problems(files | {"label": Path(case.label)}, spatial_dims=dims)
+    problems = grid_problems_of_files(files | {"label": Path(case.label)}, spatial_dims=dims)
     try:
         header = read_header(case.images[0], spatial_dims=dims)
     except DataError:

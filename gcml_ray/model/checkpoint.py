@@ -184,7 +184,7 @@ def keep_as(path: Path, name: Path) -> None:
         shutil.copyfile(path, draft)
 
 
-def load_model(path: Path, model: FlatModel) -> dict[str, str]:
+def load_model_file(path: Path, model: FlatModel) -> dict[str, str]:
     """Loads a model file into a network of the same architecture; returns its facts."""
     tensors, facts = read_tensors(path)
     _load_model(path, model, tensors)

@@ -32,7 +32,7 @@ from gcml_ray.data.restoring import is_resampled, restore
 from gcml_ray.errors import CheckpointError, ConfigError, DataError
 from gcml_ray.export.model_card import CARD_FILE, WEIGHTS_FILE, is_model_folder, read_card
 from gcml_ray.files.run_folder import MEMBER_FILE, MEMBERS_FILE, MODEL_FILE, RunFolder
-from gcml_ray.model.checkpoint import load_model as load_weights
+from gcml_ray.model.checkpoint import load_model_file
 from gcml_ray.model.weights import FlatModel
 from gcml_ray.networks.registry import build_network, fingerprint
 from gcml_ray.prediction.inference import logits_by
@@ -358,7 +358,7 @@ def _load_file(
         )
     with torch.random.fork_rng(devices=[]):  # initial weights are drawn and overwritten
         model = FlatModel(build_network(network, config.data).to(device), send_buffers=True)
-    load_weights(path, model)
+    load_model_file(path, model)
     return facts, model.module.eval()
 
 

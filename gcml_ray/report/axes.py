@@ -36,7 +36,7 @@ def finished_rounds(folder: RunFolder) -> tuple[RoundRecord, ...]:
     return rounds
 
 
-def site_names(rounds: Sequence[RoundRecord]) -> tuple[str, ...]:
+def names_in_rounds(rounds: Sequence[RoundRecord]) -> tuple[str, ...]:
     """Every site that was ever planned, in one order for all plots."""
     return in_order({site for record in rounds for site in record.plan.sites})
 

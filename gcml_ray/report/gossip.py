@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from gcml_ray.files.run_folder import RunFolder
 from gcml_ray.records import PushReceipt
-from gcml_ray.report.axes import empty_figure, finished_rounds, site_looks, site_names
+from gcml_ray.report.axes import empty_figure, finished_rounds, names_in_rounds, site_looks
 from gcml_ray.wording import count
 
 PushesByEdge = dict[tuple[str, str], list[PushReceipt]]
@@ -29,7 +29,7 @@ def plot_gossip_graph(folder: RunFolder) -> Figure:
         DataError: no round is finished.
     """
     rounds = finished_rounds(folder)
-    sites = site_names(rounds)
+    sites = names_in_rounds(rounds)
     by_edge: PushesByEdge = {}
     for receipt in folder.transfers():
         by_edge.setdefault((receipt.sender, receipt.receiver), []).append(receipt)

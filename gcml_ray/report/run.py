@@ -20,9 +20,9 @@ from gcml_ray.report.axes import (
     empty_figure,
     figure_with_axes,
     finished_rounds,
+    names_in_rounds,
     save_figure,
     site_looks,
-    site_names,
     span_rounds,
     tidy,
 )
@@ -79,7 +79,7 @@ def plot_dice_by_round(folder: RunFolder) -> Figure:
         DataError: no round is finished, or none was evaluated.
     """
     rounds = finished_rounds(folder)
-    sites = site_names(rounds)
+    sites = names_in_rounds(rounds)
     figure, axes = figure_with_axes(9.0, max(4.6, 1.4 + 0.3 * len(sites)))
     ends: list[tuple[float, str, str]] = []
     for site, (colour, style) in site_looks(sites).items():
@@ -161,7 +161,7 @@ def plot_losses(folder: RunFolder) -> Figure:
     num_rows = -(-len(parts) // num_columns)
     figure = empty_figure(4.2 * num_columns + 0.8, 2.5 * num_rows + 0.7)
     grid = figure.subplots(num_rows, num_columns, squeeze=False, sharex=True)
-    looks = site_looks(site_names(rounds))
+    looks = site_looks(names_in_rounds(rounds))
     for axes, part in itertools.zip_longest(grid.flat, parts):
         if part is None:
             axes.set_axis_off()

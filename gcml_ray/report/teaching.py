@@ -12,7 +12,7 @@ from gcml_ray.files.run_folder import RunFolder
 from gcml_ray.gossip.teaching import gains_by_edge
 from gcml_ray.prediction.averages import mean
 from gcml_ray.records import Edge, RoundRecord
-from gcml_ray.report.axes import finished_rounds, save_figure, site_names
+from gcml_ray.report.axes import finished_rounds, names_in_rounds, save_figure
 from gcml_ray.report.site_maps import Field, SiteMap, draw_site_maps, points_text
 
 CAPTION = (
@@ -29,7 +29,7 @@ def plot_who_taught_whom(folder: RunFolder) -> Figure:
         DataError: no round is finished, or no push was followed by a score that could be compared.
     """
     rounds = finished_rounds(folder)
-    sites = site_names(rounds)
+    sites = names_in_rounds(rounds)
     gains = _between(sites, gains_by_edge(rounds))
     if not gains:
         raise DataError(f"{folder.path}: no validated round followed a push, so nobody is known to have taught anybody")
@@ -46,7 +46,7 @@ def plot_gains_by_method(runs: Mapping[str, Sequence[Sequence[RoundRecord]]], pa
     Returns:
         Whether there was anything to draw.
     """
-    sites = site_names([record for seeds in runs.values() for rounds in seeds for record in rounds])
+    sites = names_in_rounds([record for seeds in runs.values() for rounds in seeds for record in rounds])
     merged = {method: _merged([gains_by_edge(rounds) for rounds in seeds]) for method, seeds in runs.items()}
     by_method = {method: between for method, gains in merged.items() if (between := _between(sites, gains))}
     if not by_method:

@@ -15,7 +15,7 @@ from gcml_ray.model.learner import Learner
 
 
 @dataclass(frozen=True, eq=False)
-class Member:
+class EnsembleMember:
     """One model: (F,) its values, and a learner of its network, which members of one network share.
 
     ``site``: whose model it is; ``file``: the name of its file among the site's checkpoints.
@@ -31,9 +31,9 @@ class Member:
 class Ensemble:
     """The members, the site's own model first."""
 
-    members: tuple[Member, ...]
+    members: tuple[EnsembleMember, ...]
 
-    def joined_by(self, member: Member) -> Ensemble:
+    def joined_by(self, member: EnsembleMember) -> Ensemble:
         """The same with one more."""
         return Ensemble((*self.members, member))
 

@@ -14,7 +14,7 @@ from dataclasses import replace
 from gcml_ray.config import Config, NetworkConfig
 from gcml_ray.methods.rounds import IncomingModel
 from gcml_ray.records import PERSONALISED
-from gcml_ray.training.ensemble import Ensemble, Member
+from gcml_ray.training.ensemble import Ensemble, EnsembleMember
 from gcml_ray.training.evaluation import Evaluator
 from gcml_ray.training.exchange import Exchange
 from gcml_ray.training.site_files import SiteFiles
@@ -79,15 +79,15 @@ class PeerModels:
         self.files.keep_members([member.file for member in chosen])
         return ensemble, round_number
 
-    def _own(self) -> tuple[Member, int]:
+    def _own(self) -> tuple[EnsembleMember, int]:
         """The personalised model and its round."""
         learner = self.exchange.learner_for(self.config.network_of(self.site))
         round_number = self.files.load(PERSONALISED, learner.model)
-        return Member(self.site, self.files.state.best_file, learner, learner.model.flat.clone()), round_number
+        return EnsembleMember(self.site, self.files.state.best_file, learner, learner.model.flat.clone()), round_number
 
-    def _peer(self, site: str, name: str) -> Member:
+    def _peer(self, site: str, name: str) -> EnsembleMember:
         """A kept model of a peer."""
         network: NetworkConfig = exchanged_network(self.config, site)
         learner = self.exchange.learner_for(network)
         self.files.load_peer(name, learner.model)
-        return Member(site, name, learner, learner.model.flat.clone())
+        return EnsembleMember(site, name, learner, learner.model.flat.clone())

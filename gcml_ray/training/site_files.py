@@ -17,7 +17,7 @@ from gcml_ray.files.whole_files import replace_file
 from gcml_ray.model.checkpoint import (
     SiteState,
     keep_as,
-    load_model,
+    load_model_file,
     load_round,
     round_file,
     save_model,
@@ -169,7 +169,7 @@ class SiteFiles:
             raise CheckpointError(f"site {self.site} has no {model} model: it was never evaluated or had no warm-up")
         path = self.folder / name
         try:
-            facts = load_model(path, into)
+            facts = load_model_file(path, into)
         except CheckpointError as error:
             facts = self._load_kept(model, into, lost=error)
         site, number = facts.get("site"), facts.get("round", "")
@@ -188,7 +188,7 @@ class SiteFiles:
                 f"the {model} model of site {self.site} is lost: {lost}. Bring the file back; without it the rounds "
                 "have to be run again, in another output.folder"
             ) from lost
-        facts = load_model(kept, into)
+        facts = load_model_file(kept, into)
         log.warning("site %s takes %s, which an earlier test has kept: %s", self.site, kept.name, lost)
         keep_as(kept, self.folder / self.state.best_file)
         return facts
@@ -209,7 +209,7 @@ class SiteFiles:
         Raises:
             CheckpointError: its file is gone.
         """
-        load_model(self.folder / name, into)
+        load_model_file(self.folder / name, into)
 
     def keep_members(self, names: Sequence[str]) -> None:
         """The peers' models of an ensemble, in their order, under lasting names; those of an earlier one go."""

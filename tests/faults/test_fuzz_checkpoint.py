@@ -21,7 +21,7 @@ from gcml_ray.config import OptimiserConfig
 from gcml_ray.errors import CheckpointError, ConfigError
 from gcml_ray.model.checkpoint import (
     SiteState,
-    load_model,
+    load_model_file,
     load_round,
     read_tensors,
     round_file,
@@ -91,7 +91,7 @@ class Saved:
     def check_model(self, content: bytes) -> None:
         """The same of a model to take away."""
         self.model_path.write_bytes(content)
-        facts = outcome(lambda: load_model(self.model_path, self.reader.model), self.model_path, CheckpointError)
+        facts = outcome(lambda: load_model_file(self.model_path, self.reader.model), self.model_path, CheckpointError)
         if not isinstance(facts, CheckpointError):
             assert (facts["site"], facts["round"]) == ("A", "2")
             assert content_of(self.reader)[:2] == self.expected[:2]

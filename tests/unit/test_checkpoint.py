@@ -16,7 +16,7 @@ from gcml_ray.model import checkpoint
 from gcml_ray.model.checkpoint import (
     SiteState,
     keep_as,
-    load_model,
+    load_model_file,
     load_round,
     read_tensors,
     round_file,
@@ -142,7 +142,7 @@ def test_a_model_file_comes_back_with_its_facts(tmp_path: Path) -> None:
     learner, other = make_learner(), make_learner()
     train(learner, 2)
     save_model(tmp_path / "m.safetensors", learner.model, facts={"round": "3"})
-    assert load_model(tmp_path / "m.safetensors", other.model) == {"round": "3"}
+    assert load_model_file(tmp_path / "m.safetensors", other.model) == {"round": "3"}
     assert torch.equal(other.model.flat, learner.model.flat)
     assert other.model.counters()["1.num_batches_tracked"].item() == 2
 
@@ -315,7 +315,7 @@ def test_a_file_without_a_sites_state_is_refused(tmp_path: Path, metadata: dict[
 def test_a_model_file_of_another_architecture_is_refused(tmp_path: Path) -> None:
     save_model(tmp_path / "m.safetensors", FlatModel(nn.Linear(3, 2), send_buffers=True), facts={})
     with pytest.raises(CheckpointError, match="holds another network"):
-        load_model(tmp_path / "m.safetensors", make_learner().model)
+        load_model_file(tmp_path / "m.safetensors", make_learner().model)
 
 
 def test_a_kept_copy_outlives_the_file_it_was_made_of(tmp_path: Path) -> None:
@@ -325,5 +325,5 @@ def test_a_kept_copy_outlives_the_file_it_was_made_of(tmp_path: Path) -> None:
     keep_as(tmp_path / "model_00001.safetensors", tmp_path / "personalised.safetensors")
     save_round(tmp_path, learner, replace(STATE, round_number=2, best_file=""))
     assert [path.name for path in sorted(tmp_path.iterdir())] == ["personalised.safetensors", "round_00002.safetensors"]
-    assert load_model(tmp_path / "personalised.safetensors", back.model) == {"round": "1"}
+    assert load_model_file(tmp_path / "personalised.safetensors", back.model) == {"round": "1"}
     assert torch.equal(back.model.flat, learner.model.flat)

@@ -13,8 +13,8 @@ from gcml_ray.comparison.cells import (
     Cell,
     Score,
     bootstrap_interval,
-    case_dice,
     check_same_cases,
+    dice_over_seeds,
     holm,
     read_cell,
     signed_rank_p,
@@ -175,7 +175,7 @@ def test_bootstrap_interval_is_about_two_standard_errors() -> None:
 
 
 def test_pairs_are_averaged_over_seeds() -> None:
-    pairs = case_dice([cell("a", 0, lift=0.0), cell("a", 1, lift=0.1)], "personalised")
+    pairs = dice_over_seeds([cell("a", 0, lift=0.0), cell("a", 1, lift=0.1)], "personalised")
     assert pairs["A", "A0"] == pytest.approx(0.55)
     assert pairs["B", "B0"] == pytest.approx(0.6)
 

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from actors.local_pool import LocalPool
 from gcml_ray.config import Config
 from gcml_ray.files.run_folder import RunFolder
-from gcml_ray.model.checkpoint import load_model
+from gcml_ray.model.checkpoint import load_model_file
 from gcml_ray.networks.registry import build_network
 from gcml_ray.records import CaseScore
 from gcml_ray.training.trainer import SiteTrainer
@@ -104,7 +104,7 @@ def scores_by_hand(run: Run, config: Config, *, owner: str, site: str) -> list[f
     """The owner's file, loaded into a trainer of the other site and scored there."""
     trainer = trainer_of(run, config, site)
     learner = trainer.exchange.learner_for(config.network_of(owner))
-    load_model(model_file(run, owner), learner.model)
+    load_model_file(model_file(run, owner), learner.model)
     report = trainer.evaluator.evaluate(learner, split="test", model=owner, round_number=2, on_progress=lambda *_: None)
     return [score.dice for score in report.scores]
 
@@ -140,9 +140,9 @@ def test_the_whole_model_travels_as_it_is_used_at_home(tmp_path: Path, sections:
     arrived = b.exchange.learner_for(config.network).model.flat.clone()
     home = a.exchange.learner_for(config.network).model
     home.flat.zero_()
-    load_model(model_file(run, "A"), home)
+    load_model_file(model_file(run, "A"), home)
     assert torch.equal(arrived, home.flat)
-    load_model(model_file(run, "B"), home)
+    load_model_file(model_file(run, "B"), home)
     assert not torch.equal(arrived, home.flat)
 
 

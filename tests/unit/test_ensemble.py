@@ -19,13 +19,13 @@ from gcml_ray.config import Config, OptimiserConfig
 from gcml_ray.data.datalist import read_datalist
 from gcml_ray.errors import CheckpointError, ConfigError
 from gcml_ray.methods.rounds import IncomingModel
-from gcml_ray.model.checkpoint import load_model as load_weights
+from gcml_ray.model.checkpoint import load_model_file
 from gcml_ray.model.learner import Learner
 from gcml_ray.model.precision import Precision
 from gcml_ray.prediction.inference import predict_labels
 from gcml_ray.prediction.predict import load_model
 from gcml_ray.records import ENSEMBLE, PERSONALISED
-from gcml_ray.training.ensemble import Ensemble, Member
+from gcml_ray.training.ensemble import Ensemble, EnsembleMember
 from gcml_ray.training.trainer import SiteTrainer
 from tests.fake_runs import Run, drive
 from tests.makers import make_config
@@ -55,7 +55,7 @@ def ensemble_of(*values: float) -> Ensemble:
         optimiser=OptimiserConfig(learning_rate=0.1),
         precision=Precision("cpu", "none"),
     )
-    return Ensemble(tuple(Member("A", "", learner, torch.tensor([value])) for value in values))
+    return Ensemble(tuple(EnsembleMember("A", "", learner, torch.tensor([value])) for value in values))
 
 
 def logit(learner: Learner) -> Tensor:
@@ -93,7 +93,7 @@ def test_the_last_model_of_each_of_the_last_peers_is_kept_as_it_came(tmp_path: P
     assert trainer.state.peer_files == {"B": "peer_00004_B.safetensors", "D": "peer_00005_D.safetensors"}
     model = trainer.exchange.learner_for(trainer.config.network).model
     for sender, value in (("B", 0.3), ("D", 0.4)):
-        facts = load_weights(trainer.files.folder / trainer.state.peer_files[sender], model)
+        facts = load_model_file(trainer.files.folder / trainer.state.peer_files[sender], model)
         assert torch.equal(model.flat[: model.num_sent], torch.full((model.num_sent,), value))
         assert facts["site"] == sender
 

@@ -17,7 +17,7 @@ from gcml_ray.records import PushReceipt, RoundPlan, RoundRecord, TrainReport
 from gcml_ray.search.records import SearchRecord, TrialPoint, TrialRecord
 from tests.fakes import fake_config
 from tune.node_cache import cache_folder
-from tune.objective import Progress
+from tune.objective import TrialProgress
 from tune.search_file import load_search, reopen_search, save_search
 from tune.space import ChoiceDomain
 from tune.trial_config import Search, base_params, best_config, trial_config
@@ -307,7 +307,7 @@ def record(number: int, dice: dict[str, float | None], *, sent_bytes: int = 0) -
 
 
 def points_of(rounds: Sequence[RoundRecord], sites: Sequence[str]) -> list[TrialPoint]:
-    progress = Progress(sites)
+    progress = TrialProgress(sites)
     return [point for record in rounds if (point := progress.add(record)) is not None]
 
 

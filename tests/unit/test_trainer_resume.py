@@ -11,7 +11,7 @@ from torch import Tensor
 
 from gcml_ray.config import Config
 from gcml_ray.errors import CheckpointError
-from gcml_ray.model.checkpoint import load_model
+from gcml_ray.model.checkpoint import load_model_file
 from gcml_ray.model.learner import Learner
 from gcml_ray.records import BEFORE_GOSSIP, PERSONALISED, EvaluationReport
 from gcml_ray.training.trainer import SiteTrainer
@@ -173,7 +173,7 @@ def test_the_tested_model_is_kept_under_a_name_that_does_not_change(tmp_path: Pa
     trainer.evaluate(split="validation", model=PERSONALISED)
     assert not kept.exists()
     trainer.evaluate(split="test", model=PERSONALISED)
-    facts = load_model(kept, trainer.local.model)
+    facts = load_model_file(kept, trainer.local.model)
     assert torch.equal(weights(trainer), flats[1])
     assert (facts["site"], facts["round"], facts["validation_dice"]) == ("A", "2", "0.8")
 

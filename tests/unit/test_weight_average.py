@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from actors.local_pool import LocalPool
 from gcml_ray.config import Config, OptimiserConfig
 from gcml_ray.errors import CheckpointError
-from gcml_ray.model.checkpoint import load_model
+from gcml_ray.model.checkpoint import load_model_file
 from gcml_ray.model.learner import Learner, local_step
 from gcml_ray.model.precision import Precision
 from gcml_ray.model.weight_average import WeightAverage, decay_at
@@ -197,7 +197,7 @@ def test_the_average_is_what_is_validated_kept_and_tested(tmp_path: Path, monkey
         assert torch.equal(seen[-1], average), model
     assert torch.equal(weights(trainer), trained), "evaluating must not touch the model in training"
     kept = FlatModel(make_trainer(with_average(tmp_path)).local.model.module, send_buffers=True)
-    load_model(trainer.files.folder / "personalised.safetensors", kept)
+    load_model_file(trainer.files.folder / "personalised.safetensors", kept)
     assert torch.equal(kept.flat, average)
 
 

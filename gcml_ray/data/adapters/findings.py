@@ -71,13 +71,13 @@ def check_cases(
     for done, case in enumerate(cases, start=1):
         roles = channels if len(case.images) == len(channels) else ("picture",)  # RGB: one file, three channels
         files = dict(zip((*roles, "label"), map(Path, (*case.images, case.label)), strict=True))
-        findings.about(case.name, grid_problems(files, spatial_dims=spatial_dims))
-        findings.about(case.name, label_problems(files["label"], label_values, spatial_dims=spatial_dims))
+        findings.about(case.name, grid_problems_of_files(files, spatial_dims=spatial_dims))
+        findings.about(case.name, label_problems_of_file(files["label"], label_values, spatial_dims=spatial_dims))
         if progress is not None:
             progress(done, len(cases))
 
 
-def grid_problems(files: Mapping[str, Path], *, spatial_dims: int = 3) -> list[str]:
+def grid_problems_of_files(files: Mapping[str, Path], *, spatial_dims: int = 3) -> list[str]:
     """What the headers of a case's files show to be wrong.
 
     Missing and unreadable files, affines that place nothing, and files that do not lie on the grid of the first.
@@ -119,7 +119,7 @@ def _grid_difference(first: Header, other: Header) -> str | None:
     return f"has another affine (off by up to {shift:.3g} mm) than"
 
 
-def label_problems(path: Path, allowed: Collection[int], *, spatial_dims: int = 3) -> list[str]:
+def label_problems_of_file(path: Path, allowed: Collection[int], *, spatial_dims: int = 3) -> list[str]:
     """Values of a label file that mean nothing; an empty label only gives a warning."""
     if not path.is_file():
         return []

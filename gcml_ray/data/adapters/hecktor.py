@@ -21,7 +21,13 @@ import numpy as np
 from nibabel.processing import resample_from_to
 from numpy.typing import NDArray
 
-from gcml_ray.data.adapters.findings import Findings, Progress, grid_problems, label_problems, read_rows
+from gcml_ray.data.adapters.findings import (
+    Findings,
+    Progress,
+    grid_problems_of_files,
+    label_problems_of_file,
+    read_rows,
+)
 from gcml_ray.data.datalist import Case
 from gcml_ray.data.reading import read_volume
 from gcml_ray.errors import DataError
@@ -170,8 +176,10 @@ def _box_grid(numbers: Sequence[float]) -> Grid:
 
 def _problems(own: dict[str, Path], box: Grid | None) -> list[str]:
     """What is wrong with a case's files; CT and PET may lie on grids of their own."""
-    problems = grid_problems({kind: own[kind] for kind in ("ct", "gtvt")}) + grid_problems({"pt": own["pt"]})
-    problems += label_problems(own["gtvt"], LABEL_VALUES)
+    problems = grid_problems_of_files({kind: own[kind] for kind in ("ct", "gtvt")}) + grid_problems_of_files(
+        {"pt": own["pt"]}
+    )
+    problems += label_problems_of_file(own["gtvt"], LABEL_VALUES)
     if not problems and box is not None:
         problems += [f"its box lies outside the {kind}" for kind in CHANNELS if not _holds_centre(own[kind], box)]
     return problems

@@ -34,7 +34,7 @@ from gcml_ray.report.page.run import (
     text_without_secrets,
 )
 from gcml_ray.report.page.run_charts import stage_chart, stage_seconds
-from gcml_ray.report.page.summary import METHODS, listed
+from gcml_ray.report.page.summary import METHODS, in_words
 from gcml_ray.tracking.metrics import flat_params
 from gcml_ray.wording import count, number, probability
 
@@ -150,7 +150,7 @@ def _summary(
     unfinished = [each for each in runs if not each.run.scores]
     blocks: list[Block] = []
     if unfinished:
-        names = listed([f"{each.method} (seed {each.seed})" for each in unfinished])
+        names = in_words([f"{each.method} (seed {each.seed})" for each in unfinished])
         blocks.append(Words((f"Not tested yet, and so not in the tables: {names}.",), is_warning=True))
     if not rows:
         blocks.append(Words(("No run of this comparison has been tested yet.",)))

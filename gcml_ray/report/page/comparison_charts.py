@@ -12,7 +12,7 @@ from gcml_ray.comparison.cells import (
     MIN_CASES,
     Cell,
     MethodRow,
-    case_dice,
+    dice_over_seeds,
     differences_of_methods,
     site_interval,
 )
@@ -108,7 +108,7 @@ def cases_by_method(cells: Sequence[Cell], rows: Sequence[MethodRow]) -> Chart:
     """Test Dice of every case, a row a method and tested model, in the order of the table."""
     shown = {}
     for row in rows:
-        dice = case_dice([cell for cell in cells if cell.method == row.method], row.model)
+        dice = dice_over_seeds([cell for cell in cells if cell.method == row.method], row.model)
         shown[label(row)] = {f"{site}, {case}": value for (site, case), value in dice.items()}
     return distribution_chart({"each test case": shown}, styles=[0], title="Test Dice of every case")
 

@@ -28,7 +28,7 @@ from gcml_ray.report.page.run_charts import (
     case_distribution,
     class_means,
     dice_by_round,
-    round_seconds,
+    time_by_round,
     time_by_stage,
 )
 from gcml_ray.report.page.summary import METHODS, summary_section
@@ -197,7 +197,7 @@ def time_section(run: RunRecords) -> Section:
     )
     if run.config.federation.mode == "async":
         lead = "Sites do not wait for each other here: what is left of a site's time is sending and starting."
-    charts = [chart for chart in (time_by_stage(run), round_seconds(run)) if chart is not None]
+    charts = [chart for chart in (time_by_stage(run), time_by_round(run)) if chart is not None]
     return Section("time", "Time by stage", lead, tuple(charts) or (Words(("No round is finished yet.",)),))
 
 

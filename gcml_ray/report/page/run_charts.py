@@ -217,7 +217,7 @@ def stage_chart(by_row: Mapping[str, Mapping[str, float]], *, title: str) -> Cha
     return Chart(title, f"Stacked bars. {words}.", figure)
 
 
-def round_seconds(run: RunRecords) -> Chart | None:
+def time_by_round(run: RunRecords) -> Chart | None:
     """Seconds of each round."""
     if len(run.rounds) < 2:
         return None

@@ -70,14 +70,14 @@ def _main_model(run: RunRecords) -> str:
 
 def _what(run: RunRecords) -> str:
     name = run.config.method.name
-    structures = listed(run.config.data.foreground_names)
+    structures = in_words(run.config.data.foreground_names)
     if name == POOLED:
         sites = run.scored_sites
         return f"One model was trained to outline {structures} on the cases of all {len(sites) or ''} sites ({name})."
     if len(run.sites) < 2:
         who = f"One site ({run.sites[0]})" if run.sites else "Sites"
         return f"{who} trained a model to outline {structures} ({name}: {METHODS[name]})."
-    each = f"{len(run.sites)} sites ({listed(run.sites)})"
+    each = f"{len(run.sites)} sites ({in_words(run.sites)})"
     return f"{each} each trained a model of their own to outline {structures} ({name}: {METHODS[name]})."
 
 
@@ -170,11 +170,11 @@ def _trouble(run: RunRecords) -> list[str]:
     if num_rejected:
         parts.append(f"{num_rejected} of {count(num_judged, 'model')} did not pass the receiver's own check")
     if dropped:
-        parts.append(f"{listed(sorted(dropped))} had to be dropped")
+        parts.append(f"{in_words(sorted(dropped))} had to be dropped")
     return [f"{'; '.join(parts)}: see Failures."]
 
 
-def listed(names: Sequence[str], *, most: int = 12) -> str:
+def in_words(names: Sequence[str], *, most: int = 12) -> str:
     """``A, B and C``; after ``most`` names a count."""
     if len(names) > most:
         return f"{', '.join(names[:most])} and {len(names) - most} more"
