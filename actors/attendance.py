@@ -1,7 +1,7 @@
 """Sites that join or leave during a run: by the configuration's schedule, or on request from another terminal.
 
 A request is a small file in ``<run folder>/requests``; the driver takes it in before its next round. So
-``gcml site add|remove`` needs no connection to the driver, and a request that comes too late is only not read.
+``gcml site add|remove`` needs no connection to the driver, and a request that comes too late is ignored.
 What cannot be followed, a request or a part of the schedule, is logged, and the run goes on.
 """
 
@@ -78,10 +78,10 @@ class Attendance:
         self.followed = 0
 
     def at_start(self, sites: Sequence[str], resume: RunState | None) -> list[str]:
-        """The sites that take part from the first round; of a run that goes on, those that took part in it.
+        """Sites to start with. On a resume: those of the saved state, with two exceptions.
 
-        Who joined by the schedule after the round that the run goes back to will join there again. Who was asked to
-        leave since the run stopped is not started any more: it may be unable to.
+        Sites that the schedule lets join after the round resumed from are left out: they will join again there. So are
+        sites that a pending request removes, as they may be unable to start.
         """
         if resume is None:
             return [site for site in sites if self._joins(site) <= 1]
@@ -117,9 +117,9 @@ class Attendance:
                 log.warning("the schedule of site %s is not followed before round %d: %s", site, number, error)
 
     def _asked_to_leave(self, alive: Sequence[str]) -> list[str]:
-        """The sites that requests which wait let go, all but the last one that is there.
+        """Sites that pending requests remove, never the last one.
 
-        The requests are followed, and what is wrong with them is said, in the first round.
+        The requests themselves are carried out, or refused with a warning, before the first round.
         """
         asked: dict[str, Wish] = {}
         for path in sorted(_requests(self.folder).glob("*.json")):

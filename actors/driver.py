@@ -203,10 +203,10 @@ class Driver:
         return self.roster.wait_for_start(names, rounds, self.stop.is_set)
 
     def _given_up(self) -> list[str]:
-        """Where no site is left: those that were dropped for their failures, to be tried again.
+        """If no site is left: the dropped ones, to be tried again, but not those that left on purpose.
 
         Raises:
-            CheckpointError: there is none, all have left.
+            CheckpointError: all of them left on purpose.
         """
         reasons = "; ".join(f"{site}: {reason}" for site, reason in self.roster.dropped.items())
         again = sorted(site for site, reason in self.roster.dropped.items() if not reason.startswith(LEFT))

@@ -190,7 +190,7 @@ class FaultyTrainer:
     # --- lying -------------------------------------------------------------------------------
 
     def _lie(self, fault: Fault, push: Push, number: int) -> Push:
-        """A push (S,) as a lying site sends it: well described, so that only its content gives it away."""
+        """A push (S,) changed as the fault says; false weights get a correct checksum."""
         header, buffer = push
         assert self.first_push is not None
         match fault.kind:

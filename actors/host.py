@@ -64,7 +64,7 @@ class SiteHost:
         return self._sites[name]
 
     def _trainer_at_the_bench(self, *arguments: Any, **options: Any) -> Any:
-        """The real trainer of one of these sites."""
+        """The real trainer of a site, sharing this process's workbench."""
         from gcml_ray.lean_imports import import_monai  # noqa: PLC0415 - torch and MONAI only where training happens
 
         if self._is_own_process:

@@ -154,7 +154,7 @@ class LocalPool:
         return [site.status() for site in self._sites.values()]
 
     def has_process(self, site: str) -> bool:
-        """All have this one."""
+        """Every site of the pool runs in this process."""
         return site in self._sites
 
     def restart(self, site: str, *, pid: int | None = None) -> None:

@@ -68,8 +68,8 @@ class Mailbox:
     def forget(self, senders: Iterable[str]) -> None:
         """Forgets the last rounds of senders that have a new process: it may go on from an older checkpoint.
 
-        The first thing that it sends may be what its old process has sent last: that, and only that, stays known, since
-        it is no new model, and no replay that anybody is to blame for. What waits stays.
+        Its first push may repeat the last one of its old process. So that checksum stays known, and such a push is
+        refused here as a duplicate, before the judge would take it for a replay. Pushes that wait stay.
         """
         with self._lock:
             for sender in senders:

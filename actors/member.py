@@ -48,7 +48,7 @@ class Absence:
     retry_at: float | None = None
 
     def next_attempt(self, now: float) -> Absence | None:
-        """After a process that could not be reached; None where the time to come back is over.
+        """Schedules the next attempt to start; None after the deadline.
 
         After a restart calls may go to the process that is ending, or find none yet: on a busy machine for a while, and
         where its node is lost until that is back.

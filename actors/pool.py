@@ -165,7 +165,7 @@ class RayPool:
             self._handles[SERVER] = self._create(SERVER, cpus=0, gpus=0)
 
     def _take_in(self, site: str, *, extends: bool = False) -> None:
-        """An actor for a site that has its seat, or a place in that of others."""
+        """Creates the actor of a seated site, or a handle in the actor that it shares."""
         resources, row = self._config.resources, self._seating.row_of(site)
         assert row is not None
         placement = {} if extends and resources.placement == "pg" else self._placement(site, row)
@@ -291,7 +291,7 @@ class RayPool:
             del self._open[call]
 
     def _culprit(self, site: str) -> str:
-        """Who was working when the process that a site shares ended: the first in its queue; empty for itself."""
+        """Site whose call was running when the shared process ended; empty if it is this one."""
         row = self._seating.row_of(site)
         mates = {site, *self._seating.mates(site)}
         if row is None or len(mates) == 1:

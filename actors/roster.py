@@ -158,7 +158,7 @@ class Roster:
         return True
 
     def _enrol(self, info: SiteInfo) -> None:
-        """A site is ready."""
+        """Notes a site that is ready to train, or is again; its failures so far stay with it."""
         self._incarnations[info.site] += 1
         known = self.server if info.site == SERVER else self.members.get(info.site)
         member = Member(info, known.history if known else History(), checkpoint_round=info.restored_round)
@@ -206,7 +206,7 @@ class Roster:
         self._calls[name, stage] = OpenCall(number, kind or CallKind(stage), now, now + timeout_s * turns, timeout_s)
 
     def poll(self, wait_s: float = POLL_S) -> list[Outcome]:
-        """Outcomes, and failures in place of those that will not come; restarts and introductions are dealt with."""
+        """Outcomes of ended calls and failures of late ones; handles rejoins and introductions itself."""
         outcomes = [outcome for outcome in self.pool.wait(wait_s) if self._close(outcome)]
         now = time.monotonic()
         for name, absence in list(self._absent.items()):
@@ -224,7 +224,7 @@ class Roster:
         return [outcome for outcome in outcomes if not self._is_housekeeping(outcome)]
 
     def _wait_behind(self, late: SiteFailure) -> list[Outcome]:
-        """Calls that wait in vain for a late one of the same process, which will have to be ended."""
+        """Failures for open calls of sites in the late site's process, which will be killed."""
         if late.stage in ("start", REGISTER):
             return []
         mates = set(self.pool.mates(late.site))
@@ -245,7 +245,7 @@ class Roster:
         return True
 
     def _is_housekeeping(self, outcome: Outcome) -> bool:
-        """Deals with outcomes that are none of the driver's business."""
+        """Handles outcomes that the driver need not see: rejoins and failed introductions."""
         if outcome.method == "start" and outcome.site in self._absent:
             self._came_back(outcome)
             return True
@@ -283,7 +283,7 @@ class Roster:
         return sorted(outcomes, key=lambda outcome: outcome.site)
 
     def take_strays(self) -> list[Outcome]:
-        """What came after nobody waited for it any more."""
+        """Outcomes that :meth:`gather` did not wait for, or no longer, by site."""
         strays, self._strays = self._strays, []
         return sorted(strays, key=lambda outcome: outcome.site)
 
@@ -369,7 +369,7 @@ class Roster:
         self.drop(outcome.site, f"did not come back: {failure.message}")
 
     def _is_dying(self, info: SiteInfo) -> bool:
-        """Whether it was the process that is being killed that has answered: on a busy machine a kill takes a while."""
+        """Whether the answer came from the old process, which is still being killed: that may take a while."""
         if not self.is_known(info.site) or info.pid == os.getpid():  # sites in this process are made anew within it
             return False
         known = self.member(info.site).info

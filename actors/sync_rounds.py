@@ -66,7 +66,7 @@ class SyncRounds:
         return done
 
     def _is_ready(self, number: int, work: _Work) -> bool:
-        """Takes in who comes, lets go who leaves or was lost while late; False where the run has to end here."""
+        """Applies joins, departures and late failures; False if no round can begin."""
         driver, roster = self.driver, self.roster
         if driver.stop.is_set():
             return False
@@ -247,7 +247,7 @@ class SyncRounds:
 
 
 def _ended(report: TrainReport, adopted: AdoptReport | None) -> TrainReport:
-    """A site's report with what followed its training."""
+    """Train report and adopt report as one."""
     if adopted is None:
         return report
     stages = {*report.seconds, *adopted.seconds}

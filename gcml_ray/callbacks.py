@@ -7,7 +7,8 @@ runs the federation, so a slow one slows the run down.
 - ``on_start(config, sites)``: the sites are about to load their data.
 - ``on_site_ready(info)``: a site is ready to train; a :class:`~gcml_ray.records.SiteInfo`.
 - ``on_round_begin(plan)``: a round begins; a :class:`~gcml_ray.records.RoundPlan`.
-- ``on_status(statuses)``: about twice a second; a :class:`~gcml_ray.records.SiteStatus` a site.
+- ``on_status(statuses)``: a :class:`~gcml_ray.records.SiteStatus` a site, about twice a second, of n > 20 sites every
+  n / 40 seconds.
 - ``on_site_trained(report)``: a site has finished its round; a :class:`~gcml_ray.records.TrainReport`.
 - ``on_failure(failure, decision)``: a site failed; a :class:`~gcml_ray.records.SiteFailure`, and in ``decision.value``
   what is done about it.
@@ -180,7 +181,7 @@ class Progress:
             self._stream.write("\n")
 
     def _show(self, line: str) -> None:
-        """The line, over the one before where that can be."""
+        """Shows the line, in place of the one before where that is possible."""
         if self._is_live:
             self._stream.write("\r" + line.ljust(self._width))
             self._width = len(line)

@@ -31,7 +31,7 @@ def import_monai() -> None:
 
 
 class _Finder(MetaPathFinder):
-    """Finds that modules are missing, in the thread that made it; other threads find them."""
+    """Reports some modules as missing, but only to imports in the thread that made it."""
 
     def __init__(self, names: Sequence[str]) -> None:
         self._names = frozenset(names)

@@ -24,7 +24,7 @@ def derive_seed(root: int, *keys: str | int) -> int:
 
 
 def secret_seed() -> int:
-    """A 63-bit seed of the operating system's that nobody can derive: for privacy, where known noise is none."""
+    """A 63-bit seed from the operating system's entropy, for privacy: noise that others can derive protects nothing."""
     return secrets.randbits(63)
 
 

@@ -42,7 +42,7 @@ def removed_at_the_end(search: Search) -> Iterator[None]:
 
 
 def _remove(folder: str) -> None:
-    """This node's: it holds patients' images."""
+    """Removes this node's cache, which holds patients' images."""
     shutil.rmtree(folder, ignore_errors=True)
 
 

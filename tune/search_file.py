@@ -58,7 +58,7 @@ def load_search(path: str | Path, overrides: tuple[str, ...] = (), base_override
 
 
 def _beyond_reach(values: dict[str, Any], override: str) -> list[str]:
-    """Why an override cannot mean a searched key: the dots of its own would be read as sections."""
+    """Why an override cannot name a searched key: ``--set`` would read the key's own dots as sections."""
     section, _, key = override.partition("=")[0].strip().partition(".")
     space = values.get("space")
     if section != "space" or "." not in key or (isinstance(space, dict) and key.partition(".")[0] in space):

@@ -112,7 +112,7 @@ def _to_do(cases: Sequence[Case], out: Path, model: PersonalModel, *, overwrite:
 
 
 def _check_own(existing: Mapping[Case, Sequence[Path]], out: Path, site: str) -> None:
-    """Refuses to take label files for a site's that another site's model made."""
+    """Refuses to skip existing label files that another site's model made."""
     from gcml_ray.prediction.label_files import site_that_made  # noqa: PLC0415 - torch only when a model runs
 
     makers = {path: site_that_made(path) for paths in existing.values() for path in paths}

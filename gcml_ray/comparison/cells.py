@@ -174,9 +174,9 @@ Group = tuple[Sequence[Cell], str]  # a method's cells and which of its models i
 
 
 def differences_by_site(one: Group, other: Group) -> dict[str, NDArray[np.float64]]:
-    """Of each site, the first one's Dice minus the other's in every case that both have, over the seeds that both have.
+    """Per site: Dice of ``one`` minus Dice of ``other``, (N,), over the N cases and the seeds that both have.
 
-    Another seed has other initial weights and another order of the data: a half finished table would compare those.
+    Seeds that only one of them has are left out: they differ in initial weights and in the order of the data.
     """
     seeds = {cell.seed for cell in one[0]} & {cell.seed for cell in other[0]}
     first, second = (

@@ -10,7 +10,7 @@ from gcml_ray.config.section import Count, Fraction, Section
 
 
 class DefenceConfig(Section):
-    """Which checks an incoming model must pass (:mod:`gcml_ray.training.judge`). They need no word from anybody else.
+    """Checks that a receiver makes of an incoming model, alone and on its own data (:mod:`gcml_ray.training.judge`).
 
     ``weights``: norm and direction beside the receiver's own model. ``validation``: Dice on a patch of up to
     ``cases`` of the receiver's validation cases beside its own model's there.

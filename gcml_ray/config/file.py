@@ -43,14 +43,14 @@ class _Loader(yaml.SafeLoader):
     """Safe YAML that refuses duplicate keys, aliases that multiply, and what its own constructors choke on."""
 
     def get_single_node(self) -> yaml.Node | None:
-        """The document, if it stays small when aliases are written out; nobody needs one inside itself."""
+        """The document; refuses one that gets too large with its aliases written out, or that contains itself."""
         node: yaml.Node | None = super().get_single_node()
         if node is not None and _written_out(node, {}) > _MAX_NODES:
             raise ConfigError(f"its aliases (*name) stand for more than {_MAX_NODES} values; write out what is meant")
         return node
 
     def construct_object(self, node: yaml.Node, deep: bool = False) -> Any:
-        """A value that JSON has too; ``!!int abc`` is an error with its line, not whatever Python says."""
+        """A value of a type that JSON has too; ``!!int abc`` is an error that names its line."""
         kind = node.tag.rpartition(":")[2]
         if node.tag in _UNWANTED:
             what = f"!!{kind} has no place in a configuration; write text, numbers, lists and mappings"

@@ -45,7 +45,7 @@ class PrivacyConfig(Section):
 
 
 def privacy_problem(privacy: PrivacyConfig, method: Method, data: DataConfig, resources: ResourcesConfig) -> str:
-    """What another section says against the privacy that is asked for; empty where nothing does."""
+    """Which setting of another section contradicts the privacy asked for, and why; empty if none does."""
     if privacy.mode == "update_noise" and isinstance(method, LocalMethod | PooledMethod):
         return f"privacy.mode update_noise would be ignored: method {method.name} pushes nothing"
     if privacy.mode == "dp_sgd" and resources.amp == "fp16":

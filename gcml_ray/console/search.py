@@ -125,7 +125,7 @@ def _against_default(search: SearchRecord) -> list[str]:
 
 
 def _table(title: str, trials: list[TrialRecord], search: SearchRecord, *, width: int | None = None) -> Table:
-    """A row a trial; in a table of a given width each on one line, without what matters least where it is narrow."""
+    """A row a trial. With ``width``, in characters: one line a row, cut off at the end; if narrow, fewer columns."""
     is_narrow = width is not None and width < NARROW
     headings = ["trial", "status", "round", "mean Dice"] if is_narrow else ["trial", "status", *HEADINGS]
     if search.objective == "dice_per_megabyte" and not is_narrow:

@@ -165,7 +165,7 @@ def _entries(path: Path) -> list[Any]:
 
 
 def _without_doubles(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object of JSON, where Python would let the last of two equal keys win: half of the cases could be lost."""
+    """A JSON object; ValueError if a key stands twice, as Python would silently drop the first."""
     counts = Counter(key for key, _ in pairs)
     if len(counts) < len(pairs):
         raise ValueError(f"the key {counts.most_common(1)[0][0]!r} stands twice in one object; keep one")

@@ -157,7 +157,7 @@ def _case_problem(name: str, found: dict[int | None, list[Path]], channels: Sequ
 
 
 def _case_of_other_letters(name: str, channels: Sequence[str]) -> str:
-    """The case that a name such as ``b_T1`` means where the channel is ``t1``; empty where it is a whole case."""
+    """Case name in a name such as ``b_T1`` whose channel is spelt ``t1``; empty if it ends with no channel."""
     if len(channels) == 1:  # b_CT is a case of one channel, whatever its name
         return ""
     ends = [len(channel) + 1 for channel in channels if name.lower().endswith(f"_{channel.lower()}")]

@@ -54,7 +54,7 @@ def picture_shape(picture: Image.Image, *, is_label: bool) -> tuple[int, int, in
 
 
 def picture_values(picture: Image.Image, path: str, *, is_label: bool) -> NDArray[Any]:
-    """(H, W, C) values as stored, of an image with a palette the colours; a label's places in it are its values."""
+    """Stored values (H, W, C); palettes become colours for images and stay indices for labels."""
     array = np.asarray(picture if is_label else _without_palette(picture))
     if picture.mode == "L" and (bits := _stored_bits(picture, path)) in (2, 4):
         array = array // (OPAQUE // (2**bits - 1))  # Pillow stretches them to 0..255

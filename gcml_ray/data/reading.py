@@ -136,7 +136,7 @@ def affine_problem(path: str, affine: NDArray[np.float64] | None, *, spatial_dim
 
 
 def affines_agree(first: NDArray[np.float64] | None, other: NDArray[np.float64] | None) -> bool:
-    """Whether two files place their voxels alike, but for rounding; also where one of them does not say."""
+    """Whether two affines are equal but for rounding; True if one of the files has none."""
     return first is None or other is None or np.allclose(first, other, atol=AFFINE_TOLERANCE)
 
 

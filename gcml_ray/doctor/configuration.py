@@ -65,7 +65,7 @@ def read_config(path: str, overrides: Sequence[str]) -> tuple[Check, Config | No
 
 
 def _is_datalist(path: str) -> bool:
-    """Also one with mistakes in it."""
+    """Whether a file looks like a datalist, with or without mistakes in it."""
     try:
         content = json.loads(Path(path).read_text(encoding="utf-8-sig"))
     except (OSError, ValueError, RecursionError):

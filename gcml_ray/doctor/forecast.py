@@ -194,7 +194,7 @@ def forecast(config: Config, cases: Sequence[SiteCases], costs: Sequence[SiteCos
 
 
 def pooled(cases: Sequence[SiteCases], costs: Sequence[SiteCosts]) -> tuple[list[SiteCases], list[SiteCosts]]:
-    """All cases as those of one site; it costs what the dearest site does."""
+    """All cases as those of one site, with the costs of the most expensive one."""
     together = SiteCases(POOLED, tuple(grid for site in cases for grid in site.grids))
     return [together], [replace(max(costs, key=lambda cost: cost.local_step_s), site=POOLED)]
 
@@ -271,7 +271,7 @@ def learner_bytes(config: Config, costs: SiteCosts) -> int:
 
 
 def num_averages(config: Config) -> int:
-    """Moving averages of weights that a site keeps: of its own model, and of the one that it pushes if averages are."""
+    """How many weight averages a site keeps: of its own model, and of a second model whose average is pushed."""
     if config.optimiser.weight_average == 0:
         return 0
     return 2 if config.optimiser.push_average and has_two_models(config.method) else 1

@@ -301,7 +301,7 @@ def _write_graph_facts(source: Source, folder: Path, difference: tuple[float, fl
 
 @contextmanager
 def _explained(what: str, source: Source) -> Iterator[None]:
-    """What exporters raise, said in our words; what they warn of is theirs."""
+    """Turns what an exporter raises into an ExportError, and hides its warnings."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of deprecations inside the exporters

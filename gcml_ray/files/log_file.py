@@ -15,15 +15,15 @@ _BEFORE: dict[str, tuple[int, bool]] = {}  # level and propagation of the logger
 
 
 class _LogFile(logging.FileHandler):
-    """Passes over what a full disk does not take: whoever needs the disk for more reports it."""
+    """A log file that ignores write errors: on a full disk the run's own files report it."""
 
     def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's own name
-        """Passes over what the disk does not take."""
+        """Ignores errors of the disk, reports all others."""
         if not isinstance(sys.exc_info()[1], OSError):
             super().handleError(record)
 
     def close(self) -> None:
-        """Ends without what the disk does not take."""
+        """Closes the file, also on a full disk."""
         with suppress(OSError):
             super().close()
 

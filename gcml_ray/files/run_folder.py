@@ -88,7 +88,7 @@ class RunFolder:
 
     @property
     def is_taken(self) -> bool:
-        """Whether a run has begun here; a configuration alone is of one that failed to start."""
+        """Whether a run has begun here; a folder with a configuration alone is of a run that failed to start."""
         return any((self.path / name).exists() for name in _MARKERS)
 
     @classmethod
@@ -155,7 +155,7 @@ class RunFolder:
     # --- faults on purpose -------------------------------------------------------------------
 
     def note_faults(self, chaos: str) -> None:
-        """Writes down what the run is started with, or goes on with; empty is nothing. A resume may change it."""
+        """Adds the ``chaos`` that the run is started or resumed with to ``chaos.txt``, if there is any."""
         known = self.faults()
         if chaos and chaos not in known:
             replace_file(self.faults_file, "".join(f"{text}\n" for text in (*known, chaos)))
@@ -307,7 +307,7 @@ class RunFolder:
 
 
 def _without_repeated(records: Sequence[RoundRecord]) -> tuple[RoundRecord, ...]:
-    """The records without what sites did a second time later on; they do so in rounds without a barrier only."""
+    """Removes the earlier report of every round that a site did twice, which happens only without a barrier."""
     last = {(report.site, report.round_number): at for at, one in enumerate(records) for report in one.trained}
     found = []
     for at, record in enumerate(records):

@@ -10,10 +10,9 @@ from pathlib import Path
 
 @contextmanager
 def replaced(path: Path, *, draft: Path | None = None) -> Iterator[Path]:
-    """The name under which to write a file, which takes the place of ``path`` as the block ends.
+    """Context that yields a draft path and renames it to ``path`` on success; after an error the draft is deleted.
 
-    A reader, or a crash, meets either the old file or the new one. After an error nothing is left of the new one: half
-    a file only takes room.
+    A reader, or whoever looks after a crash, finds either the old file or the new one.
 
     Args:
         path: the file; its folder is made where it does not exist.

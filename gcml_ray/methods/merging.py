@@ -12,12 +12,12 @@ from gcml_ray.model.weights import Snapshot
 
 
 def own_share_by_score(own: float, other: float) -> float:
-    """A = own / (own + other); one half where neither model scores."""
+    """Share of the own weights by validation Dice, own / (own + other); 0.5 if both are 0."""
     return own / (own + other) if own + other > 0 else 0.5
 
 
 def own_share_by_size(context: RoundContext, push: IncomingModel) -> float:
-    """A = n_own / (n_own + n_other), where a stale push counts for less."""
+    """Share of the own weights by training cases, n_own / (n_own + d n_other); d < 1 discounts a stale push."""
     return context.num_train / (context.num_train + push.discount * push.num_train)
 
 
@@ -79,9 +79,9 @@ def _select_best(
     *,
     before: Snapshot,
 ) -> None:
-    """Keeps the best on validation of: local after, the mix, incoming after, local before; ties in that order.
+    """Keeps the best on validation of: local after, the mix, incoming after, local before.
 
-    The order prefers what has trained on: validation sets are small and ties are common.
+    Ties, common with small validation sets, go to the earlier in that order: to the candidate with the most training.
     """
     after = local.model.snapshot()
     scores = {"local_after": context.score(local), "incoming_after": context.score(incoming)}

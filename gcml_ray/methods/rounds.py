@@ -35,7 +35,7 @@ class IncomingModel:
 
 
 def take_plainly(learners: Sequence[Learner], step: Callable[[Batch], Statistics], batch: Batch) -> Statistics:
-    """A step as the method means it; see ``RoundContext.take``."""
+    """A step without privacy: calls ``step(batch)``; see ``RoundContext.take``."""
     del learners  # ``step`` knows them
     return step(batch)
 

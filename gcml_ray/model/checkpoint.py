@@ -142,7 +142,7 @@ def _state_of(metadata: Mapping[str, str]) -> SiteState:
     """What a round's header says of its site.
 
     Raises:
-        KeyError, ValueError: it is no such header; or it names files elsewhere than in the checkpoint's folder.
+        KeyError, ValueError: it is not a round's header, or names files outside the checkpoint's folder.
     """
     state = from_json(SiteState, metadata["state"])
     if elsewhere := [name for name in state.model_files if name != Path(name).name]:
@@ -290,7 +290,7 @@ def _checksum_of(tensors: Mapping[str, Array], metadata: Mapping[str, str]) -> s
 def _prune(folder: Path, newest: SiteState) -> None:
     """Removes all but the last rounds, and the model files that none of those names.
 
-    Rounds after the newest belong to a course that was left by going back; a later resume must not find them.
+    Rounds after the newest are older files, from before the run went back; a later resume must not find them.
     """
     saved = saved_rounds(folder)
     rounds = [number for number in saved if number <= newest.round_number][-KEPT_ROUNDS:]

@@ -51,7 +51,7 @@ class FlatOptimiser:
             self._adam_step()
 
     def forget(self) -> None:
-        """Back to the start without giving memory back: zero moments, step 0."""
+        """Resets moments and step count to 0, and keeps their memory."""
         for moment in self.moments.values():
             moment.zero_()
 

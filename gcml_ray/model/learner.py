@@ -64,7 +64,7 @@ class Learner:
         compile_ahead(self.model.module, image, autocast=self.precision.autocast())
 
     def apply_gradients(self, loss: Tensor) -> None:
-        """Backward, then :meth:`take_step`, which :mod:`gcml_ray.privacy` keeps for itself while ``is_collecting``."""
+        """Backward, then :meth:`take_step`, unless ``is_collecting``: then :mod:`gcml_ray.privacy` takes it."""
         self.model.gradient.zero_()
         self.scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
         if not self.is_collecting:

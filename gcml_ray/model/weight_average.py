@@ -14,11 +14,11 @@ from torch import Tensor
 
 
 def decay_at(num_steps: int, decay: float) -> float:
-    """What the average keeps of itself at a step: less at first, when it knows nothing but where it began.
+    """EMA decay at a step: min(decay, (1 + n) / (10 + n)), small at first, when the average is still the start weights.
 
     Args:
-        num_steps: how many steps it has seen before.
-        decay: what it keeps later on.
+        num_steps: n, the steps averaged so far.
+        decay: the limit, reached after many steps.
     """
     return min(decay, (1 + num_steps) / (10 + num_steps))
 
@@ -43,7 +43,7 @@ class WeightAverage:
         self.num_steps = 0
 
     def follow(self, flat: Tensor) -> None:
-        """A step has been taken: (F,) are the values after it."""
+        """Updates the average after a step; ``flat`` (F,) are the model's values after it."""
         self.values.lerp_(flat, 1.0 - decay_at(self.num_steps, self.decay))
         self.num_steps += 1
 

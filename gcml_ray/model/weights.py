@@ -92,7 +92,7 @@ class FlatModel:
                 tensor.grad = self.gradient[spec.offset : end].view(spec.shape)
 
     def settle(self, module: nn.Module, gradient: Tensor) -> None:
-        """Gives up its own network and gradient for those that another model of this layout has brought along.
+        """Replaces the own network and gradient by shared ones.
 
         Args:
             module: a network of the same architecture; :meth:`attach` lets it work with these weights.

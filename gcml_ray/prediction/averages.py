@@ -9,7 +9,7 @@ from gcml_ray.records import CaseScore
 
 
 def mean(values: Iterable[float]) -> float:
-    """Mean of the numbers that are defined; NaN where none is."""
+    """Mean without the NaNs; NaN if nothing is left."""
     defined = [value for value in values if not math.isnan(value)]
     return sum(defined) / len(defined) if defined else math.nan
 

@@ -21,7 +21,7 @@ def poisson_batches(
     """One patch of each drawn case, a step after the other; cases are drawn independently (Poisson sampling).
 
     The accountant's bound holds for this sampling, not for the epochs of ``SiteData.batches``, and only as long as
-    nobody can tell who was drawn.
+    it stays secret which cases were drawn.
 
     Args:
         site_data: the site's cases.

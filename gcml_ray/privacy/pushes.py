@@ -89,7 +89,7 @@ class PushNoise:
         return self._pushed
 
     def note_known(self, weights: Tensor) -> None:
-        """From now on updates count from these weights (S,), which others have."""
+        """Sets the weights (S,) that others know, the reference from which clipped updates are measured."""
         self.known = weights.to("cpu", copy=True)
         write_tensors(self._path, {"weights": self.known.numpy()}, {"identity": self.config.identity})
 
@@ -102,7 +102,7 @@ class PushNoise:
 
 
 def push_noise(config: Config, site: str, model: FlatModel, folder: Path) -> PushNoise | None:
-    """A site's noise on its pushes; None where it pushes as ever.
+    """A site's noise on its pushes; None where it pushes without noise.
 
     Args:
         config: the federation's configuration.

@@ -159,7 +159,7 @@ class PrivateTraining:
         return True
 
     def batches(self, round_number: int, num_steps: int) -> Iterator[Batch]:
-        """The round's batches, drawn so that nobody can tell whom."""
+        """The round's Poisson batches, with cases drawn by a secret seed unless ``privacy.seeded``."""
         is_seeded = self.config.privacy.seeded
         root = self.config.federation.seed if is_seeded else secret_seed()
         return poisson_batches(
@@ -200,7 +200,7 @@ class PrivateTraining:
 
 
 def private_training(config: Config, data: SiteData, *, folder: Path, device: torch.device) -> PrivateTraining | None:
-    """A site's private training; None where it trains as ever."""
+    """A site's private training; None where it trains without privacy."""
     return PrivateTraining(config, data, folder=folder, device=device) if config.privacy.mode == "dp_sgd" else None
 
 

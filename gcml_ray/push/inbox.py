@@ -55,7 +55,7 @@ class Inbox:
         A sender with a new key is a new process: what the old one sent is no base any more.
 
         Raises:
-            ValueError: a key is none.
+            ValueError: a key cannot be read.
         """
         if not self._is_signed:
             return

@@ -50,7 +50,7 @@ def public_key(text: str) -> Ed25519PublicKey:
     """A public key from its 64 hexadecimal digits.
 
     Raises:
-        ValueError: it is none.
+        ValueError: the text is not a public key.
     """
     try:
         return Ed25519PublicKey.from_public_bytes(bytes.fromhex(text))

@@ -51,7 +51,7 @@ def write_search_plots(search: SearchRecord, folder: Path) -> tuple[Path, ...]:
 
 
 def plot_objective(search: SearchRecord) -> Figure:
-    """What each trial reached, in the order of their making, and the best finished one so far.
+    """Objective of every trial by its number, and the best finished one so far as a line.
 
     Raises:
         DataError: no trial was evaluated.
@@ -124,7 +124,7 @@ def plot_curves(search: SearchRecord) -> Figure:
 
 
 def plot_traffic(search: SearchRecord) -> Figure:
-    """What each finished trial reached by what it sent; those that no other beats in both are joined.
+    """Dice of every finished trial against its traffic in MB; a line joins the Pareto front.
 
     Raises:
         DataError: no trial finished.

@@ -34,7 +34,7 @@ class Ensemble:
     members: tuple[EnsembleMember, ...]
 
     def joined_by(self, member: EnsembleMember) -> Ensemble:
-        """The same with one more."""
+        """An ensemble of these members and one more."""
         return Ensemble((*self.members, member))
 
     def loaded(self) -> Iterator[Learner]:

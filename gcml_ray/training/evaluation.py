@@ -28,8 +28,8 @@ Scored = Learner | Ensemble
 Box = tuple[slice, ...]  # one slice an axis
 
 
-def _settled(model: Scored) -> AbstractContextManager[None]:
-    """Within it a model has its averaged weights, where there are any; members of an ensemble are averaged already."""
+def with_average(model: Scored) -> AbstractContextManager[None]:
+    """Context in which the model has its averaged weights; an ensemble's members have them already."""
     return nullcontext() if isinstance(model, Ensemble) else model.model.averaged()
 
 
@@ -89,7 +89,7 @@ class Evaluator:
         """
         size = self.config.data.patch_size
         found = []
-        with _settled(learner):
+        with with_average(learner):
             for sample in self.data.split("validation")[:num_cases]:
                 if sample.case not in self._boxes:
                     self._boxes[sample.case] = middle_of(sample.label, size)
@@ -109,7 +109,7 @@ class Evaluator:
             learner: holds the model; its average is scored where it has one.
         """
         by_site: dict[str, list[Tensor]] = {}
-        with _settled(learner):
+        with with_average(learner):
             for sample in self.data.split("validation"):
                 dice = self._dice(self.predict(learner, sample.image), sample.label)
                 by_site.setdefault(origin(self.site, sample.case)[0], []).append(dice)
@@ -147,7 +147,7 @@ class Evaluator:
         began = time.perf_counter()
         samples = self.data.split(split)
         scores: list[CaseScore] = []
-        with _settled(learner):
+        with with_average(learner):
             for index, sample in enumerate(samples):
                 on_progress(f"evaluate {split}", index, len(samples))
                 scores.extend(self._score(learner, sample, split=split, model=model))

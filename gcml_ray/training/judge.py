@@ -51,9 +51,9 @@ class Facts:
 
 
 def may_repeat(config: Config) -> bool:
-    """Whether an honest site may push what it has pushed before: what won by validation, or what it stopped at.
+    """Whether an honest site may send identical weights twice: with ``select_best``, or once its epsilon is spent.
 
-    A site that goes back behind a round that broke off repeats itself too, once: that is suspected for a round.
+    Without either, a site that repeats an interrupted round sends the same once more; that one push is refused.
     """
     return getattr(config.method, "merge", "") == "select_best" or config.privacy.epsilon_limit is not None
 
@@ -196,10 +196,10 @@ class Judge:
     def _scored(
         self, facts: Facts, dice: Callable[[], float], own_dice: Callable[[], float], *, suspicion: int
     ) -> Facts:
-        """The facts with the Dice of both models, or of one where that decides.
+        """Adds the Dice of both models, or of one where that decides; measures the likely decisive one first.
 
-        An own Dice below ``min_own_dice`` refuses nobody, and what would do beside an own Dice of 1 does beside any.
-        Which of the two is likely, and so looked at first, the site's best validation Dice so far says.
+        An own Dice below ``min_own_dice`` refuses nobody; an incoming Dice that would pass beside an own Dice of 1
+        passes anyway. The site's best validation Dice so far says which of the two is likelier.
         """
         defence = self.config.defence
         if self.files.state.best_dice < defence.min_own_dice:

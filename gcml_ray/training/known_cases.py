@@ -90,7 +90,7 @@ def _moved(known: dict[str, str], cases: Sequence[Case]) -> list[str]:
 
 
 def _splits(cases: Sequence[Case]) -> dict[str, str]:
-    """The split of every name; images that stand in cases of two splits tell nothing."""
+    """Split of every case and image; images in two splits are left out."""
     splits: dict[str, set[str]] = {}
     for case in cases:
         for name in _names(case):

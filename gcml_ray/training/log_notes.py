@@ -29,7 +29,7 @@ class _Collector(logging.Handler):
 def collected_warnings() -> Iterator[list[str]]:
     """Gives a list that holds, after the block, what gcml-ray warned of inside it: ten texts, then a count.
 
-    The warnings go to the log as ever.
+    The warnings go to the log too.
     """
     notes: list[str] = []
     collector = _Collector(notes)

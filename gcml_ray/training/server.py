@@ -150,12 +150,12 @@ class ServerTrainer:
         )
 
     def adopt(self, order: TrainOrder, pushes: Sequence[tuple[PushHeader, Buffer]]) -> AdoptReport:
-        """Never asked of a server."""
+        """Never called: a server takes nothing over."""
         del pushes
         raise SiteError(self.site, order.round_number, "adopt", "a server adopts nothing")
 
     def evaluate(self, *, split: Split, model: str) -> EvaluationReport:
-        """Never asked of a server."""
+        """Never called: a server has no cases."""
         raise SiteError(self.site, self.round_number, "evaluate", f"a server has no {split} cases to score {model} on")
 
     # --- checkpoints -------------------------------------------------------------------------

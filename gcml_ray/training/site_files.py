@@ -74,7 +74,7 @@ class SiteFiles:
         """
         for path in self.folder.glob("*.tmp"):
             path.unlink(missing_ok=True)  # a write that broke off with its process
-        self._meet(cases, anew=resume_round == 0)
+        self._check_cases(cases, anew=resume_round == 0)
         rounds = saved_rounds(self.folder)
         if resume_round is None:
             resume_round = rounds[-1] if rounds else 0
@@ -104,8 +104,8 @@ class SiteFiles:
             round_file(self.folder, number).replace(self._aside(number))
             log.warning("site %s goes on from the checkpoint before round %d: %s", self.site, number, cause)
 
-    def _meet(self, cases: Sequence[Case], *, anew: bool) -> None:
-        """Compares the cases with what was kept; the next checkpoint keeps them."""
+    def _check_cases(self, cases: Sequence[Case], *, anew: bool) -> None:
+        """Checks the splits against the saved ones; saves them with the next checkpoint."""
         if not anew:
             check_splits(self.folder, cases, source=self.config.data.datalist)
         if cases:
@@ -123,7 +123,7 @@ class SiteFiles:
         )
 
     def _aside(self, number: int) -> Path:
-        """Where a damaged checkpoint is kept to be looked at, and never counted again."""
+        """The name that a damaged checkpoint gets: kept for inspection, ignored by resumes."""
         return round_file(self.folder, number).with_suffix(".damaged")
 
     @property

@@ -166,7 +166,7 @@ class SiteTrainer:
         return self._build("personal", self.config.network_of(self.site), is_private=is_private)
 
     def _build(self, role: str, network: NetworkConfig, *, is_private: bool = False) -> Learner:
-        """A model of its own, at the bench."""
+        """A new learner with weights of its own, using the network that the workbench shares."""
         learner = build_learner(self.config, self.site, network, self.device, is_private=is_private)
         return self.bench.place(learner, f"{role} {fingerprint(network, self.config.data)}")
 
@@ -319,7 +319,7 @@ class SiteTrainer:
             )
 
     def _mend(self) -> None:
-        """Goes back to the last whole round where one was broken off: half-trained weights are nobody's."""
+        """Goes back to the last whole round if one was broken off: half-trained weights must not be used."""
         if not self.is_spoilt:
             return
         self._build_models(self.exchange.published)

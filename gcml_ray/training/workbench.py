@@ -32,7 +32,7 @@ from gcml_ray.training.site_files import SiteFiles
 
 
 class AtBench(Protocol):
-    """A site that works at a bench."""
+    """What a workbench needs of a site."""
 
     bench: Workbench
     device: torch.device
@@ -57,7 +57,7 @@ class _Body:
 
 @dataclass(frozen=True)
 class SecondLearner:
-    """A learner for incoming models, with what of it never comes with a push, as it was built."""
+    """A learner for incoming models, with the initial values of what a push does not contain."""
 
     learner: Learner
     unsent: Tensor
@@ -65,13 +65,13 @@ class SecondLearner:
 
     @classmethod
     def of(cls, learner: Learner) -> SecondLearner:
-        """Of a learner that has just been built."""
+        """From a learner that has just been built."""
         model = learner.model
         counters = {name: counter.clone() for name, counter in model.counters().items()}
         return cls(learner, model.flat[model.num_sent :].clone(), counters)
 
     def forget_unsent(self) -> None:
-        """What does not come with a push is again as it was built, whichever model was here before."""
+        """Resets what a push does not contain to its initial values, whichever model was here before."""
         model = self.learner.model
         model.flat[model.num_sent :].copy_(self.unsent)
         for name, counter in model.counters().items():
@@ -79,7 +79,7 @@ class SecondLearner:
 
 
 class Workbench:
-    """One for all sites of a process; a site that is alone has one of its own.
+    """What the sites of one process share: networks, gradients, and the turn to work, one site at a time.
 
     Args:
         park: where a site is kept between its turns; None leaves it where it works.
@@ -96,7 +96,7 @@ class Workbench:
         self._turn = threading.Lock()
 
     def place(self, learner: Learner, role: str) -> Learner:
-        """The same learner, which from now on works with the network that all of its role share.
+        """Makes the learner use the network that all learners of its role share; returns it.
 
         Args:
             learner: has just been built. The first one of a role brings the network along.
@@ -111,7 +111,7 @@ class Workbench:
 
     @contextmanager
     def turn(self, worker: AtBench) -> Iterator[None]:
-        """Within the block its networks have this site's weights, and no other site works."""
+        """Context in which the shared networks have this site's weights, and no other site of the process works."""
         with self._turn:
             for learner in worker.learners:
                 has_moved = move(lasting_tensors(learner), worker.device)
@@ -123,14 +123,14 @@ class Workbench:
                     self._put_away(worker)
 
     def _attach(self, model: FlatModel, *, has_moved: bool = False) -> None:
-        """Points the model's network at it, unless it is so already."""
+        """Points the shared network at this model's weights, unless it is so already."""
         body = next(body for body in self._bodies.values() if body.module is model.module)
         if has_moved or body.owner is not model:
             model.attach()
             body.owner = model
 
     def _put_away(self, worker: AtBench) -> None:
-        """Parks a site; its weights can be read and pushed where they are then."""
+        """Moves a site's tensors to where they wait for its next turn; they can be read and pushed there."""
         tensors = [tensor for learner in worker.learners for tensor in lasting_tensors(learner)]
         has_moved = move(tensors, torch.device("cpu"))
         if self._park == "disk":
@@ -147,7 +147,7 @@ class Workbench:
 def in_turn(
     method: Callable[Concatenate[Worker, Arguments], Result],
 ) -> Callable[Concatenate[Worker, Arguments], Result]:
-    """A method of a site that works with its models: one site of a process at a time."""
+    """Decorator of methods that work with a site's models: one site of a process at a time."""
 
     @functools.wraps(method)
     def taking_turns(self: Worker, /, *args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:

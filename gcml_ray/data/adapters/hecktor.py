@@ -111,7 +111,7 @@ def _unseen_problems(centres: set[str], unseen: Sequence[str]) -> list[str]:
 
 
 def _written(folder: Path, out_dir: Path) -> tuple[Path, ...]:
-    """The folders of resampled files: no originals, unless they are what the user gave to be read."""
+    """Folders of files resampled earlier, to be left out of a scan unless ``folder`` is or lies in one of them."""
     homes = [(out_dir / grid).resolve() for grid in GRID_FOLDERS]
     return tuple(home for home in homes if not folder.resolve().is_relative_to(home))
 

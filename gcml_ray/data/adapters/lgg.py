@@ -75,7 +75,7 @@ def prepare_lgg(
 
 
 def _scan(folder: Path, out_dir: Path) -> list[_Source]:
-    """All case folders; the adapter's own ``out_dir`` is none, wherever it lies."""
+    """All case folders; ``out_dir``, which this adapter writes, is left out if it lies among them."""
     entries = sorted(folder.iterdir()) if folder.is_dir() else []
     folders = [path for path in entries if path.is_dir() and path.resolve() != out_dir.resolve()]
     sources = []

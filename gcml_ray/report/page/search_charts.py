@@ -32,7 +32,7 @@ AXES = {
 
 
 def objective_by_trial(search: SearchRecord) -> Chart:
-    """What each trial reached, in the order of their making, and the best finished one so far."""
+    """Objective of every trial by its number, and the best finished one so far as a line."""
     figure = new_figure(height=400, x_title="trial", y_title=AXES[search.objective])
     trials = [trial for trial in search.trials if trial.points]
     for status, (index, symbol, words) in ENDINGS.items():
@@ -193,7 +193,7 @@ def what_mattered(found: Sequence[Effect]) -> Chart | None:
 
 
 def dice_by_traffic(search: SearchRecord) -> Chart | None:
-    """What each finished trial reached by what it sent; those that no other one beats in both are joined."""
+    """Dice of every finished trial against its traffic in MB; a line joins the Pareto front. None if none finished."""
     finished = [trial for trial in search.trials if trial.status == "finished" and trial.points]
     if not finished:
         return None
