@@ -8,17 +8,6 @@ push (``gcml_ray/model/weights.py``), so a round differs from FedAvg's in nothin
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from gcml_ray.methods.fedavg import train_round
 
-from gcml_ray.config import Method
-from gcml_ray.methods.local import train_alone
-from gcml_ray.methods.rounds import IncomingModel, RoundContext, RoundResult
-from gcml_ray.model.learner import Learner
-
-
-def train_round(
-    local: Learner, incoming: Sequence[IncomingModel], context: RoundContext, method: Method
-) -> RoundResult:
-    """The site's part of a round: supervised steps on all its layers."""
-    assert not incoming, f"{method.name} takes no incoming model into a round"
-    return train_alone(local, context)
+__all__ = ["train_round"]

@@ -5,7 +5,7 @@ Legend: C channels or classes, R regions, *spatial = D H W (3D) or H W (2D). No 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Literal
 
 import torch
@@ -86,6 +86,22 @@ def logits_by(
         device=device,
         amp=config.resources.amp,
     )
+
+
+def to_probabilities(logits: Tensor, *, sigmoid: bool) -> Tensor:
+    """Probabilities behind logits, both (C, *spatial): of regions (sigmoid) or of classes that exclude each other."""
+    return logits.sigmoid() if sigmoid else logits.softmax(dim=0)
+
+
+def mean_of(tensors: Iterable[Tensor]) -> Tensor:
+    """Mean of tensors of one shape, at least one, of which no more than two are in memory at a time."""
+    total: Tensor | None = None
+    count = 0
+    for tensor in tensors:
+        total = tensor if total is None else total + tensor
+        count += 1
+    assert total is not None
+    return total / count
 
 
 def predict_labels(logits: Tensor, *, sigmoid: bool) -> Tensor:

@@ -35,7 +35,7 @@ from gcml_ray.files.run_folder import MEMBER_FILE, MEMBERS_FILE, MODEL_FILE, Run
 from gcml_ray.model.checkpoint import load_model_file
 from gcml_ray.model.weights import FlatModel
 from gcml_ray.networks.registry import build_network, fingerprint
-from gcml_ray.prediction.inference import logits_by
+from gcml_ray.prediction.inference import logits_by, mean_of, to_probabilities
 from gcml_ray.prediction.label_files import Labels, label_map, output_paths, write_labels, write_masks
 from gcml_ray.wording import in_shell
 
@@ -190,13 +190,12 @@ class PersonalModel:
             [1 + axis for axis in range(num_axes) if turned[axis]]
             for turned in itertools.product((False, True), repeat=num_axes)
         ]
-        total: Tensor | None = None
-        for module in self.modules:
-            for axes in flipped:
-                shares = self._activate(self._logits(module, prepared.image.flip(axes))).flip(axes)
-                total = shares if total is None else total + shares
-        assert total is not None
-        return total / (len(self.modules) * len(flipped)), 0.5
+        shares = (
+            self._activate(self._logits(module, prepared.image.flip(axes))).flip(axes)
+            for module in self.modules
+            for axes in flipped
+        )
+        return mean_of(shares), 0.5
 
     def _logits(self, module: nn.Module, image: Tensor) -> Tensor:
         """Logits (C, *grid) of one network by sliding window, as in the run's evaluation."""
@@ -204,7 +203,7 @@ class PersonalModel:
 
     def _activate(self, logits: Tensor) -> Tensor:
         """Probabilities (C, *grid)."""
-        return logits.sigmoid() if self.config.data.is_sigmoid else logits.softmax(dim=0)
+        return to_probabilities(logits, sigmoid=self.config.data.is_sigmoid)
 
     def _decide(self, scores: Tensor, prepared: PreparedImage, threshold: float) -> NDArray[np.bool_]:
         """Masks (K, *source). Channel by channel, as a whole body in many classes would not fit in memory."""

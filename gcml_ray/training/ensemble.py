@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from gcml_ray.model.learner import Learner
+from gcml_ray.prediction.inference import mean_of, to_probabilities
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,10 +53,5 @@ class Ensemble:
         """
         if len(self.members) == 1:
             return logits_of(next(self.loaded()))
-        total: Tensor | None = None
-        for learner in self.loaded():
-            logits = logits_of(learner)
-            shares = logits.sigmoid() if sigmoid else logits.softmax(dim=0)
-            total = shares if total is None else total + shares
-        assert total is not None
-        return torch.sub(total / len(self.members), 0.5)
+        mean = mean_of(to_probabilities(logits_of(learner), sigmoid=sigmoid) for learner in self.loaded())
+        return torch.sub(mean, 0.5)
