@@ -132,7 +132,7 @@ class TrainReport:
     ``learning_rate``: of the first step. ``peak_memory_bytes``: of the process, in host memory.
     ``seconds``: by stage (``judge``, ``train``, ``merge``, ``validate``, ``checkpoint``).
     ``judged``: every incoming model; of those that were refused nothing else is told.
-    ``privacy_epsilon``: spent by the site up to now, None without privacy; infinite (null in JSON) without noise.
+    ``privacy_epsilon``: spent by the site up to now, None without privacy; infinite without noise.
     ``staleness``, ``age_s``: how many rounds, and seconds, each peer's model was behind, in rounds without a barrier.
     """
 

@@ -1,7 +1,9 @@
-"""Records as JSON and back, without loss: tuples, nested records and NaN survive.
+"""Records as JSON and back: tuples, nested records, NaN and infinity survive.
 
-JSON has no NaN or infinity; both are written as ``null``, and ``null`` comes back as NaN where the
-record's type is ``float`` and as None where it is ``float | None``.
+JSON has no infinity; it is written as the text ``"Infinity"`` or ``"-Infinity"`` and comes back as a number where the
+record's type is a number. NaN is written as ``null``, and ``null`` comes back as NaN where the record's type is
+``float``. Where it is ``float | None`` it comes back as None: there NaN is lost. Files of older versions have ``null``
+for infinity too.
 """
 
 from __future__ import annotations
@@ -17,11 +19,13 @@ from typing import Any, TypeVar
 from gcml_ray.records import to_plain
 
 Record = TypeVar("Record")
+_INFINITIES = {math.inf: "Infinity", -math.inf: "-Infinity"}
+_NUMBERS = {text: number for number, text in _INFINITIES.items()}
 
 
 def to_json(record: Any) -> str:
     """A record as one line of strict JSON."""
-    return json.dumps(_without_nan(to_plain(record)), allow_nan=False)
+    return json.dumps(_finite(to_plain(record)), allow_nan=False)
 
 
 def from_json(kind: type[Record], text: str) -> Record:
@@ -40,12 +44,15 @@ def _refuse_constant(name: str) -> float:
     raise ValueError(f"{name} is no JSON")
 
 
-def _without_nan(plain: Any) -> Any:
+def _finite(plain: Any) -> Any:
+    """The same with ``None`` in the place of NaN, and text in that of infinity."""
     if isinstance(plain, dict):
-        return {key: _without_nan(value) for key, value in plain.items()}
+        return {key: _finite(value) for key, value in plain.items()}
     if isinstance(plain, list | tuple):
-        return [_without_nan(value) for value in plain]
-    return None if isinstance(plain, float) and not math.isfinite(plain) else plain
+        return [_finite(value) for value in plain]
+    if not isinstance(plain, float) or math.isfinite(plain):
+        return plain
+    return _INFINITIES.get(plain)
 
 
 @cache
@@ -57,7 +64,7 @@ def _build(kind: Any, plain: Any) -> Any:
     """``plain`` as a value of the type ``kind``: a record, tuple, dict, number or text.
 
     Raises:
-        TypeError, KeyError, OverflowError: it is none.
+        TypeError, KeyError, OverflowError: it is not one.
     """
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if origin is None:
@@ -80,6 +87,8 @@ def _build_plain(kind: Any, plain: Any) -> Any:
         hints = _field_types(kind)
         return kind(**{name: _build(hints[name], value) for name, value in _checked(dict, plain).items()})
     if kind is float:
+        if isinstance(plain, str) and plain in _NUMBERS:
+            return _NUMBERS[plain]
         return math.nan if plain is None else float(_checked((int, float), plain))
     return plain if kind is Any else _checked(kind, plain)
 

@@ -240,12 +240,16 @@ def test_privacy_is_part_of_a_runs_identity(tmp_path: Path) -> None:
     assert len({make_config(tmp_path).identity, one.identity, other.identity}) == 3
 
 
-def test_reports_of_older_runs_can_be_read_and_infinite_epsilon_is_null(tmp_path: Path) -> None:
+def test_infinite_epsilon_survives_and_reports_of_older_runs_can_be_read(tmp_path: Path) -> None:
     (report,) = run(make_trainer(private_config(tmp_path, privacy={"noise_multiplier": 0.0})), [1])
     text = to_json(report)
     assert report.privacy_epsilon == float("inf")
-    assert '"privacy_epsilon": null' in text
-    assert from_json(TrainReport, text.replace(', "privacy_epsilon": null', "")).privacy_epsilon is None
+    assert from_json(TrainReport, text).privacy_epsilon == float("inf")
+    assert (
+        from_json(TrainReport, text.replace('"privacy_epsilon": "Infinity"', '"privacy_epsilon": null')).privacy_epsilon
+        is None
+    )
+    assert from_json(TrainReport, text.replace(', "privacy_epsilon": "Infinity"', "")).privacy_epsilon is None
 
 
 # --- what a person sees ------------------------------------------------------------------------

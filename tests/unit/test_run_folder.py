@@ -161,8 +161,22 @@ def test_nan_is_written_as_null_and_comes_back_as_nan(folder: RunFolder) -> None
     assert math.isnan(folder.rounds()[0].trained[0].losses["segmentation"])
 
 
-def test_infinity_is_written_as_null() -> None:
-    assert '"losses": {"segmentation": null}' in to_json(make_report("CS", 1, loss=math.inf))
+@pytest.mark.parametrize("loss", [math.inf, -math.inf])
+def test_infinity_is_strict_json_and_comes_back(loss: float) -> None:
+    text = to_json(make_report("CS", 1, loss=loss))
+    json.loads(text, parse_constant=lambda name: pytest.fail(f"bare {name}"))
+    assert from_json(TrainReport, text).losses == {"segmentation": loss}
+
+
+def test_infinity_of_an_older_file_reads_as_nan() -> None:
+    old = to_json(make_report("CS", 1, loss=math.inf)).replace('"Infinity"', "null")
+    assert math.isnan(from_json(TrainReport, old).losses["segmentation"])
+
+
+def test_other_text_than_infinity_is_no_number() -> None:
+    wrong = to_json(make_report("CS", 1, loss=math.inf)).replace('"Infinity"', '"inf"')
+    with pytest.raises(ValueError, match="expected a number, got 'inf'"):
+        from_json(TrainReport, wrong)
 
 
 def test_validation_dice_of_none_stays_none() -> None:
