@@ -42,7 +42,7 @@ def cached_sample(case: Case, data: DataConfig) -> Sample:
         path = Path(data.cache_folder) / f"{_key(case, data)}.safetensors"
         if path.exists():
             return _read(path, case)
-    except (OSError, SafetensorError) as error:
+    except (OSError, SafetensorError, TypeError, KeyError, ValueError) as error:  # or its metadata are not ours
         log.warning("cannot read %s from the cache: %s", case.name, error)
         return load_sample(case, data)
     sample = load_sample(case, data)

@@ -155,10 +155,15 @@ class RunFolder:
     # --- faults on purpose -------------------------------------------------------------------
 
     def note_faults(self, chaos: str) -> None:
-        """Adds the ``chaos`` that the run is started or resumed with to ``chaos.txt``, if there is any."""
+        """Adds the ``chaos`` that the run is started or resumed with to ``chaos.txt``, if there is any.
+
+        Raises:
+            CheckpointError: the disk does not take it.
+        """
         known = self.faults()
         if chaos and chaos not in known:
-            replace_file(self.faults_file, "".join(f"{text}\n" for text in (*known, chaos)))
+            with self._writing(self.faults_file):
+                replace_file(self.faults_file, "".join(f"{text}\n" for text in (*known, chaos)))
 
     def faults(self) -> tuple[str, ...]:
         """Every ``chaos`` that some part of the run was made with."""
@@ -228,8 +233,14 @@ class RunFolder:
             raise CheckpointError(f"{self.rounds_file}, line {number} cannot be read: {error}") from error
 
     def truncate_after(self, round_number: int) -> None:
-        """Forget the rounds after ``round_number``, as a resume from that round does."""
-        self._rewrite(record for record in self.rounds() if record.plan.round_number <= round_number)
+        """Forget the rounds after ``round_number``, as a resume from that round does.
+
+        Raises:
+            CheckpointError: the file cannot be read, or the disk does not take it.
+        """
+        kept = [record for record in self.rounds() if record.plan.round_number <= round_number]
+        with self._writing(self.rounds_file):
+            self._rewrite(kept)
 
     def transfers(self) -> tuple[PushReceipt, ...]:
         """Every push of the run, accepted or not."""

@@ -231,11 +231,19 @@ def _load_model(path: Path, model: FlatModel, arrays: Mapping[str, Array]) -> No
 
 
 def _load_average(path: Path, average: WeightAverage, arrays: Mapping[str, Array]) -> None:
-    """Restores the moving average of a model, refusing a file that has none of this size."""
+    """Restores the moving average of a model.
+
+    Raises:
+        CheckpointError: the file has none of this size.
+        DamagedError: the average's number of steps is missing or not a whole number.
+    """
     values = arrays.get("values")
     if values is None or values.shape != tuple(average.values.shape):
         raise CheckpointError(f"{path} holds no average of the weights, but optimiser.weight_average asks for one")
-    average.restore(torch.from_numpy(values), int(arrays["num_steps"]))
+    num_steps = arrays.get("num_steps")
+    if num_steps is None or num_steps.shape != () or num_steps.dtype.kind != "i":
+        raise DamagedError(f"{path} is damaged: it holds an average of the weights without its number of steps")
+    average.restore(torch.from_numpy(values), int(num_steps))
 
 
 def write_tensors(path: Path, tensors: dict[str, Array], metadata: dict[str, str]) -> None:

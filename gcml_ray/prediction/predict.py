@@ -151,6 +151,11 @@ class PersonalModel:
         data = self.config.data
         if isinstance(volume, str | Path):
             volume = [volume]
+        if len(volume) == 0:
+            raise DataError(
+                "no image: the list of files is empty; give one file with all channels, or one file for each of "
+                f"{', '.join(data.channels)}"
+            )
         if isinstance(volume[0], np.ndarray):
             content = self._from_array(volume[0], volume[1])  # type: ignore[arg-type]  # the pair (array, affine)
         else:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from gcml_ray.config import DataConfig
 from gcml_ray.data import case_cache
@@ -91,6 +92,19 @@ def test_a_damaged_file_in_the_cache_stops_nothing(tmp_path: Path, case: Case, r
     next((tmp_path / "cache").iterdir()).write_bytes(b"torn")
     cached_sample(case, data)
     assert len(reads) == 2
+
+
+@pytest.mark.parametrize("metadata", [None, {}, {"spacing": "torn"}, {"spacing": "1"}])
+def test_a_file_in_the_cache_without_its_metadata_stops_nothing(
+    tmp_path: Path, case: Case, reads: list[str], metadata: dict[str, str] | None
+) -> None:
+    data = data_config(tmp_path / "cache")
+    first = cached_sample(case, data)
+    path = next((tmp_path / "cache").iterdir())
+    save_file(load_file(path), path, metadata=metadata)
+    again = cached_sample(case, data)
+    assert len(reads) == 2
+    assert torch.equal(again.image, first.image)
 
 
 def test_without_a_folder_nothing_is_kept(case: Case, reads: list[str]) -> None:

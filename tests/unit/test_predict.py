@@ -296,6 +296,11 @@ def test_array_that_cannot_be_used_is_refused(tmp_path: Path, array: Array, affi
 # --- loading -----------------------------------------------------------------------------------------
 
 
+def test_no_image_at_all_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="the list of files is empty; give one file with all channels"):
+        personal(config_of(tmp_path), Bright()).predict([])
+
+
 def test_package_gives_load_model_without_loading_torch() -> None:
     program = "import sys, gcml_ray; print('torch' in sys.modules, gcml_ray.__all__)"
     run = subprocess.run(  # noqa: S603 - our own interpreter and program

@@ -282,6 +282,12 @@ def test_a_write_that_fails_leaves_the_old_state(started: RunFolder, monkeypatch
         started.write_state(replace(old, last_complete_round=2))
     with pytest.raises(CheckpointError, match="No space left"):
         started.append_round(make_round(4))
+    with pytest.raises(
+        CheckpointError, match=r"rounds\.jsonl cannot be written .No space left.*Make room on this disk"
+    ):
+        started.truncate_after(1)
+    with pytest.raises(CheckpointError, match=r"chaos\.txt cannot be written .No space left.*Make room on this disk"):
+        started.note_faults("kill:A@r1")
     assert started.read_state() == old
     assert not list(started.path.glob("*.tmp"))
 

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from actors.local_pool import LocalPool
 from gcml_ray.config import Config, OptimiserConfig
-from gcml_ray.errors import CheckpointError
-from gcml_ray.model.checkpoint import load_model_file
+from gcml_ray.errors import CheckpointError, DamagedError
+from gcml_ray.model.checkpoint import load_model_file, load_round, read_tensors, round_file, write_tensors
 from gcml_ray.model.learner import Learner, local_step
 from gcml_ray.model.precision import Precision
 from gcml_ray.model.weight_average import WeightAverage, decay_at
@@ -246,6 +246,20 @@ def test_a_checkpoint_without_an_average_is_refused_where_one_is_needed(tmp_path
     trainer.local.model.average = WeightAverage(trainer.local.model.flat, decay=0.5)
     with pytest.raises(CheckpointError, match="holds no average of the weights"):
         trainer.files.restore(trainer.local, None, resume_round=1)
+
+
+@pytest.mark.parametrize("num_steps", [None, np.array([1, 2]), np.array(0.5)])
+def test_an_average_without_its_number_of_steps_is_damaged(tmp_path: Path, num_steps: Any) -> None:
+    config = with_average(tmp_path)
+    run(make_trainer(config), [1])
+    trainer = make_trainer(config)
+    path = round_file(trainer.files.folder, 1)
+    tensors, facts = read_tensors(path)
+    del tensors["average.num_steps"]
+    write_tensors(path, tensors if num_steps is None else tensors | {"average.num_steps": num_steps}, facts)
+    identity = trainer.state.identity
+    with pytest.raises(DamagedError, match="an average of the weights without its number of steps"):
+        load_round(trainer.files.folder, trainer.local, site="A", round_number=1, identity=identity)
 
 
 @pytest.mark.parametrize("name", ["ditto", "proxyfl"])
