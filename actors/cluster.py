@@ -266,7 +266,7 @@ def _advice(resources: ResourcesConfig, num_sites: int, available: Sequence[Node
     num_gpus = sum(int(node.gpus) for node in available)
     if sum(_places_by_gpu(node, gpus) for node in available) < num_sites:
         gpus = int(100 / math.ceil(num_sites / num_gpus)) / 100 if num_gpus else 0.0
-    shares = (hundredths / 100 for hundredths in range(int(cpus * 100), 0, -1))
+    shares = (hundredths / 100 for hundredths in range(round(cpus * 100), 0, -1))
     cpus_that_fit = next((share for share in shares if _room(available, cpus=share, gpus=gpus) >= num_sites), None)
     if cpus_that_fit is None:
         return "Start nodes that can hold them"

@@ -63,6 +63,13 @@ def test_advice_for_fractions_is_a_share_that_fits() -> None:
         check_capacity(resources(gpus_per_site=0.6), SITES, [node(8, 2)])
 
 
+def test_advice_leaves_a_share_alone_that_fits() -> None:
+    """0.29 x 100 is 28.999... in floating point, but no reason to ask for 0.28 CPU."""
+    with pytest.raises(ClusterError, match=r"--set resources.gpus_per_site=0.5$") as error:
+        check_capacity(resources(cpus_per_site=0.29, gpus_per_site=0.6), SITES, [node(8, 2)])
+    assert "cpus_per_site" not in str(error.value)
+
+
 def test_tenths_of_a_cpu_are_not_lost_to_rounding() -> None:
     """1 / 0.1 is 10 in floating point, but 0.3 / 0.1 is 2.999..."""
     check_capacity(resources(cpus_per_site=0.1), SITES, [node(0.3)])
