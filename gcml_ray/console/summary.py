@@ -132,8 +132,8 @@ def run_facts(rounds: Sequence[RoundRecord], *, start_seconds: float, chaos: str
     shares = ", ".join(f"{100 * value / site_seconds:.0f} % {stage}" for stage, value in by_stage.most_common())
     taken = [receipt for record in rounds for receipt in record.pushes if receipt.accepted]
     refused = sum(not receipt.accepted for record in rounds for receipt in record.pushes)
-    # what comes late is among those trained of a later round
-    skipped = sum(len(record.plan.sites) + len(record.left_out) - len(record.trained) for record in rounds)
+    # not RoundRecord.skipped: what comes late is among those trained of a later round, and so not missed
+    missed = sum(len(record.plan.sites) + len(record.left_out) - len(record.trained) for record in rounds)
     site_peak = max((report.peak_memory_bytes for record in rounds for report in record.trained), default=0)
     driver_peak = peak_memory_bytes()
     megabytes = sum(receipt.size_bytes for receipt in taken) / 1e6
@@ -146,7 +146,7 @@ def run_facts(rounds: Sequence[RoundRecord], *, start_seconds: float, chaos: str
         f"time         {start_seconds:.0f} s to start, {seconds:.0f} s for {count(len(rounds), 'round')}",
         *([f"             of the sites' time {shares}"] if shares else []),
         f"traffic      {count(len(taken), 'push', 'pushes')}, {megabytes:.1f} MB; {refused} refused; "
-        f"{count(skipped, 'site round')} skipped",
+        f"{count(missed, 'site round')} missed",
         *(
             (f"             {share:.0%} of FedAvg's uploads in the same rounds, {share / 2:.0%} of both its ways",)
             if share

@@ -36,7 +36,7 @@ def test_rounds_that_a_site_missed_are_counted() -> None:
     late = replace(record_of(1, "A", "B"), trained=(make_report("A", 1),), late=("B",))
     busy = replace(record_of(2, "A"), left_out={"B": "busy"})
     back = replace(record_of(3, "A", "B"), trained=(*record_of(3, "A", "B").trained, make_report("B", 1)))
-    assert "1 site round skipped" in run_facts([late, busy, back], start_seconds=0.0)
+    assert "1 site round missed" in run_facts([late, busy, back], start_seconds=0.0)
 
 
 def test_faults_on_purpose_come_first_in_the_last_words() -> None:
@@ -101,4 +101,4 @@ def test_last_words_list_what_there_is(tmp_path: Path) -> None:
 def test_one_of_a_thing_is_no_plural() -> None:
     facts = run_facts([replace(record_of(1, "A"), pushes=(pushed("A", "B", 1_000_000),))], start_seconds=0.0)
     assert "for 1 round\n" in facts
-    assert "traffic      1 push, 1.0 MB; 0 refused; 0 site rounds skipped" in facts
+    assert "traffic      1 push, 1.0 MB; 0 refused; 0 site rounds missed" in facts
