@@ -76,7 +76,7 @@ class _Loader(yaml.SafeLoader):
                 lines[key.value] = line
             if key.tag not in (f"{_TAG}str", f"{_TAG}merge", f"{_TAG}value"):
                 shown = repr(key.value) if isinstance(key, yaml.ScalarNode) else "[...]"
-                raise ConfigError(f"line {line}: a key must be text, {shown} is none; put it in quotes")
+                raise ConfigError(f"line {line}: a key must be text, {shown} is not; put it in quotes")
         return node
 
 

@@ -38,9 +38,9 @@ def keep_cases(folder: Path, cases: Sequence[Case], *, anew: bool) -> None:
 
 
 def check_splits(folder: Path, cases: Sequence[Case], *, source: str) -> None:
-    """Whether cases are in the splits that the site of this folder had them in; a folder without a list knows none.
+    """Refuses cases in another split than the site of this folder had them in; without a list anything passes.
 
-    A site that goes on asks, and whoever scores the cases of a split later.
+    Called by a site that resumes, and where the cases of a split are scored later.
 
     Args:
         folder: the site's checkpoints.
