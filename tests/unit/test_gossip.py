@@ -86,13 +86,13 @@ def test_order_of_the_mapping_changes_nothing(topology: Topology) -> None:
     ids=lambda topology: topology.name,
 )
 def test_hundred_thousand_sites_are_planned_in_seconds(topology: Topology) -> None:
-    """It takes about 0.3 s; a loop over pairs would take minutes."""
+    """About 0.3 s of processor time; a loop over pairs would take minutes."""
     sites = {f"s{index:06d}": 1 + index % 9 for index in range(100_000)}
     settings = federation(warmup_rounds=0)
     method = gcml(topology.model_dump())
-    start = time.perf_counter()
+    start = time.process_time()
     plan = plan_round(method, settings, round_number=5, num_train=sites)
-    assert time.perf_counter() - start < 5
+    assert time.process_time() - start < 5
     assert len(plan.edges) > 30_000
 
 
