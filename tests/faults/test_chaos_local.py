@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import logging
 import threading
-import time
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from actors import faulty_trainer
 from actors.faulty_trainer import FaultyTrainer, with_chaos
 from actors.federation import run_federation
 from actors.listener import NullListener
@@ -26,6 +26,7 @@ from tests.fake_runs import Run, drive, run_locally
 from tests.fakes import FakeTrainers, calls_of, fake_config
 from tests.makers import make_config
 from tests.pushes import refusal
+from tests.waiting import Clock
 
 ORDERS = [TrainOrder(number, "exchange", evaluate=True, checkpoint=True) for number in range(1, 5)]
 
@@ -102,8 +103,10 @@ def test_fault_without_a_round_comes_back_until_the_site_is_dropped(tmp_path: Pa
     assert run.trained("A") == [1, 2, 3, 4]
 
 
-def test_slow_site_takes_its_factor_longer(tmp_path: Path) -> None:
-    """Each of the two steps lasts 20 ms; with factor 4 they take 160 ms instead of 40."""
+def test_slow_site_takes_its_factor_longer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of the two steps lasts 20 s; with factor 4 they take 160 s instead of 40."""
+    clock = Clock()
+    monkeypatch.setattr(faulty_trainer, "time", clock)
 
     class Steady:
         def __init__(self, *_: Any, on_progress: Any, **__: Any) -> None:
@@ -111,14 +114,13 @@ def test_slow_site_takes_its_factor_longer(tmp_path: Path) -> None:
 
         def train_round(self, *_: Any) -> None:
             for step in (1, 2):
-                time.sleep(0.02)
+                clock.sleep(20)
                 self.on_progress("train", step, 2)
 
     config = chaotic(fake_config(tmp_path), "slow:Bx4")
     trainer = with_chaos(config, "B", Steady)(config, "B", tmp_path, use_gpu=False, on_progress=lambda *_: None)
-    began = time.perf_counter()
     trainer.train_round(ORDERS[0], [])
-    assert 0.16 <= time.perf_counter() - began < 0.6
+    assert clock.now == 160
 
 
 # --- once means once -----------------------------------------------------------------------------
