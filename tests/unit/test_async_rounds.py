@@ -130,7 +130,7 @@ def test_time_limit_ends_the_run_with_what_there_is_and_tests_it(tmp_path: Path)
     slow = [Fault(site, number, "train", "slow", seconds=0.1) for site in "ABC" for number in range(1, 51)]
     run = run_locally(async_config(tmp_path, rounds=50, time_limit_s=1.0), *slow)
     assert run.summary.status == "finished"
-    assert 1 < max(run.trained("A")) < 50
+    assert 0 < max(run.trained("A")) < 50
     assert len(run.summary.evaluations) == 3
 
 

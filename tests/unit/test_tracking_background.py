@@ -1,7 +1,6 @@
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -20,7 +19,7 @@ class SlowTracker(NullTracker):
 
     def log_sites(self, infos: list[SiteInfo]) -> None:
         del infos
-        self.go.wait(10)
+        self.go.wait(60)
         self.seen.append("sites")
 
     def log_artifacts(self, paths: list[Path]) -> None:
@@ -34,9 +33,7 @@ class SlowTracker(NullTracker):
 def test_caller_does_not_wait_and_order_is_kept() -> None:
     slow = SlowTracker()
     tracker = BackgroundTracker(slow)
-    began = time.monotonic()
     tracker.log_sites([])
-    assert time.monotonic() - began < 1
     assert slow.seen == []
     slow.go.set()
     tracker.finish("finished")

@@ -48,6 +48,22 @@ class Worker:
         return float(layer(torch.tensor([[x]])).detach())
 
 
+class Turn:
+    """A lock that tells when somebody has found it taken."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.is_waited_for = threading.Event()
+
+    def __enter__(self) -> None:
+        if not self.lock.acquire(blocking=False):
+            self.is_waited_for.set()
+            self.lock.acquire()
+
+    def __exit__(self, *_: object) -> None:
+        self.lock.release()
+
+
 # --- one network -----------------------------------------------------------------------------------
 
 
@@ -83,21 +99,23 @@ def test_models_that_work_at_the_same_time_have_networks_of_their_own() -> None:
 
 def test_nobody_works_while_it_is_the_turn_of_another() -> None:
     bench = Workbench()
+    bench._turn = turn = Turn()  # type: ignore[assignment]
     one, two = Worker(bench, 1.0), Worker(bench, 2.0)
     has_begun, may_end, other_worked = threading.Event(), threading.Event(), threading.Event()
 
     def wait() -> None:
         has_begun.set()
-        may_end.wait(10)
+        may_end.wait(60)
 
     first = threading.Thread(target=one.work, args=(wait,))
     second = threading.Thread(target=two.work, args=(other_worked.set,))
     first.start()
-    assert has_begun.wait(10)
+    assert has_begun.wait(60)
     second.start()
-    assert not other_worked.wait(0.2)
+    assert turn.is_waited_for.wait(60)
+    assert not other_worked.is_set()
     may_end.set()
-    assert other_worked.wait(10)
+    assert other_worked.wait(60)
     first.join()
     second.join()
 
