@@ -30,6 +30,7 @@ class RecordingListener(NullListener):
     stop: threading.Event = field(default_factory=threading.Event)
     stop_after: int = 0
     on_end: Callable[[RoundRecord], object] | None = None
+    on_trained: Callable[[TrainReport], object] | None = None
     ready: list[SiteInfo] = field(default_factory=list)
     plans: list[RoundPlan] = field(default_factory=list)
     trained: list[TrainReport] = field(default_factory=list)
@@ -46,8 +47,10 @@ class RecordingListener(NullListener):
         self.plans.append(plan)
 
     def on_site_trained(self, report: TrainReport) -> None:
-        """Keeps it."""
+        """Keeps it, and does what it was told to."""
         self.trained.append(report)
+        if self.on_trained is not None:
+            self.on_trained(report)
 
     def on_failure(self, failure: SiteFailure, decision: Decision) -> None:
         """Keeps it."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import threading
+import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -31,6 +32,8 @@ from gcml_ray.seeding import numpy_generator
 
 Stage = Literal["start", "export", "train", "adopt", "evaluate", "visit", "score_visitor"]
 Progress = Callable[[str, int, int], None]
+ROUNDS = {"rounds": 4, "local_steps": 2, "warmup_rounds": 0, "cooldown_rounds": 0}
+HELD_AT_MOST_S = 200.0
 
 
 # --- configuration -----------------------------------------------------------------------------
@@ -40,7 +43,7 @@ def fake_config(folder: Path, *, sites: Sequence[str] = ("A", "B", "C"), **secti
     """A federation for fake trainers: a datalist that names files which do not exist, 4 rounds, a ring.
 
     ``sections`` are merged into the sections of the configuration; ``method`` is replaced whole. The sites work in this
-    process, unless they are placed somewhere.
+    process, unless they are placed somewhere. Nobody is left out of a round because the machine is slow.
     """
     is_placed = sections.get("resources", {}).get("placement", "none") != "none"
     folder.mkdir(parents=True, exist_ok=True)
@@ -59,7 +62,7 @@ def fake_config(folder: Path, *, sites: Sequence[str] = ("A", "B", "C"), **secti
         "network": {"name": "unet"},
         "optimiser": {"learning_rate": 1e-3},
         "method": {"name": "gcml", "topology": {"name": "ring"}},
-        "federation": {"rounds": 4, "local_steps": 2, "warmup_rounds": 0, "cooldown_rounds": 0, "seed": 7},
+        "federation": ROUNDS | {"seed": 7, "late_factor": None},
         "resources": {"pool": "ray" if is_placed else "local"},
         "tracking": {"enabled": False},
         "output": {"folder": str(folder / "run"), "num_overlays": 0},
@@ -77,8 +80,9 @@ class Fault:
     """What goes wrong, where and when.
 
     ``kind``: ``raise`` an error, ``die`` (the process ends at once), ``hang`` (for an hour), ``slow`` (for
-    ``seconds``); in ``export`` also a push that is malformed in one way: ``nan``, ``size``, ``contract``,
-    ``stale``, ``run``, ``fingerprint``, ``checksum``, ``dtype``, ``sender`` or ``num_train``.
+    ``seconds``), ``held`` (until :func:`release`, or for ``seconds``); in ``export`` also a push that is malformed in
+    one way: ``nan``, ``size``, ``contract``, ``stale``, ``run``, ``fingerprint``, ``checksum``, ``dtype``, ``sender``
+    or ``num_train``.
     """
 
     site: str
@@ -268,9 +272,21 @@ class FlakyTrainer(FakeTrainer):
             raise ValueError(f"broken {fault.stage} of {fault.site} in round {fault.round_number}")
         if fault.kind == "die":
             os._exit(1)
+        if fault.kind == "held":
+            self._hold(fault)
+            return
         seconds = 3600.0 if fault.kind == "hang" else fault.seconds
         if seconds:
             threading.Event().wait(seconds)
+
+    def _hold(self, fault: Fault) -> None:
+        deadline = time.monotonic() + (fault.seconds or HELD_AT_MOST_S)
+        while not release_file(self.folder, fault.round_number).exists():
+            if time.monotonic() > deadline:
+                if fault.seconds:
+                    return
+                raise TimeoutError(f"{self.site} was never released from round {fault.round_number}")
+            time.sleep(0.02)
 
     def export(self, run_id: str, round_number: int) -> tuple[PushHeader, Buffer]:
         """The weights, spoilt in one way where a fault says so."""
@@ -324,6 +340,23 @@ class FakeServer(FlakyTrainer):
 def weights_file(folder: Path, round_number: int) -> Path:
     """Where a fake trainer keeps the weights of a round."""
     return folder / f"round_{round_number:05d}.npy"
+
+
+def release_file(folder: Path, round_number: int) -> Path:
+    """Whose being there ends a site's being held in a round."""
+    return folder / f"release_{round_number:05d}"
+
+
+def release(run: RunFolder, site: str, round_number: int) -> None:
+    """Lets a site go on that a fault holds in a round, whichever process it is in."""
+    file = release_file(run.checkpoints(site), round_number)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.touch()
+
+
+def run_folder(config: Config) -> RunFolder:
+    """Where a federation's run is, or will be."""
+    return RunFolder(Path(config.output.folder))
 
 
 def final_weights(folder: RunFolder) -> dict[str, Buffer]:

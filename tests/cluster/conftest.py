@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import gc
-import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +13,9 @@ from ray._private.state import actors as all_actors
 from ray.util.placement_group import placement_group_table
 
 from actors import sync_rounds
+from actors.pace import CallKind
+from actors.roster import Roster
+from tests.waiting import wait_until
 
 CPUS, GPUS = 8, 2  # both logical
 STORE_BYTES = 400 * 2**20
@@ -34,16 +36,6 @@ def live_actors() -> set[str]:
 def placement_groups() -> int:
     """How many placement groups are not removed."""
     return sum(group["state"] != "REMOVED" for group in placement_group_table().values())
-
-
-def wait_until(condition: Any, *, timeout_s: float = 15.0) -> bool:
-    """Whether a condition becomes true in time; the death of an actor takes a moment to be known."""
-    deadline = time.monotonic() + timeout_s
-    while not condition():
-        if time.monotonic() > deadline:
-            return False
-        time.sleep(0.1)
-    return True
 
 
 @pytest.fixture(scope="session")
@@ -75,3 +67,19 @@ def ray_local(_ends_with_the_session: None) -> Iterator[None]:
 def waits_for_returns(monkeypatch: pytest.MonkeyPatch) -> None:
     """A round of fakes is over in milliseconds, a restart takes seconds: here a round's start is put off for it."""
     monkeypatch.setattr(sync_rounds, "RETURN_PATIENCE", 1e4)
+
+
+@pytest.fixture
+def give_up_soon(monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str, int], None]:
+    """Makes the driver give up a site's call in a round after a second; healthy calls keep all the time they need."""
+
+    def give_up(name: str, stage: str, round_number: int) -> None:
+        note = Roster._open
+
+        def note_with_limit(self: Roster, *call: Any, kind: CallKind | None = None) -> None:
+            *which, timeout_s = call
+            note(self, *which, 1.0 if which == [name, stage, round_number] else timeout_s, kind=kind)
+
+        monkeypatch.setattr(Roster, "_open", note_with_limit)
+
+    return give_up
