@@ -2,29 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import ray
+from ray.util.placement_group import placement_group_table
 from safetensors.numpy import load_file
 
 from actors.pool import RayPool
 from gcml_ray.config import Config
 from gcml_ray.errors import ClusterError
-from gcml_ray.records import RoundRecord, TrainOrder
-from tests.cluster.conftest import CPUS, live_actors, placement_groups, wait_until
-from tests.cluster.ray_runs import ray_pool, run_on_ray
-from tests.fake_runs import RecordingListener, drive, run_locally
-from tests.fakes import Fault, calls_of, fake_config, final_weights
+from gcml_ray.records import RoundRecord, TrainOrder, TrainReport
+from tests.cluster.conftest import CPUS, live_actors
+from tests.cluster.ray_runs import launched, next_outcomes, ray_pool, run_on_ray, start_all
+from tests.fake_runs import RecordingListener, Run, drive, run_locally
+from tests.fakes import Fault, calls_of, fake_config, final_weights, release, run_folder
 from tests.makers import make_config
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.usefixtures("ray_local")
 
 SITES = "ABCD"
 METHOD = {"name": "gcml", "topology": {"name": "matching"}, "merge": "select_best"}
-ROUNDS = {"rounds": 4, "local_steps": 2, "warmup_rounds": 1, "cooldown_rounds": 0}
+ROUNDS = {"rounds": 4, "local_steps": 2, "warmup_rounds": 1, "cooldown_rounds": 0, "late_factor": None}
 
 
 def fake(folder: Path, per_actor: int = 2, **sections: Any) -> Config:
@@ -32,9 +35,19 @@ def fake(folder: Path, per_actor: int = 2, **sections: Any) -> Config:
     return fake_config(folder, sites=SITES, resources=resources, **sections)
 
 
-def dies_after_a_while(site: str, number: int) -> tuple[Fault, Fault]:
-    """Long enough for what its mate has just done to be told; an answer dies with a process that ends at once."""
-    return Fault(site, number, "train", "slow", seconds=1.0), Fault(site, number, "train", "die")
+def run_where_c_dies(config: Config, *rounds: int) -> Run:
+    """C dies in these rounds when its mate A has told of its own: an answer can die with the process that gave it.
+
+    Where A has nothing to tell, C dies all the same, after a while.
+    """
+    kinds = {"held": 30.0, "die": 0.0}
+    faults = [Fault("C", number, "train", kind, seconds) for number in rounds for kind, seconds in kinds.items()]
+
+    def let_die(report: TrainReport) -> None:
+        if report.site == "A":
+            release(run_folder(config), "C", report.round_number)
+
+    return run_on_ray(config, *faults, listener=RecordingListener(on_trained=let_die))
 
 
 # --- the same results ----------------------------------------------------------------------------
@@ -100,7 +113,7 @@ def test_a_kill_takes_its_mates_along_and_both_are_back_from_their_checkpoints(t
 @pytest.mark.usefixtures("waits_for_returns")
 def test_a_mate_that_had_done_its_round_is_started_again_too(tmp_path: Path) -> None:
     """C trains after A: A's round 2 is whole, and its checkpoint is where it goes on."""
-    run = run_on_ray(fake(tmp_path), *dies_after_a_while("C", 2))
+    run = run_where_c_dies(fake(tmp_path), 2)
     assert [(f.site, f.round_number, f.culprit) for f, _ in run.listener.failures] == [("C", 2, "")]
     assert [run.restored(site) for site in SITES] == [[0, 2], [0], [0, 1], [0]]
     assert [calls_of(run.folder, site, "train") for site in SITES] == [[1, 2, 3, 4]] * 4
@@ -131,9 +144,11 @@ def is_replaced(pool: RayPool) -> bool:
 
 
 @pytest.mark.usefixtures("waits_for_returns")
-def test_a_hanging_site_is_late_and_its_mates_do_not_wait_for_their_own_timeouts(tmp_path: Path) -> None:
-    limits = {"round_timeout_s": 3.0, "push_timeout_s": 3.0}
-    run = run_on_ray(fake(tmp_path, federation=limits), Fault("A", 2, "train", "hang"))
+def test_a_hanging_site_is_late_and_its_mates_do_not_wait_for_their_own_timeouts(
+    tmp_path: Path, give_up_soon: Callable[[str, str, int], None]
+) -> None:
+    give_up_soon("A", "train", 2)
+    run = run_on_ray(fake(tmp_path), Fault("A", 2, "train", "hang"))
     kinds = [(f.site, f.kind, f.culprit) for f, _ in run.listener.failures]
     assert kinds == [("A", "late", ""), ("C", "unreachable", "A")]
     assert run.summary.status == "finished"
@@ -142,7 +157,7 @@ def test_a_hanging_site_is_late_and_its_mates_do_not_wait_for_their_own_timeouts
 
 @pytest.mark.usefixtures("waits_for_returns")
 def test_only_the_site_that_dies_in_every_round_is_dropped(tmp_path: Path) -> None:
-    run = run_on_ray(fake(tmp_path), *(fault for number in range(1, 5) for fault in dies_after_a_while("C", number)))
+    run = run_where_c_dies(fake(tmp_path), 1, 2, 3, 4)
     assert list(run.summary.dropped) == ["C"]
     assert run.summary.status == "finished"
     assert [run.trained(site)[-1] for site in "ABD"] == [4, 4, 4]
@@ -152,20 +167,19 @@ def test_only_the_site_that_dies_in_every_round_is_dropped(tmp_path: Path) -> No
 
 
 def test_small_calls_and_pushes_do_not_wait_for_a_mate_that_trains(tmp_path: Path) -> None:
-    """A trains for 30 s. Its own status, a push to it, and a push of its mate C, come through at once."""
-    pool = ray_pool(fake(tmp_path), Fault("A", 1, "train", "slow", seconds=30))
-    pool.launch(SITES)
-    for site in SITES:
-        pool.start(site, resume_round=0)
-    outcomes: list[Any] = []
-    assert wait_until(lambda: len(outcomes) == 4 or bool(outcomes.extend(pool.wait(0.1))))
-    pool.submit("A", "train", TrainOrder(1, "exchange", evaluate=False, checkpoint=False), round_number=1)
-    assert wait_until(lambda: [each.stage for each in pool.statuses() if each.site == "A"] == ["train"])
-    for sender, receiver in (("C", "A"), ("B", "C")):
-        pool.submit(sender, "push", 1, (receiver,), 60.0, round_number=1)
-        (outcome,) = pool.wait(10.0)
-        assert [receipt.accepted for receipt in outcome.result.receipts] == [True]
-    pool.shutdown()
+    """Its own status, a push to A, and a push of its mate C, come through before A has trained."""
+    config = fake(tmp_path)
+    with launched(config, SITES, Fault("A", 1, "train", "held")) as pool:
+        start_all(pool, SITES)
+        pool.submit("A", "train", TrainOrder(1, "exchange", evaluate=False, checkpoint=False), round_number=1)
+        assert wait_until(lambda: [each.stage for each in pool.statuses() if each.site == "A"] == ["train"])
+        for sender, receiver in (("C", "A"), ("B", "C")):
+            pool.submit(sender, "push", 1, (receiver,), 200.0, round_number=1)
+            (pushed,) = next_outcomes(pool)
+            assert [receipt.accepted for receipt in pushed.result.receipts] == [True]
+        release(run_folder(config), "A", 1)
+        (trained,) = next_outcomes(pool)
+        assert (trained.site, trained.method, trained.failure) == ("A", "train", None)
 
 
 def test_room_is_counted_in_actors(tmp_path: Path) -> None:
@@ -182,13 +196,17 @@ def test_room_is_counted_in_actors(tmp_path: Path) -> None:
 
 
 def test_a_placement_group_has_a_bundle_an_actor(tmp_path: Path) -> None:
+    def note(_: RoundRecord) -> None:
+        groups = [group for group in placement_group_table().values() if group["state"] != "REMOVED"]
+        seen.extend(len(group["bundles"]) for group in groups)
+
     seen: list[int] = []
-    listener = RecordingListener(on_end=lambda _: seen.append(placement_groups()))
     config = fake(tmp_path, federation={"rounds": 1}, resources={"placement": "pg", "cpus_per_site": CPUS / 2})
-    assert run_on_ray(config, listener=listener).summary.status == "finished"
-    assert seen == [1]
+    assert run_on_ray(config, listener=RecordingListener(on_end=note)).summary.status == "finished"
+    assert seen == [2]
 
 
+@pytest.mark.usefixtures("waits_for_returns")
 def test_a_site_can_leave_and_come_back_while_its_mate_goes_on(tmp_path: Path) -> None:
     schedule = {"C": {"joins": 1, "leaves": 3}, "D": {"joins": 3}}
     run = run_on_ray(fake(tmp_path, federation={"rounds": 5, "schedule": schedule}))
