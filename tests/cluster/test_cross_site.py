@@ -22,7 +22,7 @@ def test_scores_across_sites_equal_those_of_the_local_pool(tmp_path: Path) -> No
             tmp_path / name,
             num_sites=3,
             spatial_dims=2,
-            federation={"rounds": 2, "warmup_rounds": 0},
+            federation={"rounds": 2, "warmup_rounds": 0, "late_factor": None},
             evaluation={"cross_site": True},
         )
         run = drive(config, pool(config, config.output.folder, run_id="run"))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import threading
-import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,10 +19,11 @@ from actors.pool import RayPool, SiteActor
 from gcml_ray.config import Config
 from gcml_ray.errors import ClusterError, SiteError
 from gcml_ray.records import WAITS_FOR_ROOM, RoundRecord, SiteStatus
-from tests.cluster.conftest import live_actors, placement_groups, wait_until
-from tests.cluster.ray_runs import ray_pool, run_on_ray
+from tests.cluster.conftest import live_actors, placement_groups
+from tests.cluster.ray_runs import launched, run_on_ray
 from tests.fake_runs import RecordingListener, drive, run_locally
 from tests.fakes import FakeTrainers, Fault, fake_config, final_weights
+from tests.waiting import wait_until
 
 pytestmark = pytest.mark.usefixtures("ray_local")
 
@@ -94,9 +94,11 @@ class OtherJob:
 @pytest.fixture
 def other_job(ray_local: None) -> Iterator[Any]:  # noqa: ARG001 - it has to be there first
     job = OtherJob.remote()
-    assert ray.get(job.is_there.remote(), timeout=60)
-    yield job
-    ray.kill(job)
+    try:
+        assert ray.get(job.is_there.remote(), timeout=120)
+        yield job
+    finally:
+        ray.kill(job)
 
 
 @pytest.mark.usefixtures("other_job")
@@ -149,17 +151,16 @@ def test_nothing_is_left_alive_when_the_driver_is_interrupted(tmp_path: Path, er
 
 def test_plasma_does_not_grow_with_the_rounds(tmp_path: Path) -> None:
     """30 rounds put 90 buffers of 1 MB. This Ray frees once a second; then at most the last round's 3 are left."""
-    largest: list[int] = []
 
     def measure(record: RoundRecord) -> None:
-        largest.append(plasma_objects())
         if record.plan.round_number == 30:
             assert wait_until(lambda: plasma_objects() <= 3)
 
     config = fake_config(tmp_path, federation={"rounds": 30})
     run = run_on_ray(config, listener=RecordingListener(on_end=measure), num_values=250_000)
     assert run.summary.status == "finished"
-    assert max(largest) >= 3
+    pushes = [push for record in run.folder.rounds() for push in record.pushes]
+    assert [(push.accepted, push.size_bytes) for push in pushes] == [(True, 1_000_000)] * 90
 
 
 def plasma_objects() -> int:
@@ -174,21 +175,19 @@ def plasma_objects() -> int:
 
 
 def refusal_of(config: Config) -> str:
-    """The message of a launch that must fail in less than 5 seconds."""
-    began = time.monotonic()
+    """The message of a launch that must fail before any site is waited for, which would be another error."""
     with pytest.raises(ClusterError) as error:
         run_on_ray(config)
-    assert time.monotonic() - began < 5
     return str(error.value)
 
 
-def test_more_gpus_than_there_are_is_refused_in_seconds(tmp_path: Path) -> None:
+def test_more_gpus_than_there_are_is_refused_at_once(tmp_path: Path) -> None:
     message = refusal_of(fake_config(tmp_path, resources={"gpus_per_site": 1.0}))
     assert "the cluster has 8 CPU and 2 GPU on 1 node(s), room for 2 site(s)" in message
     assert "--set resources.gpus_per_site=0.5" in message
 
 
-def test_label_that_no_node_has_is_refused_in_seconds(tmp_path: Path) -> None:
+def test_label_that_no_node_has_is_refused_at_once(tmp_path: Path) -> None:
     message = refusal_of(fake_config(tmp_path, resources={"placement": "label", "label_key": "hospital"}))
     assert "no living node has the label hospital=A" in message
 
@@ -200,8 +199,8 @@ def test_places_that_others_hold_are_refused_after_the_start_timeout(tmp_path: P
             """Being there is enough."""
 
     other = Other.remote()
-    ray.get(other.hold.remote(), timeout=30)
     try:
+        ray.get(other.hold.remote(), timeout=120)
         config = fake_config(tmp_path, resources={"placement": "pg"}, federation={"start_timeout_s": 1.0})
         check_capacity(config.resources, "ABC", nodes())
         with pytest.raises(ClusterError, match=r"did not free 3 x .* within 1 s"):
@@ -219,8 +218,6 @@ def test_folder_is_finished_with_one_run_of_the_federation(tmp_path: Path) -> No
 
 
 def test_pool_can_be_shut_down_twice(tmp_path: Path) -> None:
-    pool = ray_pool(fake_config(tmp_path))
-    pool.launch(["A"])
-    pool.shutdown()
-    pool.shutdown()
+    with launched(fake_config(tmp_path), "A") as pool:
+        pool.shutdown()
     assert pool.statuses() == []

@@ -18,7 +18,7 @@ from tests.makers import make_config
 pytestmark = pytest.mark.usefixtures("ray_local")
 
 METHOD = {"name": "gcml", "topology": {"name": "matching"}, "merge": "select_best"}
-ROUNDS = {"rounds": 4, "local_steps": 2, "warmup_rounds": 1, "cooldown_rounds": 0}
+ROUNDS = {"rounds": 4, "local_steps": 2, "warmup_rounds": 1, "cooldown_rounds": 0, "late_factor": None}
 
 
 def config_of(folder: Path, **sections: Any) -> Config:

@@ -18,7 +18,7 @@ from tests.makers import make_config
 
 pytestmark = pytest.mark.usefixtures("ray_local")
 
-ROUNDS = {"rounds": 3, "local_steps": 2, "warmup_rounds": 1, "cooldown_rounds": 0}
+ROUNDS = {"rounds": 3, "local_steps": 2, "warmup_rounds": 1, "cooldown_rounds": 0, "late_factor": None}
 
 
 def config_of(folder: Path) -> Config:
