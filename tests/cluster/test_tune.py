@@ -141,17 +141,21 @@ def check_tracked(uri: str, record: SearchRecord) -> None:
 
 
 def test_stopped_search_keeps_finished_trials_and_goes_on_with_the_others(tmp_path: Path) -> None:
-    """Ctrl-C after round 2 of the second trial, which gets no further; one trial runs at a time."""
+    """Ctrl-C after round 2 of the second trial, which can do one more round and no other; one trial runs at a time."""
     search = make_search(tmp_path, cpus_per_site=3.0)
     stop = threading.Event()
 
     def interrupt(trial: TrialRecord) -> None:
-        if trial.last_round == 2 and trial.number == 1:
-            let_train(search, trial, 3)
-        elif trial.last_round == 2 and not stop.is_set():
+        if trial.last_round != 2:
+            return
+        if trial.number == 1:
+            let_train(search, trial, 4)
+        elif not stop.is_set():
             os.kill(os.getpid(), signal.SIGINT)
+        let_train(search, trial, 3)
 
-    first = search_now(search, Fault("A", 3, "train", "held"), views=[RecordingView(interrupt)], stop=stop)
+    held = [Fault("A", number, "train", "held") for number in (3, 4)]
+    first = search_now(search, *held, views=[RecordingView(interrupt)], stop=stop)
     with pytest.raises(ConfigError, match=r"already holds a search. Continue it with `gcml tune --resume"):
         search_now(search)
     assert [trial.status for trial in first.trials] == ["finished", "stopped"]
