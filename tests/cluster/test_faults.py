@@ -149,6 +149,14 @@ def test_receiver_that_is_gone_gives_a_refused_receipt_and_is_not_waited_for(tmp
         assert "in time" not in receipt.reason
 
 
+def test_receiver_that_the_sender_does_not_know_yet_gives_a_refused_receipt(tmp_path: Path) -> None:
+    """Who has just joined may be in the graph before every site was told of it."""
+    transport = ObjectStoreTransport({}, label_key=None)
+    (receipt,) = transport.send(*_export(tmp_path), ("B",), timeout_s=5.0)
+    assert (receipt.receiver, receipt.accepted) == ("B", False)
+    assert receipt.reason == "unreachable: the sender does not know the receiver yet"
+
+
 def _export(folder: Path) -> tuple[PushHeader, Buffer]:
     config = fake_config(folder)
     trainer = FakeTrainers()(config, "A", folder, use_gpu=False, on_progress=lambda *_: None)
