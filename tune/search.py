@@ -26,6 +26,7 @@ from gcml_ray.files.folder_lock import held, not_writable
 from gcml_ray.files.log_file import logged_to
 from gcml_ray.search.folder import write_search_record
 from gcml_ray.search.records import SearchRecord
+from gcml_ray.signals import endings_handled_by
 from gcml_ray.wording import in_shell
 from tune.importance import importances
 from tune.node_cache import removed_at_the_end
@@ -192,13 +193,10 @@ def stopping(stop: threading.Event) -> Iterator[None]:
         stop.set()
         os.kill(os.getpid(), signal.SIGUSR1)
 
-    heard = [number for number in (signal.SIGTERM, signal.SIGHUP) if signal.getsignal(number) is not signal.SIG_IGN]
-    before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, *heard)}
     try:
-        yield
+        with endings_handled_by(interrupt):
+            yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
         signal.signal(signal.SIGUSR1, signal.SIG_DFL)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import sys
 import threading
 from collections.abc import Iterator
@@ -12,9 +11,9 @@ from rich.console import Console
 
 from gcml_ray.console.comparison import CellsConsole
 from gcml_ray.console.run import RunConsole
+from gcml_ray.signals import ENDINGS, endings_handled_by
 
 STOPPED = 130  # what a shell reports for a program ended by Ctrl-C
-ENDINGS = (signal.SIGTERM, signal.SIGHUP)
 WIDTH = 120  # columns of tables in a file or a pipe
 
 
@@ -47,10 +46,5 @@ def stop_on_signal(listener: RunConsole | CellsConsole) -> Iterator[threading.Ev
             "stopping as soon as the round in progress, or the final test, is over; press Ctrl-C again to stop now"
         )
 
-    heard = [number for number in ENDINGS if signal.getsignal(number) is not signal.SIG_IGN]
-    before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, *heard)}
-    try:
+    with endings_handled_by(interrupt):
         yield stop
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
