@@ -20,6 +20,7 @@ log = logging.getLogger(__name__)
 MAX_LABEL = 65535  # atlases number their structures into the thousands
 WITH_ALPHA = (2, 4)  # channels of a picture whose last one is its opacity
 VOLUME_IN_2D = 3  # axes, one of them for channels
+NOT_FINITE = "has NaN or infinite values; write it again with whole numbers"  # of a label
 MAX_INTENSITY = 1e18  # float32 cannot hold the square of more, of which a standard deviation is made
 
 
@@ -99,10 +100,9 @@ def intensity_problems(case: Case, images: Sequence[Volume], data: DataConfig) -
     problems = []
     extremes = [volume.array.flatten(1).aminmax(dim=1) for volume in images]
     for path, volume, (low, high) in zip(case.images, images, extremes, strict=True):
-        if num_bad := int((~torch.isfinite(volume.array)).sum()):
-            problems.append(f"image {path} has {num_bad} NaN or infinite value(s); replace them, e.g. by 0")
-        elif (largest := float(torch.maximum(high, -low).max())) > MAX_INTENSITY:
-            problems.append(f"image {path} holds {largest:.3g}: no intensity, and its square overflows; replace it")
+        num_bad = int((~torch.isfinite(volume.array)).sum())
+        if problem := value_problem(num_bad, float(torch.maximum(high, -low).max())):
+            problems.append(f"image {path} {problem}")
     lows, highs = (torch.cat(part).tolist() for part in zip(*extremes, strict=True))
     for name, low, high in zip(data.channels, lows, highs, strict=False):
         if low == high:
@@ -110,10 +110,19 @@ def intensity_problems(case: Case, images: Sequence[Volume], data: DataConfig) -
     return problems
 
 
+def value_problem(num_bad: int, largest: float) -> str:
+    """What is wrong with an image of so many values that are not finite, and of this largest magnitude; or nothing."""
+    if num_bad:
+        return f"has {num_bad} NaN or infinite value(s); replace them, e.g. by 0"
+    if largest > MAX_INTENSITY:
+        return f"holds {largest:.3g}: no intensity, and its square overflows; replace it"
+    return ""
+
+
 def label_problems(case: Case, label: Tensor, data: DataConfig) -> list[str]:
     """Values that are no class of ``data.labels``, and channels that differ."""
     if not torch.isfinite(label).all():
-        return [f"label {case.label} has NaN or infinite values; write it again with whole numbers"]
+        return [f"label {case.label} {NOT_FINITE}"]
     if case.label_threshold is not None:
         if len(data.labels) == 2:
             return []

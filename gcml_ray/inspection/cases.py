@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from gcml_ray.data.adapters.findings import grid_problems_of_files
-from gcml_ray.data.case_checks import MAX_INTENSITY, MAX_LABEL
+from gcml_ray.data.case_checks import MAX_LABEL, NOT_FINITE, value_problem
 from gcml_ray.data.datalist import Case, few_cases_problem, name_from_file
 from gcml_ray.data.reading import is_picture, read_header, read_volume, values_text
 from gcml_ray.errors import DataError
@@ -236,8 +236,9 @@ def _read(
         digest.update(array.tobytes())
     facts, notes = [], []
     for name, array in arrays:
-        if problem := _intensity_problem(name, array):
-            problems.append(problem)
+        num_bad = int(array.size - np.isfinite(array).sum())
+        if problem := value_problem(num_bad, float(np.abs(array).max())):
+            problems.append(f"{name} {problem}")
         elif array.min() == array.max():
             notes.append(f"{name} is {array.flat[0]:g} everywhere")
         facts.append(_channel_facts(name, array))
@@ -261,15 +262,6 @@ def _channel_facts(name: str, array: NDArray[np.float32]) -> ChannelFacts:
     values = sample[sample > sample.mean(dtype=np.float64)] if sample.size else sample
     percentiles = np.percentile(values, PERCENTILES) if values.size else np.full(len(PERCENTILES), np.nan)
     return ChannelFacts(name, tuple(float(value) for value in percentiles), float((array == 0).mean()))
-
-
-def _intensity_problem(name: str, array: NDArray[np.float32]) -> str:
-    """What a channel holds that is no intensity; empty where nothing is wrong."""
-    if num_bad := int(array.size - np.isfinite(array).sum()):
-        return f"{name} has {num_bad} NaN or infinite value(s); replace them, e.g. by 0"
-    if (largest := float(np.abs(array).max())) > MAX_INTENSITY:
-        return f"{name} holds {largest:.3g}: no intensity, and its square overflows; replace it"
-    return ""
 
 
 def _read_label(case: Case, dims: int, problems: list[str]) -> list[tuple[int, int, int]]:
@@ -305,7 +297,7 @@ def _read_label(case: Case, dims: int, problems: list[str]) -> list[tuple[int, i
 def _stack_problem(stack: NDArray[np.float32], threshold: float | None) -> str:
     """Why the channels of a label cannot become one map of classes; empty where they can."""
     if not np.isfinite(stack).all():
-        return "its label has NaN or infinite values; write it again with whole numbers"
+        return f"its label {NOT_FINITE}"
     if threshold is None and (stack != stack[:1]).any():
         return f"its label has {len(stack)} differing channels; store one, or set label_threshold"
     return ""
