@@ -282,7 +282,7 @@ class Driver:
             The scores, and the sites whose personalised model has none.
         """
         federation = self.config.federation
-        self.roster.forget_server()
+        self.roster.forget(SERVER)  # all rounds are over
         self.roster.wait_for_absent(federation.start_timeout_s, is_enough=self.stop.is_set)
         for name in sorted(self.roster.absent):
             log.warning("site %s is not evaluated: it has not come back", name)

@@ -9,7 +9,7 @@ from typing import Any, Literal
 
 from actors.host import Seating, SiteHost
 from actors.site import Site, TrainerFactory
-from actors.site_pool import Outcome, SiteDiedError, SiteHungError, collateral_failure
+from actors.site_pool import Outcome, SiteDiedError, SiteHungError, collateral_failure, refused
 from gcml_ray.config import Config
 from gcml_ray.push.wire import Payload, PushHeader
 from gcml_ray.records import Peer, PushReceipt, SiteFailure, SiteStatus
@@ -36,8 +36,7 @@ class LocalTransport:
     def _deliver(self, header: PushHeader, buffer: Payload, receiver: str) -> PushReceipt:
         site = self._sites.get(receiver)
         if site is None:
-            reason = "unreachable: the receiver has left"
-            return PushReceipt(header.round_number, header.sender, receiver, False, reason, buffer.nbytes)
+            return refused(header, receiver, "unreachable: the receiver has left", buffer.nbytes)
         return site.receive(header, buffer)
 
 
@@ -122,16 +121,8 @@ class LocalPool:
         try:
             result = getattr(self._sites[site], method)(*arguments)
         except Exception as error:  # whatever a site raises is a record for the driver, as with Ray
-            kind = _kind_of(error)
-            failure = SiteFailure(
-                site,
-                round_number,
-                method,
-                kind,
-                str(error) or type(error).__name__,
-                type(error).__name__,
-                traceback.format_exc(),
-            )
+            kind, name = _kind_of(error), type(error).__name__
+            failure = SiteFailure(site, round_number, method, kind, str(error) or name, name, traceback.format_exc())
             lost = []
             if kind != "raised":  # nothing answers there any more
                 self._create_anew(site)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass, field, replace
 
-from actors.failure_policy import History
+from actors.failure_policy import Decision, History, decide
 from actors.pace import CallKind
-from gcml_ray.records import SiteInfo
+from gcml_ray.config import SERVER
+from gcml_ray.records import Peer, SiteFailure, SiteInfo
 
 FIRST_PAUSE_S = 0.5  # before the second attempt; each pause is twice the one before, up to the longest
 LONGEST_PAUSE_S = 8.0
@@ -21,6 +23,24 @@ class Member:
     info: SiteInfo
     history: History = field(default_factory=History)
     checkpoint_round: int = 0
+
+    def failed(self, failure: SiteFailure) -> Decision:
+        """Counts a failure, unless another site of its process has caused it; returns what to do about it."""
+        if failure.culprit:
+            return Decision.RESTART
+        decision = decide(failure, self.history)
+        row, restarts = self.history.failures_in_a_row + 1, self.history.restarts
+        self.history = History(row, restarts + (decision is Decision.RESTART))
+        return decision
+
+    def is_in_process_of(self, info: SiteInfo) -> bool:
+        """Whether a start was answered by the process known so far; never by the driver's, which makes sites anew."""
+        return info.pid != os.getpid() and (info.node, info.pid) == (self.info.node, self.info.pid)
+
+
+def peer_of(info: SiteInfo, incarnation: int) -> Peer:
+    """What the others are told of a site, or of the server, which has no training cases."""
+    return Peer(info.public_key, None if info.site == SERVER else info.num_train, incarnation)
 
 
 @dataclass(frozen=True)

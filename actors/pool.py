@@ -16,7 +16,7 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from actors.cluster import check_capacity, places
 from actors.host import HostedSite, Seating, SiteHost
 from actors.site import NotStartedError, Site, TrainerFactory, trainer_in_own_process
-from actors.site_pool import Outcome
+from actors.site_pool import Outcome, refused
 from gcml_ray.config import SERVER, Config
 from gcml_ray.errors import ClusterError
 from gcml_ray.push.wire import Payload, PushHeader
@@ -72,30 +72,25 @@ class ObjectStoreTransport:
         self, header: PushHeader, reference: Any, receivers: Sequence[str], *, size_bytes: int, timeout_s: float
     ) -> tuple[PushReceipt, ...]:
         began = time.perf_counter()
-        known = [receiver for receiver in receivers if receiver in self._handles]
         calls = {
-            self._handles[receiver].receive.options(concurrency_group="inbox").remote(header, reference): receiver
-            for receiver in known
+            name: self._handles[name].receive.options(concurrency_group="inbox").remote(header, reference)
+            for name in receivers
+            if name in self._handles  # who has just joined is still introduced
         }
-        ready, _ = ray.wait(list(calls), num_returns=len(calls), timeout=timeout_s, fetch_local=False)
+        ready, _ = ray.wait(list(calls.values()), num_returns=len(calls), timeout=timeout_s, fetch_local=False)
         answered = set(ready)
-        receipts = [
-            self._receipt(header, call, receiver, size_bytes, began if call in answered else None)
-            for call, receiver in calls.items()
-        ]
-        reason = "unreachable: the sender does not know the receiver yet"  # who has just joined is still introduced
-        receipts += [
-            PushReceipt(header.round_number, header.sender, receiver, False, reason, size_bytes)
-            for receiver in receivers
-            if receiver not in self._handles
-        ]
-        return tuple(receipts)
+        return tuple(
+            self._receipt(header, calls.get(name), name, size_bytes, began if calls.get(name) in answered else None)
+            for name in receivers
+        )
 
     def _receipt(
         self, header: PushHeader, call: Any, receiver: str, size_bytes: int, began: float | None
     ) -> PushReceipt:
         """The receiver's own receipt with the sender's clock, or one that says why there is none."""
-        if began is None:
+        if call is None:
+            reason = "unreachable: the sender does not know the receiver yet"
+        elif began is None:
             reason = "unreachable: the receiver did not answer in time"
         else:
             try:
@@ -105,7 +100,7 @@ class ObjectStoreTransport:
                 reason = f"unreachable: {failure.message}"
             else:
                 return replace(receipt, seconds=time.perf_counter() - began)
-        return PushReceipt(header.round_number, header.sender, receiver, False, reason, size_bytes)
+        return refused(header, receiver, reason, size_bytes)
 
 
 class RayPool:

@@ -7,21 +7,20 @@ it takes part again as soon as it has loaded its last checkpoint. A site whose c
 from __future__ import annotations
 
 import logging
-import os
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from actors.failure_policy import Decision, History, decide, start_error
+from actors.failure_policy import Decision, History, start_error
 from actors.listener import Listener, announce
-from actors.member import LEAST_START_S, START_PAUSES_S, Absence, Member, OpenCall
+from actors.member import LEAST_START_S, START_PAUSES_S, Absence, Member, OpenCall, peer_of
 from actors.pace import GRACE_S, CallKind, Pace
 from actors.site_pool import Outcome, SitePool, collateral_failure, no_answer
 from gcml_ray.config import SERVER, Config
 from gcml_ray.errors import SiteError
-from gcml_ray.records import AdoptReport, Peer, SiteFailure, SiteInfo, TrainReport
+from gcml_ray.records import AdoptReport, SiteFailure, SiteInfo, TrainReport
 
 log = logging.getLogger(__name__)
 
@@ -172,12 +171,7 @@ class Roster:
         infos = [member.info for member in self.members.values()]
         infos += [self.server.info] if self.server else []
         names = [info.site for info in infos if info.site not in self._absent]
-        peers = {
-            info.site: Peer(
-                info.public_key, None if info.site == SERVER else info.num_train, self._incarnations[info.site]
-            )
-            for info in infos
-        }
+        peers = {info.site: peer_of(info, self._incarnations[info.site]) for info in infos}
         self.pool.introduce(names, peers)
         for name in names:
             self._open(name, REGISTER, 0, self.config.federation.push_timeout_s)
@@ -301,21 +295,10 @@ class Roster:
         self.failures.append(failure)
         if not self.is_known(failure.site):
             return
-        member = self.member(failure.site)
-        decision = Decision.RESTART if failure.culprit else decide(failure, member.history)
-        log.warning(
-            "site %s failed in round %d, %s (%s): %s -> %s",
-            failure.site,
-            failure.round_number,
-            failure.stage,
-            failure.kind,
-            failure.message,
-            decision.value,
-        )
+        decision = self.member(failure.site).failed(failure)
+        what = f"site {failure.site} failed in round {failure.round_number}, {failure.stage} ({failure.kind})"
+        log.warning("%s: %s -> %s", what, failure.message, decision.value)
         self.listener.on_failure(failure, decision)
-        if not failure.culprit:
-            row, restarts = member.history.failures_in_a_row + 1, member.history.restarts
-            member.history = History(row, restarts + (decision is Decision.RESTART))
         if decision is Decision.RESTART:
             self._restart(failure.site, failure.round_number)
         elif decision is Decision.DROP:
@@ -370,10 +353,7 @@ class Roster:
 
     def _is_dying(self, info: SiteInfo) -> bool:
         """Whether the answer came from the old process, which is still being killed: that may take a while."""
-        if not self.is_known(info.site) or info.pid == os.getpid():  # sites in this process are made anew within it
-            return False
-        known = self.member(info.site).info
-        return (info.node, info.pid) == (known.node, known.pid)
+        return self.is_known(info.site) and self.member(info.site).is_in_process_of(info)
 
     def wait_for_absent(self, wait_s: float, *, is_enough: Callable[[], bool]) -> None:
         """Waits for absent sites for a while, or until it is enough; what else arrives is kept."""
@@ -387,10 +367,10 @@ class Roster:
         """Waits a moment for whatever comes, and keeps it."""
         self._strays.extend(self.poll())
 
-    def forget_server(self) -> None:
-        """All rounds are over: a server that is being restarted is needed no more, and may fail to come back."""
-        self._absent.pop(SERVER, None)
-        self._calls = {key: call for key, call in self._calls.items() if key[0] != SERVER}
+    def forget(self, name: str) -> None:
+        """Nobody waits any more for a site, or for the server, which may fail to come back."""
+        self._absent.pop(name, None)
+        self._calls = {key: call for key, call in self._calls.items() if key[0] != name}
 
     # --- leaving and joining -----------------------------------------------------------------
 
@@ -403,8 +383,7 @@ class Roster:
         member = self.members.pop(name, None)
         if member is not None:
             self.past_rounds[name] = member.checkpoint_round
-        self._absent.pop(name, None)
-        self._calls = {key: call for key, call in self._calls.items() if key[0] != name}
+        self.forget(name)
         self.dropped[name] = reason
 
     def join(self, name: str, *, number: int, checkpoint_round: int) -> None:

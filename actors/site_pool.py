@@ -9,7 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from gcml_ray.records import Peer, SiteFailure, SiteStatus
+from gcml_ray.push.wire import PushHeader
+from gcml_ray.records import Peer, PushReceipt, SiteFailure, SiteStatus
 from gcml_ray.wording import NO_PROCESS
 
 
@@ -25,6 +26,11 @@ def no_answer(timeout_s: float, *, has_process: bool) -> str:
     """What is said of a site that has not answered in time."""
     silence = f"no answer within {timeout_s:.3g} s"
     return silence if has_process else f"{silence}: it has {NO_PROCESS}"
+
+
+def refused(header: PushHeader, receiver: str, reason: str, size_bytes: int) -> PushReceipt:
+    """The receipt of a push that its receiver has not taken, or has not answered."""
+    return PushReceipt(header.round_number, header.sender, receiver, False, reason, size_bytes)
 
 
 def collateral_failure(failure: SiteFailure, *, site: str, stage: str, round_number: int) -> SiteFailure:
