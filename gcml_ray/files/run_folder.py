@@ -183,9 +183,8 @@ class RunFolder:
             if not self._is_repaired:
                 self._rewrite(self.rounds())
             _append(self.rounds_file, to_json(record) + "\n")
-            _append(
-                self.transfers_file, transfer_rows(record.pushes), syncs=False
-            )  # follows from the rounds: nothing would be lost
+            # it follows from the rounds: nothing would be lost
+            _append(self.transfers_file, transfer_rows(record.pushes), syncs=False)
 
     @contextmanager
     def _writing(self, path: Path) -> Iterator[None]:

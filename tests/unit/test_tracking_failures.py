@@ -59,6 +59,16 @@ def flaky_tracker(client: FlakyClient, folder: Path) -> MlflowTracker:
     return MlflowTracker(lambda: client, uri="http://far:1", folder=folder)  # type: ignore[arg-type,return-value]
 
 
+def tracked_sites(folder: Path) -> tuple[FlakyClient, MlflowTracker]:
+    """A tracker whose server is up, with the sites' runs begun."""
+    client = FlakyClient()
+    client.is_down = False
+    tracker = flaky_tracker(client, folder)
+    tracker.start(made_up_config(folder))
+    tracker.log_sites(made_up_infos(SITES))
+    return client, tracker
+
+
 def test_failing_server_is_warned_of_once_and_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     tracker = flaky_tracker(FlakyClient(), tmp_path)
     with caplog.at_level(logging.WARNING):
@@ -88,11 +98,7 @@ def test_what_could_not_be_sent_is_sent_once_the_server_is_back(tmp_path: Path) 
 
 
 def test_nothing_is_sent_twice(tmp_path: Path) -> None:
-    client = FlakyClient()
-    client.is_down = False
-    tracker = flaky_tracker(client, tmp_path)
-    tracker.start(made_up_config(tmp_path))
-    tracker.log_sites(made_up_infos(SITES))
+    client, tracker = tracked_sites(tmp_path)
     tracker.log_round(make_round())
     tracker.finish("finished")
     assert len(client.metrics) == len(set(client.metrics))
@@ -102,22 +108,14 @@ def test_nothing_is_sent_twice(tmp_path: Path) -> None:
     ("status", "expected"), [("finished", "FINISHED"), ("stopped", "KILLED"), ("failed", "FAILED")]
 )
 def test_all_runs_end_with_the_federations_status(tmp_path: Path, status: Any, expected: str) -> None:
-    client = FlakyClient()
-    client.is_down = False
-    tracker = flaky_tracker(client, tmp_path)
-    tracker.start(made_up_config(tmp_path))
-    tracker.log_sites(made_up_infos(SITES))
+    client, tracker = tracked_sites(tmp_path)
     tracker.finish(status)
     assert client.ended == dict.fromkeys(("federation", *SITES), expected)
 
 
 def test_what_a_late_site_reports_has_the_round_that_it_is_about(tmp_path: Path) -> None:
     """DU was late in round 3; round 5, which it is in too, gets both reports. HT is still busy and not in the plan."""
-    client = FlakyClient()
-    client.is_down = False
-    tracker = flaky_tracker(client, tmp_path)
-    tracker.start(made_up_config(tmp_path))
-    tracker.log_sites(made_up_infos(SITES))
+    client, tracker = tracked_sites(tmp_path)
     reports = [replace(make_report("DU", dice=0.5), round_number=number) for number in (3, 5)]
     reports.append(replace(make_report("HT", dice=0.5), round_number=4))
     plan = replace(make_round().plan, sites=("CS", "DU"))
