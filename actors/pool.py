@@ -1,4 +1,4 @@
-"""Sites as Ray actors: one process each, or several in one; weights from actor to actor through the object store."""
+"""Sites as Ray actors: one process each, or several in one."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Literal
+from typing import Any
 
 import ray
 from ray._private.state import actors as actor_table
@@ -15,12 +15,13 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 
 from actors.cluster import check_capacity, places
 from actors.host import HostedSite, Seating, SiteHost
-from actors.site import NotStartedError, Site, TrainerFactory, trainer_in_own_process
-from actors.site_pool import Outcome, refused
+from actors.object_store import ANSWER_TIMEOUT_S, ObjectStoreTransport
+from actors.ray_errors import classify
+from actors.site import Site, TrainerFactory, trainer_in_own_process
+from actors.site_pool import Outcome
 from gcml_ray.config import SERVER, Config
 from gcml_ray.errors import ClusterError
-from gcml_ray.push.wire import Payload, PushHeader
-from gcml_ray.records import WAITS_FOR_ROOM, Peer, PushReceipt, SiteFailure, SiteStatus
+from gcml_ray.records import WAITS_FOR_ROOM, Peer, SiteStatus
 
 # A site's threads: training in the default group, so that pushes land while it trains.
 CONCURRENCY_GROUPS = {"push": 1, "inbox": 2, "control": 1}
@@ -35,72 +36,6 @@ _OPTIONS: dict[str, Any] = {
 }
 SiteActor: Any = ray.remote(**_OPTIONS)(Site)  # Any: Ray's hints do not know an actor's options
 HostActor: Any = ray.remote(**_OPTIONS)(SiteHost)
-
-ANSWER_TIMEOUT_S = 5.0
-
-
-class ObjectStoreTransport:
-    """One ``ray.put`` a round in the sender's process, one direct call a receiver.
-
-    Args:
-        handles: the actor of every site.
-        label_key: the node label that must equal the site's name; None where sites may run anywhere.
-    """
-
-    def __init__(self, handles: Mapping[str, Any], *, label_key: str | None) -> None:
-        self._handles = dict(handles)
-        self._label_key = label_key
-
-    def check_placement(self, site: str) -> None:
-        """The data-residency guard: with label placement, this process must be on the site's own node."""
-        if self._label_key is None:
-            return
-        labels: Mapping[str, Any] = ray.get_runtime_context().get_node_labels()
-        if labels.get(self._label_key) != site:
-            raise ClusterError(
-                f"site {site} was placed on a node labelled {self._label_key}={labels.get(self._label_key)}: its data "
-                "must not leave its own node"
-            )
-
-    def send(
-        self, header: PushHeader, buffer: Payload, receivers: Sequence[str], *, timeout_s: float
-    ) -> tuple[PushReceipt, ...]:
-        """Puts the buffer once and calls every receiver; none of it passes through the driver."""
-        return self._send_reference(header, ray.put(buffer), receivers, size_bytes=buffer.nbytes, timeout_s=timeout_s)
-
-    def _send_reference(
-        self, header: PushHeader, reference: Any, receivers: Sequence[str], *, size_bytes: int, timeout_s: float
-    ) -> tuple[PushReceipt, ...]:
-        began = time.perf_counter()
-        calls = {
-            name: self._handles[name].receive.options(concurrency_group="inbox").remote(header, reference)
-            for name in receivers
-            if name in self._handles  # who has just joined is still introduced
-        }
-        ready, _ = ray.wait(list(calls.values()), num_returns=len(calls), timeout=timeout_s, fetch_local=False)
-        answered = set(ready)
-        return tuple(
-            self._receipt(header, calls.get(name), name, size_bytes, began if calls.get(name) in answered else None)
-            for name in receivers
-        )
-
-    def _receipt(
-        self, header: PushHeader, call: Any, receiver: str, size_bytes: int, began: float | None
-    ) -> PushReceipt:
-        """The receiver's own receipt with the sender's clock, or one that says why there is none."""
-        if call is None:
-            reason = "unreachable: the sender does not know the receiver yet"
-        elif began is None:
-            reason = "unreachable: the receiver did not answer in time"
-        else:
-            try:
-                receipt: PushReceipt = ray.get(call, timeout=ANSWER_TIMEOUT_S)
-            except ray.exceptions.RayError as error:
-                failure = classify(error, site=receiver, stage="receive", round_number=header.round_number)
-                reason = f"unreachable: {failure.message}"
-            else:
-                return replace(receipt, seconds=time.perf_counter() - began)
-        return refused(header, receiver, reason, size_bytes)
 
 
 class RayPool:
@@ -382,21 +317,3 @@ def _is_replaced(actor: Any, known_pid: int | None) -> bool:
     """Whether Ray has a new process for an actor, or is making one; its public interface does not tell."""
     about = actor_table(actor._actor_id.hex())
     return known_pid is not None and (about.get("State"), about.get("Pid")) != ("ALIVE", known_pid)
-
-
-def classify(error: ray.exceptions.RayError, *, site: str, stage: str, round_number: int) -> SiteFailure:
-    """A Ray error as a failure record: the site raised, died, or cannot be reached for now."""
-    cause = getattr(error, "cause", None) or error
-    kind: Literal["raised", "died", "unreachable"] = "raised"
-    if isinstance(error, ray.exceptions.ActorDiedError) or isinstance(cause, NotStartedError):
-        kind = "died"
-    elif isinstance(error, ray.exceptions.RayActorError):
-        kind = "unreachable"
-    words = str(cause) if cause is not error else _in_a_line(str(error))
-    return SiteFailure(site, round_number, stage, kind, words or type(cause).__name__, type(cause).__name__, str(error))
-
-
-def _in_a_line(text: str) -> str:
-    """What a message of Ray says; of an actor that could not be built, the end of the traceback: why."""
-    lines = [line.strip() for line in text.splitlines() if line.strip()] or [""]
-    return f"its process could not be set up: {lines[-1]}" if "creation task" in lines[0] else lines[0]

@@ -21,7 +21,8 @@ import ray
 import yaml
 
 from actors.cluster import connected
-from actors.pool import ObjectStoreTransport, SiteActor
+from actors.object_store import ObjectStoreTransport
+from actors.pool import SiteActor
 from gcml_ray.config import Config, ResourcesConfig
 from gcml_ray.config.file import parse_config
 from gcml_ray.push.wire import WIRE_DTYPE, Buffer, Expectation, PushHeader, TensorSpec, checksum

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 from ray import ObjectRef
 
-from actors.pool import ObjectStoreTransport, RayPool
+from actors.object_store import ObjectStoreTransport
+from actors.pool import RayPool
 from gcml_ray.config import Config
 from gcml_ray.networks.registry import build_network
 from tests.fake_runs import drive

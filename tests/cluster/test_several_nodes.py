@@ -15,7 +15,8 @@ from ray.cluster_utils import Cluster
 from ray.experimental.locations import get_object_locations
 
 from actors import sync_rounds
-from actors.pool import ObjectStoreTransport, SiteActor
+from actors.object_store import ObjectStoreTransport
+from actors.pool import SiteActor
 from gcml_ray.errors import ClusterError
 from gcml_ray.push.wire import PushHeader
 from gcml_ray.records import PushReceipt, RoundRecord, SiteStatus

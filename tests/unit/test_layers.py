@@ -15,7 +15,7 @@ PACKAGES = ("gcml_ray", "actors", "tune")
 MAY_KNOW = {"gcml_ray": {"gcml_ray"}, "actors": {"gcml_ray", "actors"}, "tune": {"gcml_ray", "actors", "tune"}}
 # What only these files may import, by the start of their path.
 ONLY_IN = {
-    "ray": ("actors/pool.py", "actors/cluster.py", "tune/"),
+    "ray": ("actors/pool.py", "actors/object_store.py", "actors/ray_errors.py", "actors/cluster.py", "tune/"),
     "mlflow": ("gcml_ray/tracking/", "gcml_ray/export/pyfunc.py"),  # a pyfunc is a subclass of MLflow's
     "matplotlib": ("gcml_ray/report/",),
     "plotly": ("gcml_ray/report/page/",),
