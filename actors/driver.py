@@ -2,7 +2,7 @@
 
 Every answer of a site is a small record or a failure; what to do about a failure is decided in
 ``failure_policy.py``, and who is here, busy or absent is kept in ``roster.py``. The rounds themselves are in
-``sync_rounds.py`` and ``async_rounds.py``.
+``sync_rounds.py`` and ``async_rounds.py``, the test after them in ``final_test.py``.
 """
 
 from __future__ import annotations
@@ -17,10 +17,8 @@ from typing import Protocol
 
 from actors.async_rounds import AsyncRounds
 from actors.attendance import LEFT, Attendance, check_schedule
-from actors.cross_site import score_across_sites
-from actors.failure_policy import Decision
+from actors.final_test import FinalTest
 from actors.listener import Listener
-from actors.pace import CallKind
 from actors.roster import Roster
 from actors.site_pool import SitePool
 from actors.sync_rounds import SyncRounds
@@ -28,20 +26,16 @@ from gcml_ray.config import SERVER, Config, UsefulnessTopology, has_server
 from gcml_ray.errors import CheckpointError
 from gcml_ray.files.run_folder import RunFolder, RunState
 from gcml_ray.gossip.graph import plan_round
-from gcml_ray.gossip.phases import models_to_test
 from gcml_ray.gossip.teaching import usefulness_weights
 from gcml_ray.gossip.trust import trust_of_edges
 from gcml_ray.records import (
-    PERSONALISED,
     EvaluationReport,
     PushReceipt,
     RoundPlan,
     RoundRecord,
     RunOutcome,
     RunStatus,
-    SiteFailure,
     SiteInfo,
-    by_site,
 )
 from gcml_ray.tracking.run import Tracker
 
@@ -152,13 +146,16 @@ class Driver:
         try:
             done = rounds.run(done)
             status: RunOutcome = "failed" if not self.roster.members else "finished" if rounds.is_over else "stopped"
-            evaluations, untested = self._test(done) if test and status == "finished" else ((), ())
+            final = FinalTest(self)
+            if test and status == "finished":
+                final.run(done)
         except KeyboardInterrupt:
             self.write_state("stopped")
             raise
         self.write_state(status)
         infos = tuple(member.info for member in self.roster.members.values())
         seconds = time.perf_counter() - began
+        evaluations, untested = tuple(final.reports), tuple(sorted(final.untested))
         return RunSummary(status, done, infos, evaluations, self.roster.dropped, start_seconds, seconds, untested)
 
     def _remember(self, done: int) -> None:
@@ -272,42 +269,3 @@ class Driver:
         if state != self._written:  # all sites wait while the disk does
             self.folder.write_state(state)
             self._written = state
-
-    # --- the end -----------------------------------------------------------------------------
-
-    def _test(self, done: int) -> tuple[tuple[EvaluationReport, ...], tuple[str, ...]]:
-        """Every site scores its personalised model, and its own model before gossip, on its test cases.
-
-        Returns:
-            The scores, and the sites whose personalised model has none.
-        """
-        federation = self.config.federation
-        self.roster.forget(SERVER)  # all rounds are over
-        self.roster.wait_for_absent(federation.start_timeout_s, is_enough=self.stop.is_set)
-        for name in sorted(self.roster.absent):
-            log.warning("site %s is not evaluated: it has not come back", name)
-            failure = SiteFailure(name, federation.rounds, "evaluate", "unreachable", "it has not come back")
-            self.listener.on_failure(failure, Decision.SKIP)
-        untested = set(self.roster.members)
-        reports: list[EvaluationReport] = []
-        last_round = done if federation.mode == "sync" else None  # else it counts records
-        for model in models_to_test(self.config, last_round=last_round):
-            names = self.roster.present
-            for name in names:
-                kind = CallKind(f"test {model}")
-                limit_s = federation.round_timeout_s
-                self.roster.submit(
-                    name, "evaluate", "test", model, number=federation.rounds, kind=kind, limit_s=limit_s
-                )
-            for outcome in self.roster.gather(names, "evaluate"):
-                if outcome.failure:
-                    log.warning("site %s was not evaluated: %s", outcome.site, outcome.failure.message)
-                    self.listener.on_failure(outcome.failure, Decision.SKIP)
-                else:
-                    untested -= {outcome.site} if model == PERSONALISED else set()
-                    reports.extend(by_site(outcome.result))
-                    self.folder.write_cases(outcome.result.scores)
-        self.tracker.log_scores(reports)
-        if self.config.evaluation.cross_site:
-            score_across_sites(self, tuple(report for report in reports if report.model == PERSONALISED))
-        return tuple(reports), tuple(sorted(untested))

@@ -62,6 +62,7 @@ class Roster:
         self._calls: dict[tuple[str, str], OpenCall] = {}
         self._strays: list[Outcome] = []
         self._next_status = 0.0
+        self._is_over = False
 
     # --- who is here -------------------------------------------------------------------------
 
@@ -295,7 +296,7 @@ class Roster:
         self.failures.append(failure)
         if not self.is_known(failure.site):
             return
-        decision = self.member(failure.site).failed(failure)
+        decision = Decision.RESTART if self._is_over else self.member(failure.site).failed(failure)
         what = f"site {failure.site} failed in round {failure.round_number}, {failure.stage} ({failure.kind})"
         log.warning("%s: %s -> %s", what, failure.message, decision.value)
         self.listener.on_failure(failure, decision)
@@ -333,7 +334,8 @@ class Roster:
     def _came_back(self, outcome: Outcome) -> None:
         """An absent site has started, or has failed to."""
         absence = self._absent.pop(outcome.site)
-        if outcome.failure is None and self._is_dying(outcome.result):
+        known = self.member(outcome.site) if self.is_known(outcome.site) else None
+        if outcome.failure is None and known and known.is_in_process_of(outcome.result):  # it is still being killed
             failure = SiteFailure(outcome.site, absence.number, "start", "unreachable", "its old process has answered")
             outcome = replace(outcome, result=None, failure=failure)
         if outcome.failure is None:
@@ -348,12 +350,10 @@ class Roster:
             return
         failure = replace(outcome.failure, round_number=absence.number)
         self.failures.append(failure)
-        self.listener.on_failure(failure, Decision.DROP)
-        self.drop(outcome.site, f"did not come back: {failure.message}")
-
-    def _is_dying(self, info: SiteInfo) -> bool:
-        """Whether the answer came from the old process, which is still being killed: that may take a while."""
-        return self.is_known(info.site) and self.member(info.site).is_in_process_of(info)
+        stays = self._is_over and outcome.site in self.members
+        self.listener.on_failure(failure, Decision.SKIP if stays else Decision.DROP)
+        if not stays:
+            self.drop(outcome.site, f"did not come back: {failure.message}")
 
     def wait_for_absent(self, wait_s: float, *, is_enough: Callable[[], bool]) -> None:
         """Waits for absent sites for a while, or until it is enough; what else arrives is kept."""
@@ -367,8 +367,13 @@ class Roster:
         """Waits a moment for whatever comes, and keeps it."""
         self._strays.extend(self.poll())
 
-    def forget(self, name: str) -> None:
-        """Nobody waits any more for a site, or for the server, which may fail to come back."""
+    def end_rounds(self) -> None:
+        """From now on nobody waits for the server, every failure is a reason to restart, and no site is given up."""
+        self._is_over = True
+        self._forget(SERVER)
+
+    def _forget(self, name: str) -> None:
+        """Nobody waits any more for a site, or for the server."""
         self._absent.pop(name, None)
         self._calls = {key: call for key, call in self._calls.items() if key[0] != name}
 
@@ -383,7 +388,7 @@ class Roster:
         member = self.members.pop(name, None)
         if member is not None:
             self.past_rounds[name] = member.checkpoint_round
-        self.forget(name)
+        self._forget(name)
         self.dropped[name] = reason
 
     def join(self, name: str, *, number: int, checkpoint_round: int) -> None:

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import ray
 
-from actors.pool import ObjectStoreTransport, RayPool
+from actors.object_store import ObjectStoreTransport
+from actors.pool import RayPool
 from gcml_ray.push.wire import Buffer, PushHeader
 from gcml_ray.records import RoundRecord, TrainOrder, TrainReport
 from tests.cluster.conftest import live_actors
@@ -88,6 +89,20 @@ def test_site_killed_while_it_trains_is_back_within_two_rounds(tmp_path: Path) -
     assert run.failures() == [("B", 2, "unreachable", "restart")]
     assert run.restored("B") == [0, 1]
     assert [report.site for report in run.folder.rounds()[2].trained] == ["A", "B", "C"]
+
+
+def test_site_that_is_killed_before_the_test_is_started_again_and_tested(tmp_path: Path) -> None:
+    pool = ray_pool(fake_config(tmp_path))
+
+    def kill(record: RoundRecord) -> None:
+        if record.plan.round_number == 4:
+            ray.kill(pool._handles["B"], no_restart=False)
+
+    run = drive(fake_config(tmp_path), pool, listener=RecordingListener(on_end=kill))
+    assert [(site, decision) for site, _, _, decision in run.failures()] == [("B", "restart")]
+    assert run.restored("B") == [0, 4]
+    assert run.summary.untested == ()
+    assert sorted(report.site for report in run.summary.evaluations) == ["A", "B", "C"]
 
 
 def test_hanging_site_is_late_restarted_and_the_round_completes(tmp_path: Path, give_up_soon: GiveUp) -> None:

@@ -1,0 +1,99 @@
+"""The test at the end of a run: every site scores its personalised model, and its own model before gossip.
+
+All rounds are over, so nobody waits for a site in vain, and none is given up: one whose process is lost in the test is
+started anew from its last checkpoint and asked once more; one that still gives no scores is named, and a resume tests
+it.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from actors.cross_site import score_across_sites
+from actors.failure_policy import Decision
+from actors.pace import CallKind
+from gcml_ray.gossip.phases import models_to_test
+from gcml_ray.records import PERSONALISED, EvaluationReport, SiteFailure, by_site
+
+if TYPE_CHECKING:
+    from actors.driver import Driver
+
+log = logging.getLogger(__name__)
+
+
+class FinalTest:
+    """Asks every site for the scores of its test cases, into ``cases.csv`` and, where asked for, ``cross_site.csv``.
+
+    Args:
+        driver: has ended its rounds.
+
+    Attributes:
+        reports: what the sites have scored so far.
+        untested: the sites whose personalised model has no scores yet.
+    """
+
+    def __init__(self, driver: Driver) -> None:
+        self.driver = driver
+        self.roster = driver.roster
+        self.reports: list[EvaluationReport] = []
+        self.untested: set[str] = set()
+        self._lost: set[str] = set()
+
+    def run(self, done: int) -> None:
+        """Tests every model there is after ``done`` rounds."""
+        config = self.driver.config
+        self.roster.end_rounds()
+        self._wait_for_absent()
+        self.untested = set(self.roster.members)
+        last_round = done if config.federation.mode == "sync" else None  # else it counts records
+        for model in models_to_test(config, last_round=last_round):
+            if again := self._score(model, self.roster.present, is_last=False):
+                self._wait_for_absent()
+                self._score(model, again, is_last=True)
+        self.driver.tracker.log_scores(self.reports)
+        if config.evaluation.cross_site:
+            score_across_sites(self.driver, tuple(each for each in self.reports if each.model == PERSONALISED))
+
+    def _wait_for_absent(self) -> None:
+        """Sites that are being started may take as long as at the start of the run; later ones are not asked."""
+        federation = self.driver.config.federation
+        away = self.roster.absent
+        self.roster.wait_for_absent(federation.start_timeout_s, is_enough=self.driver.stop.is_set)
+        lost = away - set(self.roster.take_returned())
+        self._lost |= lost
+        for name in sorted(lost):
+            self._give_up(SiteFailure(name, federation.rounds, "evaluate", "unreachable", "it has not come back"))
+
+    def _score(self, model: str, names: Sequence[str], *, is_last: bool) -> list[str]:
+        """Asks these sites at once.
+
+        Returns:
+            The sites to ask again: those whose process was lost, unless this ``is_last``.
+        """
+        federation = self.driver.config.federation
+        kind, limit_s = CallKind(f"test {model}"), federation.round_timeout_s
+        asked = [name for name in names if name not in self._lost]
+        for name in asked:
+            self.roster.submit(name, "evaluate", "test", model, number=federation.rounds, kind=kind, limit_s=limit_s)
+        again: list[str] = []
+        for outcome in self.roster.gather(asked, "evaluate"):
+            if outcome.failure is None:
+                self._keep(outcome.result)
+            elif outcome.failure.kind == "raised" or is_last:
+                self._give_up(outcome.failure)
+            else:
+                again.append(outcome.site)
+                self.roster.handle(outcome.failure)
+        return again
+
+    def _keep(self, report: EvaluationReport) -> None:
+        if report.model == PERSONALISED:
+            self.untested.discard(report.site)
+        self.reports.extend(by_site(report))
+        self.driver.folder.write_cases(report.scores)
+
+    def _give_up(self, failure: SiteFailure) -> None:
+        log.warning("site %s was not evaluated: %s", failure.site, failure.message)
+        self.driver.listener.on_failure(failure, Decision.SKIP)

@@ -1,0 +1,125 @@
+"""The test at the end of a run, where sites' processes are lost in it or just before."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NoReturn
+
+import pytest
+
+from actors.local_pool import LocalPool
+from actors.site_pool import Outcome, SiteDiedError, SiteHungError
+from gcml_ray.config import Config
+from gcml_ray.records import SiteFailure
+from tests.fake_runs import Run, drive, run_locally
+from tests.fakes import FakeTrainers, Fault, calls_of, fake_config
+from tests.unit.test_driver import raises_in
+
+TEST_ROUND = 4  # what a failure in the test counts for: the last round
+
+
+class LosingPool(LocalPool):
+    """One of its sites loses its process in so many of its tests, counted over both models."""
+
+    site = "B"
+    loses: tuple[int, ...] = (1,)
+    error: type[Exception] = SiteDiedError
+    comes_back = True
+
+    def __init__(self, config: Config, *faults: Fault) -> None:
+        super().__init__(config, config.output.folder, run_id="run", make_trainer=FakeTrainers(faults))
+        self.tests = self.starts = 0
+
+    def wait(self, timeout_s: float) -> list[Outcome]:
+        """Raises in place of the site's call."""
+        site, method = self._queue[0][:2] if self._queue else ("", "")
+        if (site, method) == (self.site, "start"):
+            self.starts += 1
+            if self.starts > 1 and not self.comes_back:
+                self._queue.popleft()
+                return [Outcome(site, method, failure=SiteFailure(site, 0, method, "unreachable", "no node"))]
+        if (site, method) == (self.site, "evaluate"):
+            self.tests += 1
+            if self.tests in self.loses:
+                self._sites[site].evaluate = self._lose  # type: ignore[method-assign]
+        return super().wait(timeout_s)
+
+    def _lose(self, split: str, model: str) -> NoReturn:
+        raise self.error(f"lost in the {split} of {model}")
+
+
+def pairs_of(run: Run) -> list[tuple[str, str]]:
+    """(site, model) of every report."""
+    return sorted((report.site, report.model) for report in run.summary.evaluations)
+
+
+ALL = [(site, "personalised") for site in "ABC"]
+
+
+@pytest.mark.parametrize(("error", "kind"), [(SiteDiedError, "died"), (SiteHungError, "late")])
+def test_site_that_is_lost_in_its_test_is_restarted_from_its_last_round_and_tested(
+    tmp_path: Path, error: type[Exception], kind: str
+) -> None:
+    pool = LosingPool(fake_config(tmp_path))
+    pool.error = error
+    run = drive(fake_config(tmp_path), pool)
+    assert (run.summary.untested, pairs_of(run)) == ((), ALL)
+    assert run.failures() == [("B", TEST_ROUND, kind, "restart")]
+    assert run.restored("B") == [0, TEST_ROUND]
+    assert [report.round_number for report in run.summary.evaluations] == [TEST_ROUND] * 3
+    assert [calls_of(run.folder, site, "evaluate") for site in "ABC"] == [[TEST_ROUND]] * 3, "no site is asked twice"
+
+
+def test_site_that_is_lost_again_is_named_and_a_resume_tests_it(tmp_path: Path) -> None:
+    config = fake_config(tmp_path)
+    pool = LosingPool(config)
+    pool.loses = (1, 2)
+    run = drive(config, pool)
+    assert (run.summary.status, run.summary.untested, run.summary.dropped) == ("finished", ("B",), {})
+    assert run.failures() == [("B", TEST_ROUND, "died", "restart"), ("B", TEST_ROUND, "died", "skip")]
+    resumed = run_locally(config, resume=True)
+    assert (resumed.summary.untested, pairs_of(resumed)) == ((), ALL)
+
+
+def test_site_that_does_not_come_back_in_time_is_not_given_up(tmp_path: Path) -> None:
+    """A run that finished without it would leave it without scores for good; a resume tests it once it is back."""
+    config = fake_config(tmp_path, federation={"rejoin_timeout_s": 0.2})
+    pool = LosingPool(config)
+    pool.comes_back = False
+    run = drive(config, pool)
+    assert (run.summary.untested, run.summary.dropped, pairs_of(run)) == (("B",), {}, [ALL[0], ALL[2]])
+    stages = [(failure.stage, failure.kind, decision.value) for failure, decision in run.listener.failures]
+    assert stages == [
+        ("evaluate", "died", "restart"),
+        ("start", "unreachable", "skip"),
+        ("evaluate", "unreachable", "skip"),
+    ]
+    assert pool.tests == 1
+    assert run_locally(config, resume=True).summary.untested == ()
+
+
+def test_failures_of_the_rounds_do_not_count_in_the_test(tmp_path: Path) -> None:
+    """B has failed in the last two rounds: a third time would drop it from a round."""
+    config = fake_config(tmp_path)
+    run = drive(config, LosingPool(config, *raises_in(range(3, 5))))
+    assert (run.summary.untested, run.summary.dropped) == ((), {})
+    assert run.failures()[-1] == ("B", TEST_ROUND, "died", "restart")
+
+
+def test_every_model_of_a_lost_site_is_tested(tmp_path: Path) -> None:
+    """Each site had a model of its own before gossip; B's process is lost in the test of the second of its two."""
+    config = fake_config(tmp_path, federation={"warmup_rounds": 1})
+    pool = LosingPool(config)
+    pool.loses = (2,)
+    run = drive(config, pool)
+    assert pairs_of(run) == [(site, model) for site in "ABC" for model in ("before_gossip", "personalised")]
+    assert run.summary.untested == ()
+
+
+def test_sites_that_share_a_lost_process_are_all_tested(tmp_path: Path) -> None:
+    config = fake_config(tmp_path, resources={"sites_per_actor": 3})
+    pool = LosingPool(config)
+    pool.site = "A"
+    run = drive(config, pool)
+    assert (run.summary.untested, pairs_of(run)) == ((), ALL)
+    assert {(site, decision) for site, _, _, decision in run.failures()} == {(site, "restart") for site in "ABC"}
