@@ -30,6 +30,8 @@ from torch import Tensor
 
 from gcml_ray.records import CaseScore, Split
 
+SPACING_NOISE = 1e-3  # of a voxel's size: headers differ by rounding, and for less than this nothing is resampled
+
 # MONAI warns about an argument that it passes to itself; nothing here can change that.
 warnings.filterwarnings("ignore", message=".*always_return_as_numpy.*", category=FutureWarning)
 
@@ -103,7 +105,8 @@ def score_case(
         prediction: hard prediction, (1, *spatial) class indices or (K, *spatial) of 0 and 1.
         label: the reference, in the same form.
         spacing: size of a voxel on each spatial axis, in mm; ones where spacing is not real.
-        tolerance: of surface Dice, in the unit of ``spacing``.
+        tolerance: of surface Dice, in the unit of ``spacing``. A thousandth more is within it, so that a voxel of
+            1.0000001 mm counts as one of 1 mm.
         class_names: K names, foreground only, in the order of the classes or channels.
         sigmoid: regions rather than classes.
         site: for the record.
@@ -131,7 +134,8 @@ def _surface_scores(
         return math.nan, float(not predicted.any() and not reference.any())
     masks, voxel = (predicted[None, None], reference[None, None]), list(spacing)
     hd95 = compute_hausdorff_distance(*masks, include_background=True, percentile=95, spacing=voxel)
-    surface_dice = compute_surface_dice(*masks, class_thresholds=[tolerance], include_background=True, spacing=voxel)
+    limit = tolerance * (1 + SPACING_NOISE)
+    surface_dice = compute_surface_dice(*masks, class_thresholds=[limit], include_background=True, spacing=voxel)
     return hd95.item(), surface_dice.item()
 
 

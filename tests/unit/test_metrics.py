@@ -89,6 +89,17 @@ def test_surface_dice_counts_surface_voxels_within_the_tolerance() -> None:
     assert score(SHIFTED, CUBE, tolerance=0.5)[0].surface_dice == pytest.approx((12 + 12) / 56)
 
 
+@pytest.mark.parametrize("side", [1.0000001, 0.9999999, 1.0005])
+def test_rounding_of_a_voxel_size_does_not_decide_what_is_within_the_tolerance(side: float) -> None:
+    found = score(SHIFTED, CUBE, tolerance=1.0, spacing=(side, side, side))[0].surface_dice
+    assert found == pytest.approx(40 / 56)
+
+
+def test_distance_beyond_the_noise_of_spacings_is_outside_the_tolerance() -> None:
+    found = score(SHIFTED, CUBE, tolerance=1.0, spacing=(1.01, 1.01, 1.01))[0].surface_dice
+    assert found == pytest.approx((12 + 12) / 56)
+
+
 def test_tolerance_is_in_the_unit_of_the_spacing() -> None:
     assert score(SHIFTED, CUBE, tolerance=2.0, spacing=(2.0, 2.0, 2.0))[0].surface_dice == pytest.approx(40 / 56)
 
