@@ -239,7 +239,8 @@ def _class_indices(label: Tensor, case: Case, data: DataConfig) -> Tensor:
 def _to_grid(array: Tensor, affine: NDArray[np.float64] | None, data: DataConfig, *, is_label: bool) -> MetaTensor:
     """Orient and resample (C, *spatial); the result keeps its affine.
 
-    Images shrink by the mean over each new voxel (``area``) and grow linearly. Labels take the nearest
+    Images shrink to half or less by the mean over each new voxel (``area``): with less of a change its voxels, made of
+    whole old ones, would lie beside their place. Else they are interpolated linearly. Labels take the nearest
     voxel's centre (``nearest-exact``, which stays aligned with the image; ``nearest`` shifts it by half a
     voxel): it keeps the share of thin structures, which a majority vote would erase.
     """
@@ -270,7 +271,8 @@ def _resample(oriented: MetaTensor, data: DataConfig, *, is_label: bool) -> Meta
     if data.target_spacing_mm is not None:
         grid = respaced(oriented, data.target_spacing_mm, mode="nearest" if is_label else "bilinear")
     if data.resize is not None and tuple(grid.shape[1:]) != tuple(data.resize):
-        shrinks = all(new <= old for new, old in zip(data.resize, grid.shape[1:], strict=True))
+        pairs = zip(data.resize, grid.shape[1:], strict=True)
+        shrinks = all(new == old or 2 * new <= old for new, old in pairs)
         linear = "bilinear" if data.spatial_dims == 2 else "trilinear"
         mode = "nearest-exact" if is_label else "area" if shrinks else linear
         grid = Resize(data.resize, mode=mode, anti_aliasing=mode == linear)(grid)

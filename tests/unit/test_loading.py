@@ -242,6 +242,17 @@ def test_resize_keeps_image_and_label_aligned(tmp_path: Path) -> None:
     np.testing.assert_array_equal(sample.image[1] > 0, coarse == 1)
 
 
+@pytest.mark.parametrize("size", [(60, 40), (59, 33), (70, 50)])
+def test_small_change_of_size_leaves_every_pixel_in_its_place(tmp_path: Path, size: tuple[int, int]) -> None:
+    """A ramp, normalised: 0 in the middle and, but for the rim, still a straight line."""
+    ramp = np.repeat(np.arange(64, dtype=np.uint8)[:, None], 45, axis=1)
+    case = picture_case(tmp_path, np.repeat(ramp[..., None], 3, axis=2), np.zeros((64, 45), np.uint8))
+    found = load_sample(case, config_2d(resize=size, normalise="all")).image[0, :, 5].numpy()
+    places = (np.arange(size[0]) + 0.5) * 64 / size[0] - 32
+    slope = found[-3] / places[-3]
+    np.testing.assert_allclose(found[2:-2] / slope, places[2:-2], atol=0.02)
+
+
 def test_resized_label_takes_the_centre_of_each_new_pixel(tmp_path: Path) -> None:
     """Factor 3: only the middle one of 3 x 3 pixels is marked; a corner would miss it, a majority drop it."""
     mask = np.zeros((6, 9), np.uint8)
