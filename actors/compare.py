@@ -127,7 +127,7 @@ def run_comparison(
                         elif ending != STOPPED:
                             say(f"{task.title} failed: {ending.splitlines()[0]}")
         failures = {title: ending for title, ending in endings.items() if ending not in ("", STOPPED)}
-        is_stopped = STOPPED in endings.values()
+        is_stopped = attempt.was_stopped.is_set() and (STOPPED in endings.values() or len(endings) < len(todo))
         status = "stopped" if is_stopped else "failed" if failures else "finished"
     finally:
         tables, plots = _conclude(comparison, unit)
@@ -186,11 +186,16 @@ class _Attempt:
     comparison: ComparisonConfig
     views: Views
     make_trainer: TrainerFactory | None
+    was_stopped: threading.Event = field(default_factory=threading.Event)
 
     def __call__(self, task: Task, title: str) -> str:
         try:
             with self.views.cell(title) as (listener, stop):
-                return STOPPED if stop.is_set() else self._run(task, listener=listener, stop=stop)
+                try:
+                    return STOPPED if stop.is_set() else self._run(task, listener=listener, stop=stop)
+                finally:
+                    if stop.is_set():  # too late for this cell, maybe, but not for the next one
+                        self.was_stopped.set()
         except GcmlError as error:
             return str(error)
         except Exception as error:  # a fault in one cell must not take the others along
@@ -216,8 +221,10 @@ class _Attempt:
             reasons = "; ".join(f"{site}: {reason}" for site, reason in summary.dropped.items())
             return f"every site was lost ({reasons})"
         cell = make_cell(task.method, task.seed, task.config, summary.evaluations, task.folder.rounds())
-        if untested := sorted(set(_last_sites(task.config)) - {score.site for score in cell.scores}):
-            reasons = "; ".join(f"{site}: {summary.dropped.get(site, 'not tested')}" for site in untested)
+        if summary.untested:
+            return f"not tested: {', '.join(summary.untested)}: the next run of this comparison tests again"
+        if lost := sorted(set(_last_sites(task.config)) - {score.site for score in cell.scores}):
+            reasons = "; ".join(f"{site}: {summary.dropped.get(site, 'not there')}" for site in lost)
             return f"its sites are not those of the other cells ({reasons}): delete {task.folder.path} to run it anew"
         write_cell(cell_file(self.comparison, task.method, task.seed), cell)
         return ""
@@ -234,7 +241,7 @@ def _one_by_one(todo: Sequence[Task], attempt: _Attempt) -> Generator[tuple[Task
     for number, task in enumerate(todo, start=1):
         ending = attempt(task, f"{attempt.comparison.name} {number}/{len(todo)}: {task.title}")
         yield task, ending
-        if ending == STOPPED:
+        if attempt.was_stopped.is_set():
             return
 
 

@@ -1,12 +1,14 @@
 """Every site's personalised model scored at every other site, after the test: the cross-site matrix.
 
 One site after the other sends its model to all others, actor to actor as any push; these score it on their own test
-cases at the same time. Through the driver go names and scores alone. A site that fails is left out of what follows.
+cases at the same time. Through the driver go names and scores alone. A site whose process is lost meanwhile is started
+again and left out until it is back; what is missing at the end of a pass is asked for once more.
 """
 
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -21,24 +23,38 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 
-def score_across_sites(driver: Driver, own: tuple[EvaluationReport, ...]) -> None:
+def score_across_sites(driver: Driver, own: tuple[EvaluationReport, ...]) -> list[str]:
     """Fills ``cross_site.csv`` of the run folder: scores under the name of the site whose model it is.
 
     Args:
         driver: has just tested.
         own: what each site's personalised model scored at home.
+
+    Returns:
+        What is missing, in words.
     """
     rows = [replace(score, model=report.site) for report in own for score in report.scores]
     driver.folder.write_cross_site(rows)
-    for owner in driver.roster.present:
-        for report in _visit(driver, owner):
-            rows += [replace(score, model=owner) for score in report.scores]
-        driver.folder.write_cross_site(rows)
+    names = driver.roster.present
+    missing = {owner: [name for name in names if name != owner] for owner in names}
+    for is_last in (False, True):
+        for owner, others in missing.items():
+            reports = _visit(driver, owner, others)
+            missing[owner] = sorted(set(others) - {report.site for report in reports})
+            rows += [replace(score, model=owner) for report in reports for score in report.scores]
+            driver.folder.write_cross_site(rows)
+        if is_last or not any(missing.values()):
+            break
+        driver.roster.wait_for_absent(driver.config.federation.start_timeout_s, is_enough=driver.stop.is_set)
+    return [f"{owner}'s model at {name}" for owner, others in missing.items() for name in others]
 
 
-def _visit(driver: Driver, owner: str) -> list[EvaluationReport]:
-    """What one site's model scores at the others."""
-    others = tuple(name for name in driver.roster.present if name != owner)
+def _visit(driver: Driver, owner: str, others: Sequence[str]) -> list[EvaluationReport]:
+    """What one site's model scores at these others, as far as all of them are there."""
+    present = driver.roster.present
+    others = tuple(name for name in others if name in present)
+    if owner not in present or not others:
+        return []
     federation = driver.config.federation
     number, limit_s = federation.rounds, federation.round_timeout_s
     driver.roster.submit_sending(owner, "visit", others, number=number)
@@ -54,8 +70,10 @@ def _visit(driver: Driver, owner: str) -> list[EvaluationReport]:
 def _answers(driver: Driver, names: tuple[str, ...], stage: str) -> list[Outcome]:
     """The outcomes of a call to each of these sites; failures are said and left out."""
     outcomes = driver.roster.gather(names, stage, announces=False)
-    for outcome in outcomes:
-        if outcome.failure:
-            log.warning("cross-site: %s of %s failed: %s", stage, outcome.site, outcome.failure.message)
-            driver.listener.on_failure(outcome.failure, Decision.SKIP)
+    for failure in [outcome.failure for outcome in outcomes if outcome.failure]:
+        if failure.kind == "raised":
+            log.warning("cross-site: %s of %s failed: %s", stage, failure.site, failure.message)
+            driver.listener.on_failure(failure, Decision.SKIP)
+        else:
+            driver.roster.handle(failure)
     return [outcome for outcome in outcomes if not outcome.failure]

@@ -48,7 +48,7 @@ REMEMBERED_ROUNDS = 50  # what peer choice looks back on; keeps the driver's mem
 class RunSummary:
     """How a run ended. ``status``: finished, stopped (asked to) or failed (no site left).
 
-    ``untested``: sites that took part to the end and whose personalised model has no test scores.
+    ``untested``: what the sites that took part to the end have not scored, see :class:`actors.final_test.FinalTest`.
     """
 
     status: RunOutcome
@@ -155,8 +155,8 @@ class Driver:
         self.write_state(status)
         infos = tuple(member.info for member in self.roster.members.values())
         seconds = time.perf_counter() - began
-        evaluations, untested = tuple(final.reports), tuple(sorted(final.untested))
-        return RunSummary(status, done, infos, evaluations, self.roster.dropped, start_seconds, seconds, untested)
+        evaluations, dropped = tuple(final.reports), self.roster.dropped
+        return RunSummary(status, done, infos, evaluations, dropped, start_seconds, seconds, final.untested)
 
     def _remember(self, done: int) -> None:
         """Goes back to the records of a round; where they end before it, that is said."""

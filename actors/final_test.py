@@ -15,7 +15,7 @@ from actors.cross_site import score_across_sites
 from actors.failure_policy import Decision
 from actors.pace import CallKind
 from gcml_ray.gossip.phases import models_to_test
-from gcml_ray.records import PERSONALISED, EvaluationReport, SiteFailure, by_site
+from gcml_ray.records import BEFORE_GOSSIP, PERSONALISED, EvaluationReport, SiteFailure, by_site
 
 if TYPE_CHECKING:
     from actors.driver import Driver
@@ -31,30 +31,37 @@ class FinalTest:
 
     Attributes:
         reports: what the sites have scored so far.
-        untested: the sites whose personalised model has no scores yet.
     """
 
     def __init__(self, driver: Driver) -> None:
         self.driver = driver
         self.roster = driver.roster
         self.reports: list[EvaluationReport] = []
-        self.untested: set[str] = set()
+        self._untested: dict[tuple[str, str], None] = {}
+        self._not_across: list[str] = []
         self._lost: set[str] = set()
+
+    @property
+    def untested(self) -> tuple[str, ...]:
+        """What has no scores, in words: ``SITE (MODEL)``, or of the cross-site test ``SITE's model at SITE``."""
+        return (*(f"{site} ({model})" for site, model in self._untested), *self._not_across)
 
     def run(self, done: int) -> None:
         """Tests every model there is after ``done`` rounds."""
         config = self.driver.config
         self.roster.end_rounds()
         self._wait_for_absent()
-        self.untested = set(self.roster.members)
         last_round = done if config.federation.mode == "sync" else None  # else it counts records
-        for model in models_to_test(config, last_round=last_round):
+        models = models_to_test(config, last_round=last_round)
+        self._untested = dict.fromkeys((site, model) for site in sorted(self.roster.members) for model in models)
+        for model in models:
             if again := self._score(model, self.roster.present, is_last=False):
                 self._wait_for_absent()
                 self._score(model, again, is_last=True)
         self.driver.tracker.log_scores(self.reports)
         if config.evaluation.cross_site:
-            score_across_sites(self.driver, tuple(each for each in self.reports if each.model == PERSONALISED))
+            own = tuple(each for each in self.reports if each.model == PERSONALISED)
+            self._not_across = score_across_sites(self.driver, own)
 
     def _wait_for_absent(self) -> None:
         """Sites that are being started may take as long as at the start of the run; later ones are not asked."""
@@ -83,14 +90,15 @@ class FinalTest:
                 self._keep(outcome.result)
             elif outcome.failure.kind == "raised" or is_last:
                 self._give_up(outcome.failure)
+                if (outcome.failure.kind, model) == ("raised", BEFORE_GOSSIP):  # there may be none: it came later
+                    self._untested.pop((outcome.site, model), None)
             else:
                 again.append(outcome.site)
                 self.roster.handle(outcome.failure)
         return again
 
     def _keep(self, report: EvaluationReport) -> None:
-        if report.model == PERSONALISED:
-            self.untested.discard(report.site)
+        self._untested.pop((report.site, report.model), None)
         self.reports.extend(by_site(report))
         self.driver.folder.write_cases(report.scores)
 

@@ -158,7 +158,7 @@ def test_site_that_cannot_be_tested_leaves_the_others_scores(tmp_path: Path) -> 
     assert run.summary.status == "finished"
     assert [report.site for report in run.summary.evaluations] == ["A", "C"]
     assert run.failures() == [("B", 4, "raised", "skip")]
-    assert run.summary.untested == ("B",)
+    assert run.summary.untested == ("B (personalised)",)
 
 
 def test_run_that_was_tested_everywhere_has_no_untested_site(tmp_path: Path) -> None:

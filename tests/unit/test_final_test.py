@@ -22,6 +22,7 @@ class LosingPool(LocalPool):
     """One of its sites loses its process in so many of its tests, counted over both models."""
 
     site = "B"
+    stage = "evaluate"
     loses: tuple[int, ...] = (1,)
     error: type[Exception] = SiteDiedError
     comes_back = True
@@ -38,14 +39,14 @@ class LosingPool(LocalPool):
             if self.starts > 1 and not self.comes_back:
                 self._queue.popleft()
                 return [Outcome(site, method, failure=SiteFailure(site, 0, method, "unreachable", "no node"))]
-        if (site, method) == (self.site, "evaluate"):
+        if (site, method) == (self.site, self.stage):
             self.tests += 1
             if self.tests in self.loses:
-                self._sites[site].evaluate = self._lose  # type: ignore[method-assign]
+                setattr(self._sites[site], method, self._lose)
         return super().wait(timeout_s)
 
-    def _lose(self, split: str, model: str) -> NoReturn:
-        raise self.error(f"lost in the {split} of {model}")
+    def _lose(self, *arguments: object) -> NoReturn:
+        raise self.error(f"lost with {arguments}")
 
 
 def pairs_of(run: Run) -> list[tuple[str, str]]:
@@ -75,7 +76,7 @@ def test_site_that_is_lost_again_is_named_and_a_resume_tests_it(tmp_path: Path) 
     pool = LosingPool(config)
     pool.loses = (1, 2)
     run = drive(config, pool)
-    assert (run.summary.status, run.summary.untested, run.summary.dropped) == ("finished", ("B",), {})
+    assert (run.summary.status, run.summary.untested, run.summary.dropped) == ("finished", ("B (personalised)",), {})
     assert run.failures() == [("B", TEST_ROUND, "died", "restart"), ("B", TEST_ROUND, "died", "skip")]
     resumed = run_locally(config, resume=True)
     assert (resumed.summary.untested, pairs_of(resumed)) == ((), ALL)
@@ -87,7 +88,7 @@ def test_site_that_does_not_come_back_in_time_is_not_given_up(tmp_path: Path) ->
     pool = LosingPool(config)
     pool.comes_back = False
     run = drive(config, pool)
-    assert (run.summary.untested, run.summary.dropped, pairs_of(run)) == (("B",), {}, [ALL[0], ALL[2]])
+    assert (run.summary.untested, run.summary.dropped, pairs_of(run)) == (("B (personalised)",), {}, [ALL[0], ALL[2]])
     stages = [(failure.stage, failure.kind, decision.value) for failure, decision in run.listener.failures]
     assert stages == [
         ("evaluate", "died", "restart"),
@@ -123,3 +124,49 @@ def test_sites_that_share_a_lost_process_are_all_tested(tmp_path: Path) -> None:
     run = drive(config, pool)
     assert (run.summary.untested, pairs_of(run)) == ((), ALL)
     assert {(site, decision) for site, _, _, decision in run.failures()} == {(site, "restart") for site in "ABC"}
+
+
+def test_other_models_than_the_personalised_one_are_missed_too(tmp_path: Path) -> None:
+    config = fake_config(tmp_path, federation={"warmup_rounds": 1})
+    pool = LosingPool(config)
+    pool.loses = (2, 3)
+    assert drive(config, pool).summary.untested == ("B (before_gossip)",)
+
+
+def test_site_that_has_no_model_before_gossip_is_not_missed(tmp_path: Path) -> None:
+    """It raises an error each time it is asked for one: it joined after the warm-up, or its disk was full."""
+    config = fake_config(tmp_path, federation={"warmup_rounds": 1})
+    pool = LosingPool(config)
+    pool.loses, pool.error = (2,), ValueError
+    run = drive(config, pool)
+    assert (run.summary.untested, run.failures()) == ((), [("B", TEST_ROUND, "raised", "skip")])
+
+
+# --- every model at every site -----------------------------------------------------------------
+
+CROSS = {"cross_site": True}
+PAIRS = {(owner, site) for owner in "ABC" for site in "ABC"}
+
+
+def across(run: Run) -> list[tuple[str, str]]:
+    """(whose model, where) of all rows."""
+    return sorted((score.model, score.site) for score in run.folder.cross_site() if score.case == "x")
+
+
+@pytest.mark.parametrize("stage", ["visit", "score_visitor"])
+def test_site_that_is_lost_in_the_cross_site_test_is_restarted_and_asked_once_more(tmp_path: Path, stage: str) -> None:
+    config = fake_config(tmp_path, evaluation=CROSS)
+    pool = LosingPool(config)
+    pool.stage = stage
+    run = drive(config, pool)
+    assert (run.summary.untested, across(run)) == ((), sorted(PAIRS))
+    assert run.failures() == [("B", TEST_ROUND, "died", "restart")]
+
+
+def test_what_is_missing_of_the_cross_site_test_is_named(tmp_path: Path) -> None:
+    config = fake_config(tmp_path, evaluation=CROSS)
+    pool = LosingPool(config)
+    pool.stage, pool.loses = "score_visitor", (1, 3)  # the second pass begins with A's model
+    run = drive(config, pool)
+    assert run.summary.untested == ("C's model at B",)
+    assert across(run) == sorted(PAIRS - {("C", "B")})
