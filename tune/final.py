@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,7 +57,7 @@ def run_final(search: Search, *, watch: Watch, make_trainer: TrainerFactory | No
 
     Raises:
         CheckpointError: there is no winner, or another winner was tested already.
-        ClusterError: every site of a run was lost.
+        ClusterError: every site of a run was lost, or one that other runs have tested.
     """
     winner = _winner(search)
     runs = _runs(search, winner)
@@ -77,6 +77,7 @@ def run_final(search: Search, *, watch: Watch, make_trainer: TrainerFactory | No
                 if not _train_and_test(run, watch=watch, make_trainer=make_trainer):
                     return None
                 tracker.on_run(run.folder, is_default=run.is_default)
+        _check_same_sites(runs)
         scores = [[_score(run) for run in runs if run.is_default is default] for default in (False, True)]
         final = FinalRecord(search.config.name, _identity(winner), tuple(scores[0]), tuple(scores[1]))
         replace_file(search.folder / FINAL_FILE, to_json(final) + "\n")
@@ -147,10 +148,10 @@ def _other_winner(path: Path) -> str:
 
 
 def _train_and_test(run: _Run, *, watch: Watch, make_trainer: TrainerFactory | None) -> bool:
-    """One run, unless it is over already; whether it is over now."""
+    """One run, unless it is over already; whether it is over now, and the next one may begin."""
     folder = run.folder
     has_begun = folder.state_file.exists()
-    if has_begun and folder.read_state().status == "finished" and folder.cases_file.exists():
+    if has_begun and _is_tested(run):
         return True
     with watch(run.config.name) as (listener, stop):
         summary = run_federation(run.config, listener=listener, stop=stop, resume=has_begun, make_trainer=make_trainer)
@@ -158,7 +159,25 @@ def _train_and_test(run: _Run, *, watch: Watch, make_trainer: TrainerFactory | N
         raise ClusterError(f"every site was lost; see {folder.log_file}, and run the final again")
     if summary.untested:
         raise ClusterError(f"not tested: {', '.join(summary.untested)}; see {folder.log_file}, and run the final again")
-    return summary.status == "finished"
+    return summary.status == "finished" and not stop.is_set()
+
+
+def _is_tested(run: _Run) -> bool:
+    """Whether all rounds are over, and every site that is left has scores."""
+    state = run.folder.read_state()
+    return state.status == "finished" and _score(run).site_dice.keys() >= set(state.alive)
+
+
+def _check_same_sites(runs: Sequence[_Run]) -> None:
+    """Refuses means over different sites: one may have been given up in a run."""
+    found = {run.folder.path: set(_score(run).site_dice) for run in runs}
+    sites = set().union(*found.values())
+    for path, there in found.items():
+        if missing := sorted(sites - there):
+            raise ClusterError(
+                f"{path} has no test scores of {', '.join(missing)}, which other runs of the final have; its log.txt "
+                "says why: delete the folder, and run the final again"
+            )
 
 
 def _score(run: _Run) -> FinalScore:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from rich.table import Table
@@ -12,7 +12,7 @@ from rich.table import Table
 from gcml_ray.config import Config
 from gcml_ray.config.methods import SERVER
 from gcml_ray.files.run_folder import MODEL_FILE
-from gcml_ray.prediction.averages import mean
+from gcml_ray.prediction.averages import mean, mean_change, mean_over
 from gcml_ray.records import BEFORE_GOSSIP, PERSONALISED, CaseScore, EvaluationReport, RoundRecord
 from gcml_ray.stopwatch import peak_memory_bytes
 from gcml_ray.tracking.run import tracking_uri
@@ -49,9 +49,14 @@ def run_table(reports: Sequence[EvaluationReport], *, unit: str) -> Table:
             number(mean(score.surface_dice for score in scores)),
         )
     table.add_section()
-    start, end = mean(before.values()), mean(after.values())
-    table.add_row("mean of sites", "", number(start), number(end), signed(end - start), "", "", style="bold")
+    table.add_row("mean of sites", "", *_means(before, after), "", "", style="bold")
     return table
+
+
+def _means(before: Mapping[str, float], after: Mapping[str, float]) -> tuple[str, str, str]:
+    """Cells of the last row: means, and of the change at the sites that have both."""
+    change = mean_change(before, after)
+    return number(mean_over(after, before)), number(mean(after.values())), signed(change)
 
 
 def comparison_table(alone: Sequence[EvaluationReport], together: Sequence[EvaluationReport], *, unit: str) -> Table:
@@ -66,26 +71,25 @@ def comparison_table(alone: Sequence[EvaluationReport], together: Sequence[Evalu
         table.add_row(
             site,
             str(len({score.case for score in other})),
-            number(own[site]),
+            number(own.get(site, math.nan)),
             number(joint[site]),
-            signed(joint[site] - own[site]),
+            signed(joint[site] - own.get(site, math.nan)),
             number(mean(score.hd95 for score in one), digits=1),
             number(mean(score.hd95 for score in other), digits=1),
         )
     table.add_section()
-    start, end = mean(own.values()), mean(joint.values())
-    table.add_row("mean of sites", "", number(start), number(end), signed(end - start), "", "", style="bold")
+    table.add_row("mean of sites", "", *_means(own, joint), "", "", style="bold")
     return table
 
 
 def comparison_verdict(alone: Sequence[EvaluationReport], together: Sequence[EvaluationReport]) -> str:
     """One sentence: for how many sites joining was better, and by how much on average."""
     own, joint = site_dice(alone, PERSONALISED), site_dice(together, PERSONALISED)
-    better = [site for site in joint if joint[site] > own[site]]
-    gain = mean(joint.values()) - mean(own.values())
+    both = [site for site in joint if site in own]
+    better = [site for site in both if joint[site] > own[site]]
     return (
-        f"Joining was better than training alone at {len(better)} of {len(joint)} sites, "
-        f"{100 * gain:+.1f} Dice points on average (one seed; how sure that is takes several)."
+        f"Joining was better than training alone at {len(better)} of {len(both)} sites, "
+        f"{100 * mean_change(own, joint):+.1f} Dice points on average (one seed; how sure that is takes several)."
     )
 
 

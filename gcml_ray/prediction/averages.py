@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 
 from gcml_ray.records import CaseScore
 
@@ -12,6 +12,16 @@ def mean(values: Iterable[float]) -> float:
     """Mean without the NaNs; NaN if nothing is left."""
     defined = [value for value in values if not math.isnan(value)]
     return sum(defined) / len(defined) if defined else math.nan
+
+
+def mean_change(before: Mapping[str, float], after: Mapping[str, float]) -> float:
+    """Mean over the sites that have a value before and after of the difference; NaN if none has."""
+    return mean(after[site] - before[site] for site in after if site in before)
+
+
+def mean_over(sites: Iterable[str], values: Mapping[str, float]) -> float:
+    """Mean of the values of exactly these sites; NaN if one has none, as means over other sites do not compare."""
+    return mean(values.values()) if values.keys() == set(sites) else math.nan
 
 
 def case_dice(scores: Iterable[CaseScore], site: str, model: str) -> dict[str, float]:

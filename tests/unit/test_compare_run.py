@@ -26,7 +26,7 @@ from gcml_ray.config.file import save_config
 from gcml_ray.console.comparison import CellsConsole
 from gcml_ray.errors import ConfigError
 from gcml_ray.files.run_folder import TRACKING_FILE, RunFolder
-from gcml_ray.records import WAITS_FOR_ROOM, SiteStatus
+from gcml_ray.records import WAITS_FOR_ROOM, EvaluationReport, SiteStatus, Split
 from tests.fake_runs import RecordingListener
 from tests.fakes import FakeTrainers, Fault, calls_of, fake_config
 from tests.made_up_run import made_up_config, made_up_round
@@ -155,6 +155,30 @@ def test_cell_that_lost_a_site_is_no_cell(tmp_path: Path) -> None:
     assert f"delete {run_folder(comparison, 'gcml_seed0').path}" in reason
 
 
+def test_cell_without_a_sites_personal_scores_is_no_cell_and_is_tested_again(tmp_path: Path) -> None:
+    """B's model before gossip was scored, so B has rows; its mean would be missing in the table all the same."""
+
+    def forgetful(config: Config, site: str, folder: Path, **options: Any) -> Any:
+        trainer = FakeTrainers()(config, site, folder, **options)
+        test = trainer.evaluate
+
+        def evaluate(*, split: Split, model: str) -> EvaluationReport:
+            if (site, model) == ("B", "personalised"):
+                raise ValueError("lost")
+            return test(split=split, model=model)
+
+        trainer.evaluate = evaluate  # type: ignore[method-assign]
+        return trainer
+
+    comparison = make_comparison(tmp_path, federation={"warmup_rounds": 1})
+    ending = run(comparison, make_trainer=forgetful)
+    assert finished_cells(comparison) == ()
+    assert ending.failures["gcml, seed 0"].startswith("not tested: B (personalised): ")
+    assert run(comparison).failures == {}
+    assert len(finished_cells(comparison)) == len(METHODS)
+    assert calls_of(run_folder(comparison, "gcml_seed0"), "B", "train") == [1, 2, 3, 4]
+
+
 def test_failed_cell_is_tried_again_by_the_next_run(tmp_path: Path) -> None:
     comparison = make_comparison(tmp_path)
     run(comparison, make_trainer=break_gossip)
@@ -185,6 +209,27 @@ def test_stopped_comparison_begins_no_other_cell_and_goes_on_where_it_was(tmp_pa
     assert len(watch.titles) == 2
     assert not run(comparison).is_stopped
     assert calls_of(run_folder(comparison, "gossip_avg_seed0"), "A", "train") == [1, 2, 3, 4]
+
+
+def test_stop_in_the_last_round_of_a_cell_lets_it_finish_and_begins_no_other(tmp_path: Path) -> None:
+    comparison = make_comparison(tmp_path)
+
+    def stop_in_the_last_round(title: str, listener: RecordingListener) -> None:
+        del title
+        listener.stop, listener.stop_after = threading.Event(), 4
+        stops.append(listener.stop)
+
+    stops: list[threading.Event] = []
+
+    class OneStopACell(Watch):
+        @contextmanager
+        def cell(self, title: str) -> Iterator[tuple[RecordingListener, threading.Event]]:
+            with super().cell(title) as (listener, _):
+                yield listener, stops[-1]
+
+    watch = OneStopACell(on_cell=stop_in_the_last_round)
+    ending = run(comparison, watch)
+    assert (ending.is_stopped, len(watch.titles), len(finished_cells(comparison))) == (True, 1, 1)
 
 
 def test_unfinished_cell_of_another_configuration_is_not_gone_on_with(tmp_path: Path) -> None:

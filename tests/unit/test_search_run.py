@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from actors.cluster import Node
+from gcml_ray.config import Config
 from gcml_ray.config.file import load_config, save_config
 from gcml_ray.console.search import SearchConsole, final_table, search_table, search_verdict
 from gcml_ray.errors import CheckpointError, ClusterError, ConfigError
@@ -27,7 +28,7 @@ from gcml_ray.files.run_folder import RunFolder
 from gcml_ray.report.search import write_search_plots
 from gcml_ray.search.records import FinalRecord, FinalScore, SearchRecord, TrialPoint, TrialRecord
 from tests.fake_runs import RecordingListener
-from tests.fakes import FakeTrainers, calls_of
+from tests.fakes import FakeTrainers, Fault, calls_of
 from tests.unit.test_search_space import make_search, record
 from tune.final import run_final
 from tune.importance import importances
@@ -258,6 +259,43 @@ def test_the_winner_is_trained_with_every_seed_and_each_tested_once(tmp_path: Pa
         assert load_config(run.config_file).federation.seed == seed
         assert calls_of(run, "A", "train") == [1, 2, 3, 4]
         assert calls_of(run, "A", "evaluate") == [4]
+
+
+def test_a_final_run_that_was_not_tested_everywhere_is_tested_again(tmp_path: Path) -> None:
+    search = searched(tmp_path)
+    with pytest.raises(ClusterError, match=r"not tested: B \(personalised\).*run the final again"):
+        run_final(search, watch=watching, make_trainer=FakeTrainers((Fault("B", 4, "evaluate", "raise"),)))
+    final = run_final(search, watch=watching, make_trainer=FakeTrainers())
+    assert final is not None
+    assert [sorted(score.site_dice) for score in final.scores] == [["A", "B", "C"]] * 3
+    assert calls_of(RunFolder(search.folder / "final" / "seed_1"), "B", "train") == [1, 2, 3, 4]
+
+
+def test_a_final_without_a_site_that_was_given_up_in_one_run_is_refused(tmp_path: Path) -> None:
+    search = searched(tmp_path)
+    faults = tuple(Fault("B", number, "train", "raise") for number in (1, 2, 3))
+
+    def unlucky(config: Config, site: str, folder: Path, **options: Any) -> Any:
+        return FakeTrainers(faults if config.federation.seed == 2 else ())(config, site, folder, **options)
+
+    with pytest.raises(ClusterError, match=r"seed_2 has no test scores of B, .*delete the folder"):
+        run_final(search, watch=watching, make_trainer=unlucky)
+
+
+def test_stop_in_the_last_round_of_a_final_run_begins_no_other(tmp_path: Path) -> None:
+    titles: list[str] = []
+
+    @contextmanager
+    def stop_late(title: str) -> Iterator[tuple[RecordingListener, threading.Event]]:
+        titles.append(title)
+        listener = RecordingListener(stop_after=4)
+        yield listener, listener.stop
+
+    search = searched(tmp_path)
+    assert run_final(search, watch=stop_late, make_trainer=FakeTrainers()) is None
+    assert len(titles) == 1
+    assert run_final(search, watch=watching, make_trainer=FakeTrainers()) is not None
+    assert calls_of(RunFolder(search.folder / "final" / "seed_1"), "A", "evaluate") == [4]
 
 
 def test_the_final_score_is_the_mean_over_test_cases_then_sites(tmp_path: Path) -> None:

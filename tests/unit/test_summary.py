@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from gcml_ray.console.summary import judged_counts, run_facts, share_of_fedavg, where_things_are
-from gcml_ray.records import Judgement, PushReceipt, RoundPlan, RoundRecord
+from gcml_ray.console.summary import judged_counts, run_facts, run_table, share_of_fedavg, where_things_are
+from gcml_ray.records import CaseScore, EvaluationReport, Judgement, PushReceipt, RoundPlan, RoundRecord
 from tests.fakes import fake_config
 from tests.unit.test_run_folder import make_report
 
@@ -29,6 +29,23 @@ def record_of(number: int, *sites: str) -> RoundRecord:
 )
 def test_share_of_training_is_of_the_time_that_each_site_had(records: list[RoundRecord], share: int) -> None:
     assert f"of the sites' time {share} % train" in run_facts(records, start_seconds=0.0)
+
+
+def test_means_of_different_sites_are_not_compared() -> None:
+    """B joined after the warm-up: the mean before has nothing to stand beside, the gain is that of A and C."""
+    before = [report_of(site, "before_gossip", dice) for site, dice in (("A", 0.2), ("C", 0.4))]
+    after = [report_of(site, "personalised", dice) for site, dice in (("A", 0.3), ("B", 0.9), ("C", 0.6))]
+    table = run_table([*before, *after], unit="mm")
+    cells = [list(column.cells)[-1] for column in table.columns]
+    assert cells[:5] == ["mean of sites", "", "-", "0.600", "+0.150"]
+    whole = run_table([*before, *(report for report in after if report.site != "B")], unit="mm")
+    assert [list(column.cells)[-1] for column in whole.columns][2:5] == ["0.300", "0.450", "+0.150"]
+
+
+def report_of(site: str, model: str, dice: float) -> EvaluationReport:
+    """One case of one class."""
+    score = CaseScore(site, "x", "test", model, "lesion", dice, 2.0, 0.9)
+    return EvaluationReport(site, "test", model, 4, (score,), 0.1)
 
 
 def test_rounds_that_a_site_missed_are_counted() -> None:

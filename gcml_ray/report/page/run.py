@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
-from gcml_ray.prediction.averages import case_dice, mean
+from gcml_ray.prediction.averages import case_dice, mean, mean_change, mean_over
 from gcml_ray.records import BEFORE_GOSSIP, PERSONALISED
 from gcml_ray.report.page.exchange import gossip_section, regions_section, teaching_section
 from gcml_ray.report.page.parts import (
@@ -116,10 +116,9 @@ def _test_table(run: RunRecords) -> Table:
         )
         for site in run.scored_sites
     ]
-    overall = {model: mean(values.values()) for model, values in means.items()}
-    change = overall.get(PERSONALISED, math.nan) - overall.get(BEFORE_GOSSIP, math.nan)
     if len(rows) > 1:
-        rows.append(("mean of sites", "", *(number(overall[model]) for model in run.models), points(change), "", ""))
+        overall = [number(mean_over(run.scored_sites, means[model])) for model in run.models]
+        rows.append(("mean of sites", "", *overall, points(mean_change(before, after)), "", ""))
     names = [f"Dice, {MODELS[model]}" for model in run.models]
     headings = ("site", "test cases", *names, "change (points)", f"HD95 ({unit})", "surface Dice")
     if BEFORE_GOSSIP not in run.models:  # a column of dashes says nothing

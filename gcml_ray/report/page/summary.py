@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 from gcml_ray.config import POOLED, has_peers, has_server
 from gcml_ray.console.summary import judged_counts
-from gcml_ray.prediction.averages import case_dice, mean
+from gcml_ray.prediction.averages import case_dice, mean, mean_change
 from gcml_ray.records import BEFORE_GOSSIP, PERSONALISED
 from gcml_ray.report.page.parts import Block, Figures, Section, Words, megabytes, points
 from gcml_ray.report.page.records import RunRecords, site_dice
@@ -108,11 +108,12 @@ def _quality(run: RunRecords) -> list[str]:
         )
     before = site_dice(run.scores, BEFORE_GOSSIP)
     if before and model == PERSONALISED:
-        better = [site for site in dice if site in before and dice[site] > before[site]]
-        change = mean(dice.values()) - mean(before.values())
+        both = [site for site in dice if site in before]
+        better = [site for site in both if dice[site] > before[site]]
+        change = mean_change(before, dice)
         lines.append(
             f"Since the end of the warm-up the mean changed by {points(change)} Dice points, and {len(better)} of "
-            f"{count(len(dice), 'site')} got better. Further training alone gives a part of that: to see what exchange "
+            f"{count(len(both), 'site')} got better. Further training alone gives a part of that: to see what exchange "
             "gives, compare with the same sites trained alone."
         )
     failed = [value for site in dice for value in case_dice(run.scores, site, model).values() if value < 0.1]
