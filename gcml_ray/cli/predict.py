@@ -7,6 +7,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -65,6 +66,8 @@ def predict(
         _check_splits(run, model.config, found.cases, images[0])
     _say_what(console, model, found)
     todo, skipped = _to_do(found.cases, out, model, overwrite=overwrite)
+    if todo:
+        _check_writable(out)
     problems = list(found.problems)
     for each in found.problems:
         _say_failed(console, each)
@@ -109,6 +112,16 @@ def _to_do(cases: Sequence[Case], out: Path, model: PersonalModel, *, overwrite:
     done = {} if overwrite else {case: each for case, each in paths.items() if all(path.exists() for path in each)}
     _check_own(done, out, model.facts[0].site)
     return [case for case in cases if case not in done], len(done)
+
+
+def _check_writable(out: Path) -> None:
+    """Makes the folder, before the first case is predicted in vain."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=out):
+            pass
+    except OSError as error:
+        raise ConfigError(f"--out {out} cannot be written to ({error.strerror}); give another folder") from error
 
 
 def _check_own(existing: Mapping[Case, Sequence[Path]], out: Path, site: str) -> None:

@@ -145,7 +145,9 @@ def _entries(path: Path) -> list[Any]:
         content = json.loads(path.read_text(encoding="utf-8-sig"), object_pairs_hook=_without_doubles)
     except FileNotFoundError:
         raise DataError(f"{path}: no such datalist; check data.datalist, or make one with `gcml prepare`") from None
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise DataError(f"{path}: the datalist cannot be read ({error.strerror or error}); give a file") from error
+    except ValueError as error:
         hint = "; of a CSV `gcml prepare manifest` makes a datalist" if path.suffix.lower() in TABLES else ""
         raise DataError(f"{path}: cannot be read as JSON ({error}){hint}") from error
     except RecursionError:

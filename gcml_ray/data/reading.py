@@ -6,6 +6,7 @@ Legend: C channels, D H W voxels (2D: H rows, W columns).
 from __future__ import annotations
 
 import gzip
+import os
 import struct
 import zlib
 from collections.abc import Sequence
@@ -153,10 +154,12 @@ def _open(path: str) -> Any:
     """A Pillow or nibabel image; of volumes, the voxels are not read yet.
 
     Raises:
-        DataError: the file is missing, not an image, has several pages or too many pixels.
+        DataError: the file is missing, may not be read, is not an image, has several pages or too many pixels.
     """
     if not Path(path).is_file():
-        raise DataError(f"{path}: no such file; check the datalist's paths")
+        raise DataError(f"{path}: {'not a file' if Path(path).exists() else 'no such file'}; check the path")
+    if not os.access(path, os.R_OK):
+        raise DataError(f"{path}: may not be read by this user; change its permissions")
     try:
         return open_picture(path) if is_picture(path) else _open_volume(path)
     except Image.DecompressionBombError as error:

@@ -8,6 +8,7 @@ Legend: B batch, C outputs, *window = ``evaluation.window_size`` (D H W or H W).
 
 from __future__ import annotations
 
+import errno
 import logging
 import shutil
 import tempfile
@@ -30,6 +31,7 @@ from gcml_ray.prediction.predict import PersonalModel, load_model
 from gcml_ray.seeding import derive_seed
 from gcml_ray.wording import in_shell
 
+UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS)  # faults of where it is written
 TOLERANCE = 1e-4  # of the largest logit
 TORCH_FILE, ONNX_FILE, GRAPH_FILE = "model.pt2", "model.onnx", "graph.json"
 INPUT, OUTPUT = "image", "logits"
@@ -137,17 +139,24 @@ def fresh_folder(out: Path, *, force: bool) -> Iterator[Path]:
         force: an existing folder is written over, file by file; files of other names stay.
 
     Raises:
-        ConfigError: ``out`` exists and ``force`` was not asked for, or ``out`` is a file.
+        ConfigError: ``out`` exists and ``force`` was not asked for, ``out`` is a file, or the disk does not take it.
     """
     if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not force)):
         advice = "give another folder, or --force to write over its files" if out.is_dir() else "give a folder"
         raise ConfigError(f"--out {out} exists already; {advice}")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".export-", dir=out.parent) as scratch:
-        draft = Path(scratch) / out.name
-        draft.mkdir()
-        yield draft
-        shutil.copytree(draft, out, dirs_exist_ok=True)
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(prefix=".export-", dir=out.parent) as scratch:
+            draft = Path(scratch) / out.name
+            draft.mkdir()
+            yield draft
+            shutil.copytree(draft, out, dirs_exist_ok=True)
+    except OSError as error:
+        if error.errno not in UNWRITABLE:
+            raise
+        raise ConfigError(
+            f"--out {out} cannot be written ({error.strerror}); make room, or give another folder"
+        ) from error
 
 
 # --- formats -----------------------------------------------------------------------------------

@@ -277,6 +277,15 @@ def test_wrong_option_is_an_error_that_names_it(
     assert message in str(result.exception)
 
 
+def test_a_folder_that_cannot_be_made_is_said_once_before_the_first_case(tmp_path: Path) -> None:
+    config = write_run(tmp_path)
+    (tmp_path / "file").write_text("")
+    result = predict_b(config, "--images", config.data.datalist, "--out", str(tmp_path / "file" / "out"))
+    assert isinstance(result.exception, ConfigError)
+    assert f"--out {tmp_path / 'file' / 'out'} cannot be written to (Not a directory)" in str(result.exception)
+    assert "failed" not in result.output
+
+
 # --- evaluate ----------------------------------------------------------------------------------------
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from pathlib import Path
 from typing import Any
@@ -192,6 +193,17 @@ def test_a_folder_that_holds_something_is_refused_without_force(tmp_path: Path) 
     with pytest.raises(ConfigError, match="exists already; give another folder, or --force"):  # noqa: SIM117
         with fresh_folder(tmp_path / "out", force=False):
             pass
+
+
+def test_a_full_disk_names_the_folder_that_is_written_not_the_file_that_is_read(tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    full = OSError(errno.ENOSPC, "No space left on device", "personalised.safetensors")
+    with pytest.raises(ConfigError, match=r"--out .*out cannot be written \(No space left on device\); make room"):  # noqa: SIM117
+        with fresh_folder(out, force=False):
+            raise full
+    gone = FileNotFoundError(errno.ENOENT, "No such file", "personalised.safetensors")
+    with pytest.raises(FileNotFoundError), fresh_folder(out, force=False):
+        raise gone
 
 
 def test_force_writes_over_files_and_leaves_others_alone(tmp_path: Path) -> None:

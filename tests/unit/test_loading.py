@@ -15,6 +15,7 @@ from gcml_ray.data.case_checks import check_headers
 from gcml_ray.data.datalist import Case
 from gcml_ray.data.loading import load_sample, prepare_image, read_image, read_target
 from gcml_ray.data.problems import CaseError
+from gcml_ray.data.reading import read_header
 from gcml_ray.errors import DataError
 
 Array = NDArray[Any]
@@ -230,6 +231,17 @@ def test_grey_mask_stored_as_three_equal_channels_is_read(tmp_path: Path) -> Non
     mask[2, 3] = 1
     sample = load_sample(picture_case(tmp_path, random_picture(4, 5, 3), mask), config_2d())
     assert sample.label.nonzero().tolist() == [[0, 2, 3]]
+
+
+def test_folder_and_file_of_another_user_are_said_to_be_that(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "folder.nii.gz").mkdir()
+    with pytest.raises(DataError, match=r"folder.nii.gz: not a file; check the path"):
+        read_header(str(tmp_path / "folder.nii.gz"), spatial_dims=3)
+    closed = tmp_path / "closed.nii.gz"
+    closed.write_bytes(b"x")
+    monkeypatch.setattr("os.access", lambda *_: False)
+    with pytest.raises(DataError, match=r"closed.nii.gz: may not be read by this user; change its permissions"):
+        read_header(str(closed), spatial_dims=3)
 
 
 def test_resize_keeps_image_and_label_aligned(tmp_path: Path) -> None:
