@@ -27,6 +27,7 @@ GiveUp = Callable[[str, str, int], None]
 def test_site_that_dies_in_training_restarts_from_its_checkpoint_and_others_go_on(tmp_path: Path) -> None:
     run = run_on_ray(fake_config(tmp_path), Fault("B", 2, "train", "die"))
     assert run.failures() == [("B", 2, "unreachable", "restart")]
+    assert run.listener.failures[0][0].message == "its process has ended, or cannot be reached"
     assert run.summary.status == "finished"
     assert [run.trained(site) for site in "ABC"] == [[1, 2, 3, 4], [1, 3, 4], [1, 2, 3, 4]]
     assert run.restored("B") == [0, 1]
