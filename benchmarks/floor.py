@@ -17,6 +17,7 @@ all of them alike. All are run in turn. The bare loops judge no incoming models;
 federations as well, so that what is left is orchestration.
 
     python -m benchmarks.floor --sites 4 --rounds 10 --steps 10 --repeats 5
+    python -m benchmarks.floor --rounds 4 --width 4 --repeats 5     # longer steps
 """
 
 from __future__ import annotations
@@ -55,12 +56,13 @@ MODES = ("sync", "async", SHARED)
 
 @dataclass(frozen=True)
 class Size:
-    """What is run."""
+    """What is run; a step of a network of more ``width`` takes longer."""
 
     sites: int
     rounds: int
     steps: int
     cores: int
+    width: int = 1
 
     @property
     def names(self) -> list[str]:
@@ -120,7 +122,14 @@ def make_config(folder: Path, size: Size, *, run: str, mode: str = "sync", **sec
                 "patch_size": list(SHAPE),
                 "batch_size": 2,
             },
-            "network": {"name": "unet", "options": {"channels": [8, 16, 32], "strides": [2, 2], "num_res_units": 1}},
+            "network": {
+                "name": "unet",
+                "options": {
+                    "channels": [size.width * channels for channels in (8, 16, 32)],
+                    "strides": [2, 2],
+                    "num_res_units": 1,
+                },
+            },
             "optimiser": {"learning_rate": 1e-3},
             "method": {"name": "gossip_avg", "topology": {"name": "push_k", "k": 1}},
             "federation": {
@@ -280,11 +289,12 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     for name, default in (("sites", 4), ("rounds", 10), ("steps", 10), ("repeats", 5), ("cores", os.cpu_count() or 1)):
         parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--width", type=int, default=1, help="times the channels of the network, for longer steps")
     parser.add_argument("--modes", nargs="+", default=list(MODES), choices=MODES)
     parser.add_argument("--unjudged", action="store_true", help="no site judges what comes in")
     options = parser.parse_args()
     torch.set_num_threads(1)
-    size = Size(options.sites, options.rounds, options.steps, options.cores)
+    size = Size(options.sites, options.rounds, options.steps, options.cores, options.width)
     found = measure(size, repeats=options.repeats, modes=options.modes, judges=not options.unjudged)
     print(line_of(f"median of {options.repeats}, {size}", found))
 
