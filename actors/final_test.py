@@ -1,8 +1,7 @@
 """The test at the end of a run: every site scores its personalised model, and its own model before gossip.
 
-All rounds are over, so nobody waits for a site in vain, and none is given up: one whose process is lost in the test is
-started anew from its last checkpoint and asked once more; one that still gives no scores is named, and a resume tests
-it.
+All rounds are over, so no site is given up any more: one whose process is lost in the test is started anew from its
+last checkpoint and asked once more; one that still gives no scores is named, and a resume tests it.
 """
 
 from __future__ import annotations
@@ -70,7 +69,7 @@ class FinalTest:
         self.roster.wait_for_absent(federation.start_timeout_s, is_enough=self.driver.stop.is_set)
         lost = away - set(self.roster.take_returned())
         self._lost |= lost
-        for name in sorted(lost):
+        for name in sorted(lost - self.roster.dropped.keys()):
             self._give_up(SiteFailure(name, federation.rounds, "evaluate", "unreachable", "it has not come back"))
 
     def _score(self, model: str, names: Sequence[str], *, is_last: bool) -> list[str]:

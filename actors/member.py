@@ -59,13 +59,14 @@ class Absence:
     """A site that is being started.
 
     ``number`` is the round in which that began. ``retry_at`` is None while it is asked to start, else the time at which
-    it will be asked again.
+    it will be asked again. ``stays``: it is not given up even if it does not come back: no round is left to miss.
     """
 
     number: int
     deadline: float
     attempts: int = 1
     retry_at: float | None = None
+    stays: bool = False
 
     def next_attempt(self, now: float) -> Absence | None:
         """Schedules the next attempt to start; None after the deadline.

@@ -319,9 +319,10 @@ class Roster:
         self.pool.restart(name, pid=self.member(name).info.pid)
         self._calls = {key: call for key, call in self._calls.items() if key[0] not in names}
         self._strays = [each for each in self._strays if each.failure is None or each.site not in names]
+        deadline = time.monotonic() + self.config.federation.rejoin_timeout_s
         for each in names:
             self.pace.forget(each)
-            self._begin(each, Absence(number, time.monotonic() + self.config.federation.rejoin_timeout_s))
+            self._begin(each, Absence(number, deadline, stays=self._is_over))
 
     def _begin(self, name: str, absence: Absence) -> None:
         """Asks an absent site to start."""
@@ -350,9 +351,8 @@ class Roster:
             return
         failure = replace(outcome.failure, round_number=absence.number)
         self.failures.append(failure)
-        stays = self._is_over and outcome.site in self.members
-        self.listener.on_failure(failure, Decision.SKIP if stays else Decision.DROP)
-        if not stays:
+        self.listener.on_failure(failure, Decision.SKIP if absence.stays else Decision.DROP)
+        if not absence.stays:
             self.drop(outcome.site, f"did not come back: {failure.message}")
 
     def wait_for_absent(self, wait_s: float, *, is_enough: Callable[[], bool]) -> None:
@@ -368,7 +368,7 @@ class Roster:
         self._strays.extend(self.poll())
 
     def end_rounds(self) -> None:
-        """From now on nobody waits for the server, every failure is a reason to restart, and no site is given up."""
+        """From now on nobody waits for the server, every failure is a reason to restart, and none to give a site up."""
         self._is_over = True
         self._forget(SERVER)
 

@@ -99,6 +99,15 @@ def test_site_that_does_not_come_back_in_time_is_not_given_up(tmp_path: Path) ->
     assert run_locally(config, resume=True).summary.untested == ()
 
 
+def test_site_that_is_away_since_the_rounds_is_given_up_in_its_time(tmp_path: Path) -> None:
+    config = fake_config(tmp_path, federation={"rejoin_timeout_s": 0.2})
+    pool = LosingPool(config)
+    pool.stage, pool.loses, pool.comes_back = "train", (4,), False
+    run = drive(config, pool)
+    assert (list(run.summary.dropped), run.summary.untested, pairs_of(run)) == (["B"], (), [ALL[0], ALL[2]])
+    assert [decision.value for _, decision in run.listener.failures] == ["restart", "drop"]
+
+
 def test_failures_of_the_rounds_do_not_count_in_the_test(tmp_path: Path) -> None:
     """B has failed in the last two rounds: a third time would drop it from a round."""
     config = fake_config(tmp_path)
