@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,13 @@ from gcml_ray.records import PERSONALISED, RoundRecord
 from gcml_ray.report.axes import COLOURS, STYLES, figure_with_axes, save_figure
 
 MARKERS = "osD^vP*X"
+NEARLY = 1.05  # a ratio that cannot be seen along the axis of bytes
 
 
 def plot_dice_against_bytes(rows: Sequence[MethodRow], path: Path) -> None:
     """Each method's mean test Dice against what it sent; methods that send nothing stand at the left edge.
 
-    Those that send the same stand side by side.
+    Those that send nearly the same stand side by side, at one tick.
     """
     figure, axes = _figure(rows, 8.5)
     sent = [row.sent_bytes / 1e6 for row in rows]
@@ -32,8 +34,8 @@ def plot_dice_against_bytes(rows: Sequence[MethodRow], path: Path) -> None:
         error = row.dice_sd if row.num_seeds > 1 else 0.0
         axes.errorbar(place, row.dice, yerr=error, capsize=3, elinewidth=0.8, label=label(row), **_look(index))
     axes.set_xscale("log")
-    ticks = sorted({round(value, 1) for value in positive})
-    axes.set_xticks(ticks, [f"{value:g}" for value in ticks])
+    ticks = [_middle([positive[index] for index in group]) for group in _nearly_equal(positive)]
+    axes.set_xticks(ticks, [f"{value:.0f}" if value >= 100 else f"{value:.3g}" for value in ticks])
     axes.minorticks_off()
     axes.margins(x=0.12)
     axes.set_xlabel("MB sent in the whole run (left edge: nothing)")
@@ -43,14 +45,31 @@ def plot_dice_against_bytes(rows: Sequence[MethodRow], path: Path) -> None:
 
 
 def _side_by_side(places: Sequence[float]) -> list[float]:
-    """Places along a logarithmic axis, so far apart that marks of one value can be told from each other."""
-    step = max(places) / min(places) if len(set(places)) > 1 else 10.0
-    shared = {value: [index for index, own in enumerate(places) if own == value] for value in set(places)}
+    """Places along a logarithmic axis, so far apart that marks of nearly one value can be told from each other."""
+    groups = _nearly_equal(places)
+    step = max(places) / min(places) if len(groups) > 1 else 10.0
     apart = list(places)
-    for value, indices in shared.items():
-        for position, index in enumerate(indices):
-            apart[index] = value * step ** (0.014 * (position - (len(indices) - 1) / 2))
+    for group in groups:
+        middle = _middle([places[index] for index in group])
+        for position, index in enumerate(group):
+            apart[index] = middle * step ** (0.014 * (position - (len(group) - 1) / 2))
     return apart
+
+
+def _nearly_equal(values: Sequence[float]) -> list[list[int]]:
+    """Which values differ so little that they share a place; from the smallest, and in their order."""
+    groups: list[list[int]] = []
+    for index in sorted(range(len(values)), key=values.__getitem__):
+        if groups and values[index] <= NEARLY * values[groups[-1][0]]:
+            groups[-1].append(index)
+        else:
+            groups.append([index])
+    return [sorted(group) for group in groups]
+
+
+def _middle(values: Sequence[float]) -> float:
+    """Half way between the smallest and the largest on a logarithmic axis."""
+    return math.sqrt(min(values) * max(values))
 
 
 def plot_site_dice(rows: Sequence[MethodRow], path: Path) -> None:

@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 from gcml_ray.comparison.cells import summarise
 from gcml_ray.report.comparison import (
     _look,
+    _nearly_equal,
     _side_by_side,
     plot_dice_against_bytes,
     plot_dice_by_round,
@@ -24,6 +25,19 @@ def test_marks_of_one_place_stand_side_by_side_around_it() -> None:
     assert first < 10.0 < second
     assert math.sqrt(first * second) == pytest.approx(10.0)  # the middle on a logarithmic axis
     assert second / first == pytest.approx(100**0.014)
+
+
+def test_nearly_the_same_number_of_bytes_shares_a_place_and_a_tick(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A push more or less in a whole run would write one label over the other."""
+    assert _nearly_equal([749.7, 374.9, 737.7, 1499.4, 743.3]) == [[1], [0, 2, 4], [3]]
+    figures: list[Figure] = []
+    monkeypatch.setattr("gcml_ray.report.comparison.save_figure", lambda figure, *_, **__: figures.append(figure))
+    sent = {"none": 0, "half": 374_900_000, "one": 737_700_000, "other": 749_700_000, "tiny": 1_234_000}
+    plot_dice_against_bytes(summarise([cell(name, 0, lift=0.0, sent=size) for name, size in sent.items()]), tmp_path)
+    labels = [text.get_text() for text in figures[0].axes[0].get_xticklabels()]
+    assert labels == ["1.23", "375", "744"]
 
 
 def test_marks_are_told_apart_where_all_methods_send_the_same() -> None:
