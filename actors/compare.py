@@ -127,7 +127,7 @@ def run_comparison(
                         elif ending != STOPPED:
                             say(f"{task.title} failed: {ending.splitlines()[0]}")
         failures = {title: ending for title, ending in endings.items() if ending not in ("", STOPPED)}
-        is_stopped = attempt.was_stopped.is_set() and (STOPPED in endings.values() or len(endings) < len(todo))
+        is_stopped = STOPPED in endings.values() or len(endings) < len(todo)
         status = "stopped" if is_stopped else "failed" if failures else "finished"
     finally:
         tables, plots = _conclude(comparison, unit)

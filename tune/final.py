@@ -77,9 +77,10 @@ def run_final(search: Search, *, watch: Watch, make_trainer: TrainerFactory | No
                 if not _train_and_test(run, watch=watch, make_trainer=make_trainer):
                     return None
                 tracker.on_run(run.folder, is_default=run.is_default)
-        _check_same_sites(runs)
-        scores = [[_score(run) for run in runs if run.is_default is default] for default in (False, True)]
-        final = FinalRecord(search.config.name, _identity(winner), tuple(scores[0]), tuple(scores[1]))
+        found = [(run, _score(run)) for run in runs]
+        _check_same_sites(found)
+        scores = [tuple(score for run, score in found if run.is_default is default) for default in (False, True)]
+        final = FinalRecord(search.config.name, _identity(winner), *scores)
         replace_file(search.folder / FINAL_FILE, to_json(final) + "\n")
     finally:
         tracker.finish(final)
@@ -168,15 +169,14 @@ def _is_tested(run: _Run) -> bool:
     return state.status == "finished" and _score(run).site_dice.keys() >= set(state.alive)
 
 
-def _check_same_sites(runs: Sequence[_Run]) -> None:
+def _check_same_sites(found: Sequence[tuple[_Run, FinalScore]]) -> None:
     """Refuses means over different sites: one may have been given up in a run."""
-    found = {run.folder.path: set(_score(run).site_dice) for run in runs}
-    sites = set().union(*found.values())
-    for path, there in found.items():
-        if missing := sorted(sites - there):
+    sites = {site for _, score in found for site in score.site_dice}
+    for run, score in found:
+        if missing := sorted(sites - score.site_dice.keys()):
             raise ClusterError(
-                f"{path} has no test scores of {', '.join(missing)}, which other runs of the final have; its log.txt "
-                "says why: delete the folder, and run the final again"
+                f"{run.folder.path} has no test scores of {', '.join(missing)}, which other runs of the final have; "
+                "its log.txt says why: delete the folder, and run the final again"
             )
 
 
