@@ -109,7 +109,8 @@ class Judgement:
     """What a receiver made of one incoming model before it might touch its own; None where nothing was measured.
 
     ``reason`` is empty where the model was accepted. ``norm_ratio`` and ``cosine``: of the incoming to the own weights.
-    ``dice``, ``own_dice``: of both models on the same patches of a few validation cases.
+    ``dice``, ``own_dice``: of both models on the same patches of a few validation cases; ``dice`` on the first of them
+    alone where that was enough.
     """
 
     sender: str

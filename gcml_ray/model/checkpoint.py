@@ -43,8 +43,9 @@ CHECKSUM = "checksum"  # in a file's header
 class SiteState:
     """What a site knows beside its tensors. Model files are named relative to the checkpoint's folder.
 
-    ``suspicion`` and ``last_push`` are what its judge remembers: of each sender the suspicion against it and the
-    checksum of its last push. ``peer_files``: of each peer the file of its last model, the newest last.
+    ``suspicion``, ``last_push`` and ``best_patch_dice`` are what its judge remembers: of each sender the suspicion
+    against it and the checksum of its last push, of its own model the highest Dice that was measured on patches.
+    ``peer_files``: of each peer the file of its last model, the newest last.
     """
 
     site: str
@@ -56,6 +57,7 @@ class SiteState:
     before_gossip_file: str = ""
     suspicion: dict[str, int] = field(default_factory=dict)
     last_push: dict[str, str] = field(default_factory=dict)
+    best_patch_dice: float = -1.0
     peer_files: dict[str, str] = field(default_factory=dict)
 
     @property

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -26,6 +28,15 @@ log = logging.getLogger(__name__)
 
 Scored = Learner | Ensemble
 Box = tuple[slice, ...]  # one slice an axis
+
+
+@dataclass(frozen=True)
+class Patch:
+    """A part of a validation case: image (C, *spatial), label (1 or R, *spatial), which of K classes it shows (K,)."""
+
+    image: Tensor
+    label: Tensor
+    present: Tensor
 
 
 def with_average(model: Scored) -> AbstractContextManager[None]:
@@ -63,7 +74,7 @@ class Evaluator:
         self.site = site
         self.data = data
         self.device = device
-        self._boxes: dict[str, Box] = {}
+        self._patches_of: dict[int, list[Patch]] = {}
 
     def predict(self, model: Scored, image: Tensor) -> Tensor:
         """Hard prediction of one preprocessed image (C, *spatial), on the CPU; see ``predict_labels``."""
@@ -78,7 +89,7 @@ class Evaluator:
         """Logits (C, *spatial) of one model."""
         return logits_by(self.config, learner.model.module, image, self.device, window_size=window_size)
 
-    def patch_dice(self, learner: Learner, num_cases: int) -> float:
+    def patch_dice(self, learner: Learner, num_cases: int, *, enough: float = math.inf) -> float:
         """Mean Dice over one patch of each of the first validation cases: :meth:`validation_dice`, rough and cheap.
 
         Classes that a patch does not show say nothing and are left out; 0 where no patch shows any.
@@ -86,21 +97,29 @@ class Evaluator:
         Args:
             learner: holds the model; its average is scored where it has one.
             num_cases: so many of the cases at most.
+            enough: patches are left out once the mean over all of them must reach this, whatever they would show.
         """
-        size = self.config.data.patch_size
-        found = []
+        patches = self._patches(num_cases)
+        found: list[Tensor] = []
         with with_average(learner):
-            for sample in self.data.split("validation")[:num_cases]:
-                if sample.case not in self._boxes:
-                    self._boxes[sample.case] = middle_of(sample.label, size)
-                box = self._boxes[sample.case]
-                label = sample.label[:, *box]
-                present = self._classes_in(label)
-                if present.any():
-                    logits = self._logits(learner, sample.image[:, *box], window_size=size)
-                    predicted = predict_labels(logits, sigmoid=self.config.data.is_sigmoid).cpu()
-                    found.append(self._dice(predicted, label)[present].mean())
+            for patch in patches:
+                logits = self._logits(learner, patch.image, window_size=self.config.data.patch_size)
+                predicted = predict_labels(logits, sigmoid=self.config.data.is_sigmoid).cpu()
+                found.append(self._dice(predicted, patch.label)[patch.present].mean())
+                if float(torch.stack(found).sum()) >= enough * len(patches):
+                    break
         return float(torch.stack(found).mean()) if found else 0.0
+
+    def _patches(self, num_cases: int) -> list[Patch]:
+        """A patch of each of the first validation cases, of those that show a class; views, no copies."""
+        if num_cases not in self._patches_of:
+            patches = []
+            for sample in self.data.split("validation")[:num_cases]:
+                box = middle_of(sample.label, self.config.data.patch_size)
+                label = sample.label[:, *box]
+                patches.append(Patch(sample.image[:, *box], label, self._classes_in(label)))
+            self._patches_of[num_cases] = [patch for patch in patches if patch.present.any()]
+        return self._patches_of[num_cases]
 
     def validation_dice(self, learner: Scored) -> float:
         """Mean Dice over the validation cases and foreground classes; of pooled cases the mean over their sites.

@@ -13,6 +13,7 @@ Legend: S values of a push, P values of parameters.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -31,6 +32,7 @@ from gcml_ray.training.site_files import SiteFiles
 from gcml_ray.training.site_learner import exchanged_network
 
 MAX_SUSPICION = 4
+PIECE_VALUES = 2**18  # of two vectors at a time: they stay in cache, and float32 sums of so many are exact enough
 SHARE_PER_SUSPICION = 0.25  # each refusal raises the Dice that is asked for by a quarter, up to twice as much
 
 
@@ -40,7 +42,7 @@ class Facts:
 
     ``is_replay``: the sender's last push to this receiver was the same to the last bit, and see :func:`may_repeat`.
     ``norm_ratio``: |incoming| / |own|; ``cosine``: of the angle between both; ``dice`` and ``own_dice``: mean Dice of
-    the incoming and the own model on the same patches of validation cases.
+    the incoming and the own model on the same patches of validation cases, ``dice`` on as many of them as decide.
     """
 
     is_replay: bool = False
@@ -114,10 +116,11 @@ def compare_weights(own: Tensor, incoming: Tensor, *, common_init: bool) -> Fact
         incoming: the sender's.
         common_init: whether both started from the same weights; else their directions have nothing in common.
     """
-    norms, dot = torch.stack([own.norm(), incoming.norm()]), torch.dot(own, incoming)
-    own_norm, incoming_norm, product = torch.cat([norms, dot[None]]).double().tolist()
-    ratio = incoming_norm / own_norm if own_norm else float("inf")
-    lengths = own_norm * incoming_norm
+    pieces = zip(torch.split(own, PIECE_VALUES), torch.split(incoming, PIECE_VALUES), strict=True)
+    products = [torch.stack([torch.dot(a, a), torch.dot(b, b), torch.dot(a, b)]) for a, b in pieces]
+    own_square, incoming_square, product = torch.stack(products).double().sum(0).tolist()
+    ratio = math.sqrt(incoming_square / own_square) if own_square else float("inf")
+    lengths = math.sqrt(own_square) * math.sqrt(incoming_square)
     return Facts(norm_ratio=ratio, cosine=product / lengths if common_init and lengths else None)
 
 
@@ -159,8 +162,12 @@ class Judge:
         judged = tuple(
             self._judge(push, own, own_dice, exchange, is_repeated=push.sender in repeated) for push in arrived
         )
-        suspicion = suspicion_after(state.suspicion, judged)
-        self.files.state = replace(self.files.state, suspicion=suspicion, last_push=state.last_push | sums)
+        self.files.state = replace(
+            self.files.state,
+            suspicion=suspicion_after(state.suspicion, judged),
+            last_push=state.last_push | sums,
+            best_patch_dice=max([state.best_patch_dice, *(one.own_dice for one in judged if one.own_dice is not None)]),
+        )
         return [push for push, one in zip(arrived, judged, strict=True) if one.accepted], judged
 
     def _judge(
@@ -184,27 +191,27 @@ class Judge:
             facts = compare_weights(own.model.flat[:size], incoming, common_init=self.config.federation.common_init)
             reason = objection(facts, defence, suspicion=suspicion)
         if defence.validation and not reason:
-            facts = self._scored(
-                facts,
-                lambda: self.evaluator.patch_dice(exchange.open_incoming(push), defence.cases),
-                own_dice,
-                suspicion=suspicion,
-            )
+
+            def dice(enough: float) -> float:
+                return self.evaluator.patch_dice(exchange.open_incoming(push), defence.cases, enough=enough)
+
+            facts = self._scored(facts, dice, own_dice, suspicion=suspicion)
             reason = objection(facts, defence, suspicion=suspicion)
         return Judgement(push.sender, not reason, reason, facts.norm_ratio, facts.cosine, facts.dice, facts.own_dice)
 
     def _scored(
-        self, facts: Facts, dice: Callable[[], float], own_dice: Callable[[], float], *, suspicion: int
+        self, facts: Facts, dice: Callable[[float], float], own_dice: Callable[[], float], *, suspicion: int
     ) -> Facts:
         """Adds the Dice of both models, or of one where that decides; measures the likely decisive one first.
 
         An own Dice below ``min_own_dice`` refuses nobody; an incoming Dice that would pass beside an own Dice of 1
-        passes anyway. The site's best validation Dice so far says which of the two is likelier.
+        passes anyway. What the own model has reached so far, on whole validation cases or on these patches, says
+        which of the two is likelier.
         """
-        defence = self.config.defence
-        if self.files.state.best_dice < defence.min_own_dice:
+        defence, state = self.config.defence, self.files.state
+        share = dice_share(defence, suspicion)
+        if max(state.best_dice, state.best_patch_dice) < defence.min_own_dice:
             facts = replace(facts, own_dice=own_dice())
-            return facts if own_dice() < defence.min_own_dice else replace(facts, dice=dice())
-        incoming = dice()
-        own = None if incoming >= dice_share(defence, suspicion) else own_dice()
-        return replace(facts, dice=incoming, own_dice=own)
+            return facts if own_dice() < defence.min_own_dice else replace(facts, dice=dice(share * own_dice()))
+        incoming = dice(share)
+        return replace(facts, dice=incoming, own_dice=None if incoming >= share else own_dice())

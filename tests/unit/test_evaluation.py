@@ -59,6 +59,15 @@ def test_only_the_first_cases_are_looked_at(tmp_path: Path) -> None:
     assert trainer.evaluator.patch_dice(trainer.local, 2) != expected
 
 
+def test_patches_that_could_change_nothing_are_left_out(tmp_path: Path) -> None:
+    trainer = make_trainer(make_config(tmp_path))
+    trainer.data._samples["validation"] = (*trainer.data.split("validation"), *trainer.data.split("test"))
+    first, both = (trainer.evaluator.patch_dice(trainer.local, count) for count in (1, 2))
+    assert first != both
+    assert trainer.evaluator.patch_dice(trainer.local, 2, enough=0.49 * first) == first  # the other may be 0
+    assert trainer.evaluator.patch_dice(trainer.local, 2, enough=0.51 * first) == both
+
+
 @pytest.mark.parametrize("regions", [None, {"box": ("box",), "rare": ("rare",)}])
 def test_classes_that_a_patch_does_not_show_count_neither_way(
     tmp_path: Path, regions: dict[str, tuple[str, ...]] | None, monkeypatch: pytest.MonkeyPatch

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -9,10 +10,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from gcml_ray.config import Config
 from gcml_ray.config.defence import DefenceConfig
 from gcml_ray.files.record_json import from_json, to_json
+from gcml_ray.model.learner import Learner
 from gcml_ray.push.wire import Buffer, PushHeader, checksum
 from gcml_ray.records import Judgement, TrainReport
 from gcml_ray.training.judge import Facts, compare_weights, dice_share, may_repeat, objection, suspicion_after
@@ -20,6 +24,7 @@ from gcml_ray.training.trainer import SiteTrainer
 from tests.makers import make_config
 from tests.trainer_runs import OTHER_NETWORK, make_trainer, order, without_clocks
 
+DICE = st.floats(0, 1, width=16)
 DEFENCE = DefenceConfig(max_norm_ratio=3.0, min_cosine=0.1, min_own_dice=0.2, min_dice_share=0.25)
 KEEP = {"name": "gcml", "topology": {"name": "ring"}, "merge": "keep_local"}
 ON = {"weights": True, "validation": True}
@@ -82,6 +87,14 @@ def test_weights_are_compared_by_norm_and_angle() -> None:
     assert facts.cosine == pytest.approx(0.96)
 
 
+def test_the_angle_between_large_vectors_is_exact() -> None:
+    """Sums over millions of float32 values lose a tenth of a per mille if they are taken in one go."""
+    values = torch.randn(4_000_000, generator=torch.Generator().manual_seed(0))
+    facts = compare_weights(values, 2 * values, common_init=True)
+    assert facts.norm_ratio == pytest.approx(2.0, abs=1e-6)
+    assert facts.cosine == pytest.approx(1.0, abs=1e-6)
+
+
 def test_direction_means_nothing_where_sites_started_apart() -> None:
     assert compare_weights(torch.ones(2), -torch.ones(2), common_init=False) == Facts(norm_ratio=pytest.approx(1.0))
 
@@ -107,6 +120,12 @@ def receiver(folder: Path, *, merge: str = "keep_local", **defence: Any) -> Site
     trainer = make_trainer(make_config(folder, method=KEEP | {"merge": merge}, defence=ON | defence))
     trainer.train_round(order(1), [])
     return trainer
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> SiteTrainer:
+    """A receiver for many judgements by Dice alone."""
+    return receiver(tmp_path_factory.mktemp("shared"), weights=False, min_own_dice=0.2, min_dice_share=0.25)
 
 
 def one_round(trainer: SiteTrainer, weights: Any) -> TrainReport:
@@ -171,11 +190,57 @@ def test_own_model_is_scored_only_where_the_incoming_one_would_not_do_beside_the
     trainer = receiver(tmp_path, weights=False, min_own_dice=0.2, min_dice_share=0.25)
     trainer.files.state = replace(trainer.files.state, best_dice=0.8)
     monkeypatch.setattr(
-        trainer.evaluator, "patch_dice", lambda learner, _: 0.9 if learner is trainer.local else incoming
+        trainer.evaluator, "patch_dice", lambda learner, _, **__: 0.9 if learner is trainer.local else incoming
     )
     (judgement,) = one_round(trainer, own_weights(trainer) * 1.01).judged
     assert (judgement.dice, judgement.own_dice) == (incoming, own)
     assert judgement.accepted == (incoming >= 0.225)
+
+
+@given(
+    own=st.tuples(DICE, DICE),
+    incoming=st.tuples(DICE, DICE),
+    best=st.sampled_from([-1.0, 0.8]),
+    suspicion=st.integers(0, 4),
+)
+@settings(deadline=None)
+def test_leaving_patches_out_changes_no_decision(
+    shared: SiteTrainer, own: tuple[float, float], incoming: tuple[float, float], best: float, suspicion: int
+) -> None:
+    """As if both models had been scored on both patches, whichever was looked at first."""
+    trainer, defence = shared, shared.config.defence
+    trainer.files.state = replace(trainer.files.state, best_dice=best, best_patch_dice=-1.0, suspicion={"B": suspicion})
+    looked_at: list[int] = []
+
+    def patch_dice(learner: Learner, _: int, *, enough: float = math.inf) -> float:
+        scores = own if learner is trainer.local else incoming
+        needed = 1 if scores[0] >= 2 * enough else 2
+        looked_at.append(needed)
+        return sum(scores[:needed]) / needed
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trainer.evaluator, "patch_dice", patch_dice)
+        pushes = trainer.exchange.incoming([push(trainer, own_weights(trainer), round_number=2)], own_round=1)
+        _, (judgement,) = trainer.judge.screen(pushes, trainer.local, trainer.exchange)
+    facts = Facts(dice=sum(incoming) / 2, own_dice=sum(own) / 2)
+    assert judgement.accepted == (not objection(facts, defence, suspicion=suspicion))
+    assert looked_at
+
+
+def test_own_model_that_has_learnt_something_is_not_scored_first_again_after_a_resume_either(tmp_path: Path) -> None:
+    """Its validation Dice would still say nothing: no round was validated."""
+    trainer = receiver(tmp_path, min_own_dice=0.01, min_dice_share=0.01)
+    trainer.files.state = replace(trainer.files.state, best_dice=-1.0)
+    (first,) = one_round(trainer, own_weights(trainer)).judged
+    assert first.own_dice is not None
+    assert first.own_dice > 0.01
+    trainer.files.state = replace(trainer.files.state, best_dice=-1.0)
+    trainer.files.save(trainer.local, trainer.personal)
+    restored = make_trainer(trainer.config, folder=Path(trainer.config.output.folder), resume_round=2)
+    for site in (trainer, restored):
+        (again,) = site.train_round(order(3), [push(site, 1.01 * own_weights(site), round_number=3)]).judged
+        assert again.own_dice is None
+        assert again.dice is not None
 
 
 def test_nothing_is_judged_where_the_defence_is_off(tmp_path: Path) -> None:
