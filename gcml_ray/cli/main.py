@@ -114,7 +114,7 @@ def run(
         loaded = load_config(config, [*overrides, *([] if chaos is None else [f"chaos={json.dumps(chaos)}"])])
     console = Console(soft_wrap=True)
     try:
-        summary = _run_once(loaded, console, title=loaded.name, resume=resume is not None)
+        summary, _ = _run_once(loaded, console, title=loaded.name, resume=resume is not None)
     except KeyboardInterrupt:
         if RunFolder(Path(loaded.output.folder)).config_file.exists():
             _stopped(loaded)
@@ -144,9 +144,13 @@ def demo(
     alone_too = gcml.model_copy(update={"name": "local", "method": LocalMethod(name="local")})
     local = alone_too.in_folder(target / "local")
     with ray_session(gcml):
-        together = _run_once(gcml, console, title="together (GCML)")
+        together, is_enough = _run_once(gcml, console, title="together (GCML)")
         _exit_for(together, gcml)
-        alone = _run_once(local, console, title="alone (local)")
+        if is_enough:  # Ctrl-C in its last round, or in its test
+            console.print(run_table(together.evaluations, unit=gcml.data.distance_unit))
+            console.print("stopped before the run of sites alone, the other half of the demo", highlight=False)
+            raise typer.Exit(STOPPED)
+        alone, _ = _run_once(local, console, title="alone (local)")
         _exit_for(alone, local)
     console.print(comparison_table(alone.evaluations, together.evaluations, unit=gcml.data.distance_unit))
     console.print(comparison_verdict(alone.evaluations, together.evaluations), highlight=False)
@@ -176,14 +180,14 @@ def doctor(
         raise typer.Exit(1)
 
 
-def _run_once(config: Config, console: Console, *, title: str, resume: bool = False) -> RunSummary:
-    """One federation with its console and its signal handling."""
+def _run_once(config: Config, console: Console, *, title: str, resume: bool = False) -> tuple[RunSummary, bool]:
+    """One federation with its console and its signal handling; and whether it was asked to stop, in time or not."""
     from actors.federation import run_federation  # noqa: PLC0415 - the one place that knows all packages
 
     if config.tracking.enabled:  # beside Ray's start; the tracker's own thread waits for it
         threading.Thread(target=_import_ahead, daemon=True).start()
     with watched(console, title) as (listener, stop):
-        return run_federation(config, listener=listener, stop=stop, resume=resume)
+        return run_federation(config, listener=listener, stop=stop, resume=resume), stop.is_set()
 
 
 def _import_ahead() -> None:

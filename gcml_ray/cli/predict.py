@@ -20,6 +20,7 @@ from gcml_ray.config.file import load_config
 from gcml_ray.data.datalist import SPLITS, Case, cases_of_site, read_datalist, site_names
 from gcml_ray.data.pooling import as_pooled
 from gcml_ray.errors import ConfigError, DataError, GcmlError
+from gcml_ray.files.folder_lock import not_writable
 from gcml_ray.files.run_folder import RunFolder
 from gcml_ray.files.tables import case_table
 from gcml_ray.files.whole_files import replace_file
@@ -121,7 +122,7 @@ def _check_writable(out: Path) -> None:
         with TemporaryFile(dir=out):
             pass
     except OSError as error:
-        raise ConfigError(f"--out {out} cannot be written to ({error.strerror}); give another folder") from error
+        raise not_writable(out, error, key="--out") from error
 
 
 def _check_own(existing: Mapping[Case, Sequence[Path]], out: Path, site: str) -> None:

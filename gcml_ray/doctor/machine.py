@@ -19,13 +19,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from gcml_ray.cores import num_usable_cpus, read_limit
+
 Verdict = Literal["PASS", "WARN", "FAIL"]
 
 DISTRIBUTION = "gcml-ray"
 LOW_DISK_BYTES = 5_000_000_000
 NVIDIA_DEVICE = Path("/dev/nvidiactl")
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - the file system itself, nothing is written there
-CGROUP = Path("/sys/fs/cgroup")
 # How Ray 2.60 sizes its object store: 30 % of the memory, at most 200 GB and at most /dev/shm, which is
 # ignored below 10 GB. A store that /dev/shm cannot hold goes to a file in /tmp, at the disk's speed.
 STORE_SHARE = 0.3
@@ -163,29 +164,11 @@ def this_machine() -> Machine:
     )
 
 
-def num_usable_cpus() -> int:
-    """CPUs that this process may run on, a container's quota counted in whole CPUs."""
-    affinity = getattr(os, "sched_getaffinity", None)
-    num_cpus = len(affinity(0)) if affinity else os.cpu_count() or 1
-    quota = _read(CGROUP / "cpu.max").split()
-    if len(quota) == 2 and quota[0].isdigit():
-        num_cpus = min(num_cpus, max(1, int(quota[0]) // int(quota[1])))
-    return num_cpus
-
-
 def _memory_bytes() -> int:
     """The machine's memory, or the container's limit where that is less."""
     total = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    limit = _read(CGROUP / "memory.max").strip()
+    limit = read_limit("memory.max").strip()
     return min(total, int(limit)) if limit.isdigit() else total
-
-
-def _read(path: Path) -> str:
-    """A file's text; empty where there is none, as outside Linux."""
-    try:
-        return path.read_text(encoding="utf-8")
-    except OSError:
-        return ""
 
 
 def _gpu_bytes() -> tuple[int, ...]:

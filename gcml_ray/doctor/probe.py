@@ -31,6 +31,7 @@ from gcml_ray.model.learner import Learner, Statistics, local_step, mutual_step
 from gcml_ray.prediction.metrics import score_case
 from gcml_ray.seeding import derive_seed
 from gcml_ray.stopwatch import peak_memory_bytes
+from gcml_ray.training.cpu import num_threads
 from gcml_ray.training.evaluation import Evaluator
 from gcml_ray.training.site_learner import build_learner
 
@@ -80,7 +81,7 @@ def measure_site(config: Config, data: SiteData, *, load_seconds: float, scratch
     """
     use_gpu = config.resources.gpus_per_site > 0 and torch.cuda.is_available()
     device = torch.device("cuda" if use_gpu else "cpu")
-    with _threads(max(1, int(config.resources.cpus_per_site))), torch.random.fork_rng(devices=[]):
+    with _threads(num_threads(config.resources.cpus_per_site)), torch.random.fork_rng(devices=[]):
         torch.manual_seed(derive_seed(config.federation.seed, "probe", data.site))
         with _peak(device) as grown:
             local = _build_learner(config, data.site, device)

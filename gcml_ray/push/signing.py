@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
-import os
 from concurrent.futures import ThreadPoolExecutor
 from typing import NoReturn
 
@@ -18,6 +17,7 @@ import numpy as np
 from cryptography.exceptions import InvalidSignature
 from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey, Ed25519PublicKey
 
+from gcml_ray.cores import num_usable_cpus
 from gcml_ray.push.wire import Payload, PushHeader
 
 LEAF_BYTES = 2**20
@@ -93,7 +93,7 @@ def digest(payload: Payload) -> str:
     """
     raw = np.ascontiguousarray(payload).view(np.uint8)
     leaves = range(0, raw.size, LEAF_BYTES)
-    num_threads = max(1, min(MAX_THREADS, len(leaves) // 4, os.cpu_count() or 1))
+    num_threads = max(1, min(MAX_THREADS, len(leaves) // 4, num_usable_cpus()))
     parts = [
         leaves[index * len(leaves) // num_threads : (index + 1) * len(leaves) // num_threads]
         for index in range(num_threads)

@@ -15,6 +15,8 @@ import os
 import platform
 import struct
 
+from gcml_ray.cores import num_usable_cpus
+
 MMAP_THRESHOLD, TRIM_THRESHOLD = -3, -1  # mallopt's numbers in glibc's malloc.h
 KEPT_BYTES = 1 << 30  # blocks up to this size, and so much of free memory, stay with the process
 VARIABLES = ("MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_", "GLIBC_TUNABLES")
@@ -23,6 +25,14 @@ SLICE_NS = 100_000_000  # the longest turn that Linux grants
 SCHED_SETATTR = {"x86_64": 314, "aarch64": 274}  # number of the system call
 SCHED_ATTR = "=IIQiIQQQ"  # sched_setattr(2): size, policy, flags, niceness, priority, runtime, deadline, period
 KEEP_POLICY = 0x08  # SCHED_FLAG_KEEP_POLICY
+
+
+def num_threads(cpus_per_site: float) -> int:
+    """How many threads a site's operators use: as many as it asked for, but no more than there are cores for it.
+
+    More only get into each other's way; without Ray, which would refuse, nothing else keeps a site from asking.
+    """
+    return max(1, min(int(cpus_per_site), num_usable_cpus()))
 
 
 def prepare_thread() -> None:

@@ -43,7 +43,7 @@ from gcml_ray.records import (
 )
 from gcml_ray.seeding import derive_seed
 from gcml_ray.stopwatch import peak_memory_bytes, timed
-from gcml_ray.training.cpu import prepare_thread
+from gcml_ray.training.cpu import num_threads, prepare_thread
 from gcml_ray.training.evaluation import Evaluator, Scored
 from gcml_ray.training.exchange import Exchange, Published
 from gcml_ray.training.judge import Judge
@@ -107,7 +107,7 @@ class SiteTrainer:
             CheckpointError: the checkpoint asked for is missing or belongs to something else.
         """
         began = time.perf_counter()
-        torch.set_num_threads(max(1, int(self.config.resources.cpus_per_site)))
+        torch.set_num_threads(num_threads(self.config.resources.cpus_per_site))
         if self.device.type == "cpu":
             prepare_thread()
         data = self.config.data

@@ -13,6 +13,7 @@ from rich.console import Console
 from gcml_ray.cli.main import main
 from gcml_ray.cli.running import STOPPED, stop_on_signal
 from gcml_ray.console.run import RunConsole
+from gcml_ray.records import RoundRecord
 
 SMALL = ("federation.rounds=4", "federation.local_steps=2", "federation.evaluate_every=2", "tracking.enabled=false")
 
@@ -106,6 +107,22 @@ def test_run_under_nohup_hears_no_closed_terminal() -> None:
             assert not stop.is_set()
     finally:
         signal.signal(signal.SIGHUP, before)
+
+
+def test_demo_that_is_stopped_in_the_last_round_of_its_first_run_begins_no_second_one(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    def ask_to_stop(_: RunConsole, record: RoundRecord) -> None:
+        if record.plan.round_number == 4:
+            os.kill(os.getpid(), signal.SIGINT)
+
+    monkeypatch.setattr(RunConsole, "on_round_end", ask_to_stop)
+    overrides = [part for key in (*SMALL, "resources.pool=local") for part in ("--set", key)]
+    assert gcml(monkeypatch, "demo", "--folder", str(tmp_path / "demo"), *overrides) == STOPPED
+    shown = capsys.readouterr().out
+    assert "Personalised models on each site's own test cases" in shown
+    assert "stopped before the run of sites alone" in shown
+    assert not (tmp_path / "demo" / "local").exists()
 
 
 def test_demo_ends_with_a_table_and_a_verdict_and_predicts(

@@ -282,7 +282,7 @@ def test_a_folder_that_cannot_be_made_is_said_once_before_the_first_case(tmp_pat
     (tmp_path / "file").write_text("")
     result = predict_b(config, "--images", config.data.datalist, "--out", str(tmp_path / "file" / "out"))
     assert isinstance(result.exception, ConfigError)
-    assert f"--out {tmp_path / 'file' / 'out'} cannot be written to (Not a directory)" in str(result.exception)
+    assert f"--out: {tmp_path / 'file' / 'out'} cannot be made or written (Not a directory)" in str(result.exception)
     assert "failed" not in result.output
 
 

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from gcml_ray.training.cpu import SCHED_SETATTR, SLICE_NS, ask_for_long_turns
+from gcml_ray.training.cpu import SCHED_SETATTR, SLICE_NS, ask_for_long_turns, num_threads
 
 FAULTS_OF_A_SECOND_BLOCK = """
 import resource
@@ -85,6 +85,15 @@ def test_a_thread_has_longer_turns_and_its_own_niceness() -> None:
     if policy != os.SCHED_OTHER or before == 0:
         pytest.skip("this Linux grants no turns of one's own, or none to this policy")
     assert after == SLICE_NS
+
+
+@pytest.mark.parametrize(("cpus_per_site", "expected"), [(0.25, 1), (1.0, 1), (2.9, 2), (3.0, 3), (99.0, 3)])
+def test_a_site_has_no_more_threads_than_there_are_cores(
+    monkeypatch: pytest.MonkeyPatch, cpus_per_site: float, expected: int
+) -> None:
+    """99 threads on two cores took minutes for a step; without Ray nobody else says no."""
+    monkeypatch.setattr("gcml_ray.training.cpu.num_usable_cpus", lambda: 3)
+    assert num_threads(cpus_per_site) == expected
 
 
 def test_elsewhere_nothing_is_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -12,6 +12,7 @@ import yaml
 import actors.doctor
 from actors import cluster
 from actors.doctor import check_capacity, check_cluster, run_checks
+from gcml_ray import cores
 from gcml_ray.config import ResourcesConfig
 from gcml_ray.doctor import configuration as config_checks
 from gcml_ray.doctor import machine as machine_checks
@@ -136,7 +137,7 @@ def test_a_token_path_to_nowhere_warns(tmp_path: Path) -> None:
 def test_cpu_quota_and_memory_limit_of_a_container_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "cpu.max").write_text("100000 100000\n")
     (tmp_path / "memory.max").write_text("123456789\n")
-    monkeypatch.setattr(machine_checks, "CGROUP", tmp_path)
+    monkeypatch.setattr(cores, "CGROUP", tmp_path)
     machine = machine_checks.this_machine()
     assert (machine.num_cpus, machine.memory_bytes) == (1, 123456789)
 
