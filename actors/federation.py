@@ -89,7 +89,7 @@ def run_federation(
         GcmlError: the input, the cluster or a site's start is at fault; the message says what to change.
     """
     sites = sites_of(config)
-    check_sites(config.chaos, (*sites, SERVER) if has_server(config.method) else sites)
+    check_sites(config.chaos, sites, server=SERVER if has_server(config.method) else "")
     with _own_folder(config, resume=resume, is_trial=not test) as folder:
         state = _state_to_resume(folder, config) if resume else None
         tracker = BackgroundTracker(build_tracker(config, folder.path))

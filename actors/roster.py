@@ -369,7 +369,7 @@ class Roster:
 
     def end_rounds(self) -> None:
         """From now on nobody waits for the server, every failure is a reason to restart, and none to give a site up."""
-        self._is_over = True
+        self._is_over, self._returned = True, []
         self._forget(SERVER)
 
     def _forget(self, name: str) -> None:

@@ -3,7 +3,8 @@
 Nobody waits for a site that is being restarted, nor longer than patience allows for one that is late: what it
 reports later counts for the round in which it comes. With a server all sites train first; what each has learnt goes
 to the server, whose mean goes back to every living site. A site that failed is left out of the mean and still takes
-part in what follows; where the server fails, the sites go on with their own weights.
+part in what follows; one that joins, or comes back from an older checkpoint, gets the last mean before it trains.
+Where the server fails, the sites go on with their own weights.
 """
 
 from __future__ import annotations
@@ -155,6 +156,7 @@ class SyncRounds:
 
     def _server_round(self, plan: RoundPlan, order: TrainOrder, work: _Work) -> RoundPlan:
         """Sites validate and write their checkpoint as the order says, but after the exchange."""
+        self._bring_up_to_date(work)
         began = time.perf_counter()
         early = replace(order, evaluate=False, checkpoint=False)
         trained = self._train(plan.sites, early, work, receivers=set())
@@ -171,6 +173,19 @@ class SyncRounds:
             self.driver.listener.on_site_trained(report)
         work.seconds = {"train": ended - began, "push": exchanged - ended, "adopt": time.perf_counter() - exchanged}
         return plan
+
+    def _bring_up_to_date(self, work: _Work) -> None:
+        """Who has joined, or has come back from an older checkpoint, begins with the server's last mean, as all do."""
+        roster = self.roster
+        last = roster.member(SERVER).checkpoint_round
+        here = set(roster.present)
+        behind = [
+            name for name in roster.take_returned() if name in here and roster.members[name].info.restored_round < last
+        ]
+        if not behind:
+            return
+        work.pushes += self._push([Edge(SERVER, name) for name in behind], last)
+        self._ask(behind, "adopt", replace(order_of(self.config, last), evaluate=False, checkpoint=False), work)
 
     # --- calls -------------------------------------------------------------------------------
 

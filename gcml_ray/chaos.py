@@ -37,6 +37,7 @@ LIES = {
 KINDS = BREAKDOWNS | LIES
 
 STAGES_OF = {**dict.fromkeys(("kill", "hang", "raise", "oom"), STAGES), "disk": ("checkpoint",)}  # the others: none
+NOT_OF_SERVER, SERVER_STAGES = ("nan", "labels"), ("", "train", "checkpoint", "push")
 ONCE = ("kill", "hang", "raise", "oom", "disk", "nan")  # with a single round; a lie goes on as long as it is told
 _SITE = r"(?P<site>[A-Za-z0-9_.\-]+?)"
 _PLAIN = (re.compile(_SITE), "SITE")
@@ -108,15 +109,28 @@ def faults_of(text: str, site: str) -> tuple[Fault, ...]:
     return tuple(fault for fault in parse_chaos(text) if fault.site == site)
 
 
-def check_sites(text: str, sites: Collection[str]) -> None:
-    """Refuses faults of sites that the federation does not have.
+def check_sites(text: str, sites: Collection[str], *, server: str = "") -> None:
+    """Refuses faults of sites that the federation does not have, and those that its server cannot have.
+
+    Args:
+        text: the faults.
+        sites: names of sites.
+        server: the server's name; empty where the method has none.
 
     Raises:
         ConfigError: names them.
     """
-    named = {name for fault in parse_chaos(text) for name in (fault.site, fault.victim) if name}
-    if unknown := sorted(named - set(sites)):
-        raise ConfigError(f"chaos names {unknown}, not among the sites of this federation: {sorted(sites)}")
+    faults = parse_chaos(text)
+    named = {name for fault in faults for name in (fault.site, fault.victim) if name}
+    known = {*sites, server} - {""}
+    if unknown := sorted(named - known):
+        raise ConfigError(f"chaos names {unknown}, not among the sites of this federation: {sorted(known)}")
+    for fault in faults:
+        if fault.site == server and (fault.kind in NOT_OF_SERVER or fault.stage not in SERVER_STAGES):
+            raise ConfigError(
+                f"chaos {fault.text!r} cannot happen: a server has no cases and takes no steps, it forms a mean; of "
+                f"its faults kill, hang, raise and oom happen at {', '.join(filter(None, SERVER_STAGES))}"
+            )
 
 
 def _fault(part: str) -> Fault:

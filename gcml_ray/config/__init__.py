@@ -312,6 +312,12 @@ class Config(Section):
                 "a model is to have at each site: use method.name gml or proxyfl, or gcml with merge: keep_local and "
                 "merge_first: none, and leave share_norms true"
             )
+        steps, incoming = self.federation.local_steps, self.method.max_incoming
+        if isinstance(self.method, GmlMethod | GcmlMethod | DefKtMethod) and incoming > steps:
+            raise ValueError(
+                f"method.max_incoming {incoming} is more than federation.local_steps {steps}: a round's steps are "
+                "divided among the models that come in, and one without a step would be merged untrained"
+            )
         if isinstance(self.method, PooledMethod) and self.resources.placement == "label":
             raise ValueError(
                 "method pooled brings the cases of all sites together, but resources.placement: label promises that "

@@ -53,7 +53,7 @@ class ServerTrainer:
         site: its name in the pool.
         folder: the run folder; checkpoints go to ``checkpoints/server``.
         use_gpu: not used, a mean over vectors in memory needs none.
-        on_progress: told what it does.
+        on_progress: told (stage, step, number of steps) as it works; raises to stop the work.
     """
 
     def __init__(
@@ -128,10 +128,13 @@ class ServerTrainer:
         pushes = [(header, buffer) for header, buffer in pushes if header.round_number == order.round_number]
         if not pushes:
             raise SiteError(self.site, order.round_number, "train", "no site's weights have arrived")
-        self.weights = size_weighted_mean(pushes)
+        mean = size_weighted_mean(pushes)
+        self.on_progress("train", 1, 1)
+        self.weights = mean
         self.num_train = sum(header.num_train for header, _ in pushes)
         self.round_number = order.round_number
         if order.checkpoint:
+            self.on_progress("checkpoint", 0, 1)
             self._save()
         return TrainReport(
             site=self.site,

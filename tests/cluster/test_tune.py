@@ -22,7 +22,7 @@ from gcml_ray.records import TrainOrder, TrainReport
 from gcml_ray.search.records import SearchRecord, TrialRecord
 from gcml_ray.tracking.search import SearchTracker
 from tests.fakes import FakeTrainers, Fault, FlakyTrainer, calls_of, release
-from tests.unit.test_search_space import write_search
+from tests.search_makers import write_search
 from tune.search import run_search
 from tune.search_file import load_search, reopen_search
 from tune.trial_config import Search

@@ -70,6 +70,16 @@ def test_breakdown_is_a_failure_of_that_site_and_round_and_the_run_goes_on(
     assert run.trained("A") == [1, 2, 3, 4]
 
 
+@pytest.mark.parametrize(
+    ("text", "kind"), [("kill:server@r2", "died"), ("raise:server@r2", "raised"), ("disk:server@r2", "raised")]
+)
+def test_breakdown_of_the_server_happens_where_it_works(tmp_path: Path, text: str, kind: str) -> None:
+    run = run_real(tmp_path, text, method={"name": "fedavg"})
+    assert [(site, number, how) for site, number, how, _ in run.failures()] == [("server", 2, kind)]
+    assert run.summary.status == "finished"
+    assert run.trained("A") == [1, 2, 3]
+
+
 @pytest.mark.parametrize("text", ["raise:B@merge@r3", "raise:B@validate@r3", "raise:B@checkpoint@r3"])
 def test_breakdown_reaches_every_stage_of_real_training(tmp_path: Path, text: str) -> None:
     method = {"name": "gcml", "topology": {"name": "ring"}, "merge": "val_weighted"}

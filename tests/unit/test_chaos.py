@@ -109,6 +109,18 @@ def test_sites_that_are_not_there_are_named() -> None:
         check_sites("kill:X, impersonate:A->Y, nan:B", ["A", "B"])
 
 
+@pytest.mark.parametrize("text", ["nan:server", "labels:server@r2", "kill:server@merge", "raise:server@load"])
+def test_what_a_server_cannot_do_is_refused_rather_than_never_happening(text: str) -> None:
+    with pytest.raises(ConfigError, match=f"chaos '{text}' cannot happen: a server has no cases"):
+        check_sites(text, ["A", "B"], server="server")
+
+
+def test_a_server_may_break_down_only_where_there_is_one() -> None:
+    check_sites("kill:server, raise:server@push, disk:server@r3, slow:serverx2, flip:server", ["A"], server="server")
+    with pytest.raises(ConfigError, match="chaos names"):
+        check_sites("kill:server", ["A"])
+
+
 # --- in the configuration ------------------------------------------------------------------------
 
 

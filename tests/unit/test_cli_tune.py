@@ -12,7 +12,7 @@ from typer.testing import CliRunner
 from gcml_ray.cli.running import STOPPED
 from gcml_ray.cli.tune import tune
 from gcml_ray.errors import GcmlError
-from tests.unit.test_search_run import searched
+from tests.search_makers import searched
 
 
 def call(*arguments: str) -> Any:

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from gcml_ray.doctor.forecast import forecast, learner_bytes
-from tests.unit.test_forecast import ONE_PROCESS, cases, config, costs
+from tests.forecast_makers import ONE_PROCESS, cases, config, costs
 
 
 @pytest.mark.parametrize(

@@ -5,47 +5,21 @@ from __future__ import annotations
 from collections.abc import Sequence
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import pytest
-import yaml
 
 from gcml_ray.config import GcmlMethod
 from gcml_ray.config.file import load_config, save_config
 from gcml_ray.errors import CheckpointError, ConfigError
-from gcml_ray.records import PushReceipt, RoundPlan, RoundRecord, TrainReport
+from gcml_ray.records import RoundRecord
 from gcml_ray.search.records import SearchRecord, TrialPoint, TrialRecord
-from tests.fakes import fake_config
+from tests.search_makers import WEIGHT, make_search, record, write_search
 from tune.node_cache import cache_folder
 from tune.objective import TrialProgress
 from tune.search_file import load_search, reopen_search, save_search
 from tune.space import ChoiceDomain
-from tune.trial_config import Search, base_params, best_config, trial_config
+from tune.trial_config import base_params, best_config, trial_config
 from tune.watch import reason_of
-
-WEIGHT = {"method.dcml.lambda": {"name": "log_uniform", "low": 0.01, "high": 1.0}}
-
-
-def write_search(folder: Path, *, base: dict[str, Any] | None = None, **keys: Any) -> Path:
-    """A search over the fake federation; ``keys`` replace its own."""
-    save_config(fake_config(folder, **(base or {})), folder / "base.yaml")
-    values: dict[str, Any] = {
-        "name": "fake",
-        "base": "base.yaml",
-        "folder": str(folder / "search"),
-        "space": WEIGHT,
-        "searcher": {"name": "random"},
-        "scheduler": {"name": "none"},
-        "budget": {"trials": 2},
-    }
-    path = folder / "search_file.yaml"
-    path.write_text(yaml.safe_dump(values | keys))
-    return path
-
-
-def make_search(folder: Path, **keys: Any) -> Search:
-    return load_search(write_search(folder, **keys))
-
 
 # --- the file ----------------------------------------------------------------------------------
 
@@ -296,14 +270,6 @@ def test_the_best_configuration_is_one_that_gcml_run_reads(tmp_path: Path, varia
 
 
 # --- what trials are judged by -----------------------------------------------------------------
-
-
-def record(number: int, dice: dict[str, float | None], *, sent_bytes: int = 0) -> RoundRecord:
-    plan = RoundPlan(number, "exchange", tuple(dice), ())
-    trained = tuple(
-        TrainReport(site, number, (), 2, {}, {}, "", {}, value, False, {}, 1e-3, 0) for site, value in dice.items()
-    )
-    return RoundRecord(plan, trained, (PushReceipt(number, "A", "B", True, "", sent_bytes),), (), seconds=2.0)
 
 
 def points_of(rounds: Sequence[RoundRecord], sites: Sequence[str]) -> list[TrialPoint]:

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 from rich.console import Console
 
+from actors.attendance import request
 from actors.driver import Driver
 from actors.local_pool import LocalPool
 from actors.site_pool import Outcome
@@ -19,7 +20,7 @@ from gcml_ray.console.run import RunConsole
 from gcml_ray.errors import SiteError
 from gcml_ray.files.run_folder import RunFolder
 from gcml_ray.push.wire import Buffer
-from gcml_ray.records import SiteFailure
+from gcml_ray.records import RoundRecord, SiteFailure
 from gcml_ray.seeding import numpy_generator
 from tests.fake_runs import RecordingListener, RecordingTracker, drive, run_locally
 from tests.fakes import FakeTrainers, Fault, calls_of, fake_config, final_weights, weights_file
@@ -121,6 +122,47 @@ def test_a_site_that_never_adopts_is_dropped_although_it_trains(tmp_path: Path) 
     run = run_locally(config_of(tmp_path), *faults)
     assert list(run.summary.dropped) == ["B"]
     assert len(run.folder.rounds()[3].pushes) == 4
+
+
+# --- sites that come later ------------------------------------------------------------------------
+
+
+def test_a_site_that_joins_begins_with_the_last_mean(tmp_path: Path) -> None:
+    """As every participant of FedAvg does; weights of its own would weigh as much as all that the others learnt."""
+    mean: Buffer = np.zeros(8, dtype=np.float32)
+    for number, sites in ((1, "AB"), (2, "AB"), (3, "ABC"), (4, "ABC")):
+        mean = np.mean([mean + draw(site, number) for site in sites], axis=0, dtype=np.float32)
+    run = run_locally(config_of(tmp_path, schedule={"C": {"joins": 3}}))
+    for values in final_weights(run.folder).values():
+        np.testing.assert_allclose(values, mean, rtol=1e-6)
+    assert calls_of(run.folder, "C", "adopt") == [2, 3, 4]
+    arrivals = [push for push in run.folder.rounds()[2].pushes if push.receiver == "C"]
+    assert [(push.sender, push.round_number, push.accepted) for push in arrivals] == [
+        ("server", 2, True),
+        ("server", 3, True),
+    ]
+
+
+def test_a_site_that_joins_in_the_warm_up_trains_alone_until_there_is_a_mean(tmp_path: Path) -> None:
+    run = run_locally(config_of(tmp_path, warmup_rounds=2, schedule={"C": {"joins": 2}}))
+    assert calls_of(run.folder, "C", "adopt") == [3, 4]
+
+
+def test_a_site_that_comes_back_from_an_older_checkpoint_gets_the_last_mean(tmp_path: Path) -> None:
+    """C leaves before round 2 and is back in round 4: what it had learnt is two means old."""
+
+    def ask(record: RoundRecord) -> None:
+        if wish := {1: "remove", 3: "add"}.get(record.plan.round_number):
+            request(tmp_path / "run", wish, "C")  # type: ignore[arg-type]
+
+    run = run_locally(config_of(tmp_path, rounds=5), listener=RecordingListener(on_end=ask))
+    assert run.restored("C") == [0, 1]
+    assert calls_of(run.folder, "C", "adopt") == [1, 3, 4, 5]
+    means: list[Buffer] = [np.zeros(8, dtype=np.float32)]
+    for number, sites in enumerate(("ABC", "AB", "AB", "ABC", "ABC"), start=1):
+        learnt = [means[-1] + draw(site, number) for site in sites]
+        means.append(np.mean(learnt, axis=0, dtype=np.float32))
+    np.testing.assert_allclose(final_weights(run.folder)["C"], means[-1], rtol=1e-6)
 
 
 # --- a server that fails ----------------------------------------------------------------------------
