@@ -156,7 +156,7 @@ class SyncRounds:
 
     def _server_round(self, plan: RoundPlan, order: TrainOrder, work: _Work) -> RoundPlan:
         """Sites validate and write their checkpoint as the order says, but after the exchange."""
-        self._bring_up_to_date(work)
+        late_edges = self._bring_up_to_date(work)
         began = time.perf_counter()
         early = replace(order, evaluate=False, checkpoint=False)
         trained = self._train(plan.sites, early, work, receivers=set())
@@ -172,20 +172,25 @@ class SyncRounds:
         for report in work.trained:
             self.driver.listener.on_site_trained(report)
         work.seconds = {"train": ended - began, "push": exchanged - ended, "adopt": time.perf_counter() - exchanged}
-        return plan
+        return replace(plan, edges=tuple(sorted([*plan.edges, *late_edges])))
 
-    def _bring_up_to_date(self, work: _Work) -> None:
-        """Who has joined, or has come back from an older checkpoint, begins with the server's last mean, as all do."""
+    def _bring_up_to_date(self, work: _Work) -> list[Edge]:
+        """Who has joined, or has come back from an older checkpoint, begins with the server's last mean, as all do.
+
+        Returns:
+            The pushes that this takes.
+        """
         roster = self.roster
         last = roster.member(SERVER).checkpoint_round
         here = set(roster.present)
         behind = [
             name for name in roster.take_returned() if name in here and roster.members[name].info.restored_round < last
         ]
-        if not behind:
-            return
-        work.pushes += self._push([Edge(SERVER, name) for name in behind], last)
-        self._ask(behind, "adopt", replace(order_of(self.config, last), evaluate=False, checkpoint=False), work)
+        edges = [Edge(SERVER, name) for name in behind]
+        if edges:
+            work.pushes += self._push(edges, last)
+            self._ask(behind, "adopt", replace(order_of(self.config, last), evaluate=False, checkpoint=False), work)
+        return edges
 
     # --- calls -------------------------------------------------------------------------------
 

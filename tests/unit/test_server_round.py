@@ -136,7 +136,9 @@ def test_a_site_that_joins_begins_with_the_last_mean(tmp_path: Path) -> None:
     for values in final_weights(run.folder).values():
         np.testing.assert_allclose(values, mean, rtol=1e-6)
     assert calls_of(run.folder, "C", "adopt") == [2, 3, 4]
-    arrivals = [push for push in run.folder.rounds()[2].pushes if push.receiver == "C"]
+    third = run.folder.rounds()[2]
+    assert len(third.plan.edges) == len(third.pushes) == 7
+    arrivals = [push for push in third.pushes if push.receiver == "C"]
     assert [(push.sender, push.round_number, push.accepted) for push in arrivals] == [
         ("server", 2, True),
         ("server", 3, True),
