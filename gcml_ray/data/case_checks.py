@@ -12,6 +12,7 @@ from torch import Tensor
 
 from gcml_ray.config import DataConfig
 from gcml_ray.data.datalist import Case
+from gcml_ray.data.pictures import label_role
 from gcml_ray.data.reading import Header, Volume, affine_problem, affines_agree, is_picture, read_header, values_text
 from gcml_ray.errors import DataError
 
@@ -30,7 +31,8 @@ def check_headers(case: Case, data: DataConfig) -> list[str]:
     problems: list[str] = []
     for path in (*case.images, case.label):
         try:
-            headers.append(read_header(path, spatial_dims=data.spatial_dims, is_label=path == case.label))
+            role = label_role(case.label_threshold) if path == case.label else "image"
+            headers.append(read_header(path, spatial_dims=data.spatial_dims, role=role))
         except DataError as error:
             problems.append(str(error))
     if not problems:

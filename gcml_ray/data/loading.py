@@ -33,6 +33,7 @@ from gcml_ray.data.case_checks import (
     without_alpha,
 )
 from gcml_ray.data.datalist import Case
+from gcml_ray.data.pictures import label_role
 from gcml_ray.data.problems import CaseError
 from gcml_ray.data.reading import Volume, read_volume
 from gcml_ray.errors import DataError
@@ -150,7 +151,7 @@ def read_image(case: Case, data: DataConfig) -> Volume:
     Raises:
         DataError: names every problem of its files, also that there is nothing on them.
     """
-    volumes, problems = _read_files(case.images, None, data)
+    volumes, problems = _read_files(case, case.images, data)
     if not problems:
         shapes = [tuple(volume.array.shape) for volume in volumes]
         problems = channel_problems(case, shapes, data) + grid_problems(case, case.images, shapes)
@@ -173,7 +174,7 @@ def read_target(case: Case, data: DataConfig) -> tuple[Tensor, tuple[float, ...]
     Raises:
         DataError: names every problem of the file.
     """
-    volumes, problems = _read_files((), case.label, data)
+    volumes, problems = _read_files(case, (case.label,), data)
     problems = problems or label_problems(case, volumes[0].array, data)
     if problems:
         raise DataError("; ".join(problems))
@@ -196,7 +197,7 @@ def _read_case(case: Case, data: DataConfig) -> tuple[list[Volume], Volume]:
 
 def _read_and_check(case: Case, data: DataConfig) -> tuple[list[Volume], list[str]]:
     """The files of a case that can be read, the label last, and every problem."""
-    volumes, problems = _read_files(case.images, case.label, data)
+    volumes, problems = _read_files(case, (*case.images, case.label), data)
     if not problems:
         shapes = [tuple(volume.array.shape) for volume in volumes]
         problems = channel_problems(case, shapes[:-1], data)
@@ -207,13 +208,14 @@ def _read_and_check(case: Case, data: DataConfig) -> tuple[list[Volume], list[st
     return volumes, problems
 
 
-def _read_files(images: Sequence[str], label: str | None, data: DataConfig) -> tuple[list[Volume], list[str]]:
-    """The files that can be read, the label last, and a problem for each one that cannot."""
+def _read_files(case: Case, paths: Sequence[str], data: DataConfig) -> tuple[list[Volume], list[str]]:
+    """Those of a case's files that can be read, and a problem for each one that cannot."""
     volumes: list[Volume] = []
     problems: list[str] = []
-    for path in images if label is None else (*images, label):
+    for path in paths:
+        role = label_role(case.label_threshold) if path == case.label else "image"
         try:
-            volumes.append(read_volume(path, spatial_dims=data.spatial_dims, is_label=path == label))
+            volumes.append(read_volume(path, spatial_dims=data.spatial_dims, role=role))
         except DataError as error:
             problems.append(str(error))
     return volumes, problems

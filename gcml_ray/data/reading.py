@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
-from gcml_ray.data.pictures import open_picture, picture_shape, picture_values
+from gcml_ray.data.pictures import Role, open_picture, picture_shape, picture_values
 from gcml_ray.errors import DataError
 
 NIFTI = (".nii.gz", ".nii")
@@ -68,13 +68,13 @@ def is_picture(path: str) -> bool:
     return path.lower().endswith(PICTURES)
 
 
-def read_header(path: str, *, spatial_dims: int, is_label: bool = False) -> Header:
+def read_header(path: str, *, spatial_dims: int, role: Role = "image") -> Header:
     """Shape and affine without reading the voxels, so damage further on in the file is not seen.
 
     Args:
         path: the file.
         spatial_dims: 2 or 3.
-        is_label: of a picture with a palette, the places in it are the values, not the colours.
+        role: what a picture is read as; means nothing for volumes.
 
     Raises:
         DataError: the file is missing, not an image, or of another number of axes.
@@ -83,7 +83,7 @@ def read_header(path: str, *, spatial_dims: int, is_label: bool = False) -> Head
     if isinstance(image, Image.Image):
         try:
             with image:
-                shape: tuple[int, ...] = picture_shape(image, is_label=is_label)
+                shape: tuple[int, ...] = picture_shape(image, role=role)
         except UNREADABLE as error:
             raise _not_read(path, error) from error
         affine = None
@@ -92,7 +92,7 @@ def read_header(path: str, *, spatial_dims: int, is_label: bool = False) -> Head
     return Header(_channel_first_shape(shape, spatial_dims, path), affine)
 
 
-def read_volume(path: str, *, spatial_dims: int, is_label: bool = False) -> Volume:
+def read_volume(path: str, *, spatial_dims: int, role: Role = "image") -> Volume:
     """Read one file whole; further axes beyond the spatial ones become channels.
 
     Pictures keep their rows as the first axis; an alpha channel counts as a channel. Compressed volumes are read to
@@ -101,7 +101,7 @@ def read_volume(path: str, *, spatial_dims: int, is_label: bool = False) -> Volu
     Args:
         path: the file.
         spatial_dims: 2 or 3.
-        is_label: of a picture with a palette, the places in it are the values, not the colours.
+        role: what a picture is read as; means nothing for volumes.
 
     Raises:
         DataError: the file is missing, corrupt, not an image, or of another number of axes.
@@ -110,7 +110,7 @@ def read_volume(path: str, *, spatial_dims: int, is_label: bool = False) -> Volu
     try:
         if isinstance(image, Image.Image):
             with image:
-                array, affine = picture_values(image, path, is_label=is_label), None
+                array, affine = picture_values(image, path, role=role), None
         else:
             array, affine = _voxels(image), _affine(image)
         array = array.astype(np.float32)

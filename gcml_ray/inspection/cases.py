@@ -20,6 +20,7 @@ from scipy import ndimage
 from gcml_ray.data.adapters.findings import grid_problems_of_files
 from gcml_ray.data.case_checks import MAX_LABEL, NOT_FINITE, value_problem
 from gcml_ray.data.datalist import Case, few_cases_problem, name_from_file
+from gcml_ray.data.pictures import label_role
 from gcml_ray.data.reading import is_picture, read_header, read_volume, values_text
 from gcml_ray.errors import DataError
 from gcml_ray.files.site_names import site_name_problem
@@ -269,7 +270,7 @@ def _read_label(case: Case, dims: int, problems: list[str]) -> list[tuple[int, i
     if not Path(case.label).is_file():
         return []
     try:
-        stack = read_volume(case.label, spatial_dims=dims, is_label=True).array.numpy()
+        stack = read_volume(case.label, spatial_dims=dims, role=label_role(case.label_threshold)).array.numpy()
     except DataError as error:
         problems.append(str(error))
         return []

@@ -132,5 +132,5 @@ def _read_prediction(case: Case, files: Sequence[Path], data: DataConfig) -> tup
         as_label = Case(case.site, case.name, (), str(files[0]), None)
         target, _, affine = read_target(as_label, data)
         return target, affine
-    volumes = [read_volume(str(file), spatial_dims=data.spatial_dims, is_label=True) for file in files]
+    volumes = [read_volume(str(file), spatial_dims=data.spatial_dims, role="label") for file in files]
     return torch.cat([(volume.array[:1] > 0).float() for volume in volumes]), volumes[0].affine

@@ -16,6 +16,7 @@ from torch import Tensor
 from gcml_ray.data.case_checks import check_headers
 from gcml_ray.data.datalist import Case
 from gcml_ray.data.loading import load_sample
+from gcml_ray.data.pictures import Role
 from gcml_ray.data.reading import read_header, read_volume
 from gcml_ray.errors import DataError
 from tests.makers import make_config
@@ -44,10 +45,10 @@ def save_png(path: Path, rows: list[bytes], *, width: int, bits: int, kind: int)
     return path
 
 
-def both(path: Path, *, is_label: bool = False) -> Tensor:
+def both(path: Path, *, role: Role = "image") -> Tensor:
     """The values, which have the shape that the header says."""
-    array = read_volume(str(path), spatial_dims=2, is_label=is_label).array
-    assert read_header(str(path), spatial_dims=2, is_label=is_label).shape == tuple(array.shape)
+    array = read_volume(str(path), spatial_dims=2, role=role).array
+    assert read_header(str(path), spatial_dims=2, role=role).shape == tuple(array.shape)
     return array
 
 
@@ -75,7 +76,7 @@ def test_transparent_colour_gives_the_channel_that_other_pictures_have(
 
 def test_label_with_a_palette_keeps_its_places(tmp_path: Path) -> None:
     path = save_palette(tmp_path / "x.png", COLOURED)
-    assert both(path, is_label=True).tolist() == [PLACES.tolist()]
+    assert both(path, role="label").tolist() == [PLACES.tolist()]
 
 
 def test_case_of_two_palettes_is_read_as_image_and_label(tmp_path: Path) -> None:
@@ -89,6 +90,31 @@ def test_case_of_two_palettes_is_read_as_image_and_label(tmp_path: Path) -> None
     sample = load_sample(case, data)
     assert sample.label.sum() == 16
     assert sample.image[0, 0, 0] > sample.image[0, 5, 5]  # the marked is dark
+
+
+@pytest.mark.parametrize("name", ["8.png", "1.png", "1.tif", "1.bmp", "palette.png"])
+def test_a_threshold_means_the_same_however_a_mask_is_stored(tmp_path: Path, name: str) -> None:
+    """Black and white by 127, in one bit, in eight, or as two colours of a palette."""
+    data = make_config(tmp_path, spatial_dims=2, data={"channels": ["grey"], "normalise": "all"}).data
+    marked = np.zeros((16, 16), np.uint8)
+    marked[4:8, 4:8] = 1
+    label = tmp_path / name
+    if name.startswith("palette"):
+        save_palette(label, [0, 0, 0, 255, 255, 255], marked)
+    else:
+        grey = Image.fromarray(255 * marked)
+        (grey.convert("1") if name.startswith("1") else grey).save(label)
+    Image.fromarray(np.random.default_rng(0).integers(0, 255, (16, 16), np.uint8)).save(tmp_path / "image.png")
+    case = Case("A", "p", (str(tmp_path / "image.png"),), str(label), "train", label_threshold=127.0)
+    assert check_headers(case, data) == []
+    assert load_sample(case, data).label[0].tolist() == marked.tolist()
+
+
+def test_bmp_that_pillow_reads_wrongly_is_refused(tmp_path: Path) -> None:
+    """Of eight bits and two colours, black and white: Pillow takes every byte for eight pixels."""
+    path = save_palette(tmp_path / "x.bmp", [0, 0, 0, 255, 255, 255], PLACES % 2)
+    with pytest.raises(DataError, match="is a BMP of 8 bits in black and white"):
+        read_volume(str(path), spatial_dims=2)
 
 
 def test_damaged_picture_with_a_palette_is_named(tmp_path: Path) -> None:
@@ -106,8 +132,10 @@ def test_grey_of_few_bits_keeps_its_values(tmp_path: Path, bits: int) -> None:
     values = np.arange(8) % 2**bits
     packed = np.packbits(np.unpackbits(values.astype(np.uint8)[:, None], axis=1)[:, -bits:].ravel())
     path = save_png(tmp_path / "x.png", [packed.tobytes()], width=8, bits=bits, kind=0)
-    for is_label in (False, True):
-        assert both(path, is_label=is_label).tolist() == [[values.tolist()]]
+    roles: tuple[Role, ...] = ("image", "label")
+    for role in roles:
+        assert both(path, role=role).tolist() == [[values.tolist()]]
+    assert both(path, role="mask").tolist() == [[(values * (255 // (2**bits - 1))).tolist()]]  # as a viewer shows it
 
 
 def test_grey_of_eight_and_of_sixteen_bits_is_read_as_stored(tmp_path: Path) -> None:

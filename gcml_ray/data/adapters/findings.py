@@ -124,7 +124,7 @@ def label_problems_of_file(path: Path, allowed: Collection[int], *, spatial_dims
     if not path.is_file():
         return []
     try:
-        label = read_volume(str(path), spatial_dims=spatial_dims, is_label=True).array
+        label = read_volume(str(path), spatial_dims=spatial_dims, role="label").array
     except DataError as error:
         return [str(error)]
     known = torch.zeros(label.shape, dtype=torch.bool)
