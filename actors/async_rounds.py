@@ -50,6 +50,7 @@ class AsyncRounds:
         self.roster = driver.roster
         self.is_over = False
         self._done = {name: member.checkpoint_round for name, member in self.roster.members.items()}
+        self._pushed: dict[str, int] = {}  # after which of its rounds a site has pushed last
         self._window = _Window()
 
     def run(self, done: int) -> int:
@@ -69,7 +70,9 @@ class AsyncRounds:
         return driver.last_record
 
     def _all_done(self) -> bool:
-        """Whether every site has done all its rounds."""
+        """Whether every site has done all its rounds, those that are joining included."""
+        if self.roster.absent - self.roster.members.keys():
+            return False
         return all(self._done.get(name, 0) >= self.config.federation.rounds for name in self.roster.members)
 
     def _welcome(self) -> None:
@@ -95,7 +98,10 @@ class AsyncRounds:
     def _push(self, sender: str, number: int) -> None:
         """The pushes of one sender before its round ``number``, as the graph of that round over all sites says."""
         federation = self.config.federation
+        done = self._done[sender]
         if phase_of(federation, number) != "exchange" or self.roster.has_open_push(sender):
+            return
+        if self._pushed.get(sender) == done:  # its round failed and is done again; the others have these weights
             return
         here = [name for name in sorted(self.roster.members) if name not in self.roster.absent]
         plan = self.driver.plan(number, here)
@@ -103,7 +109,7 @@ class AsyncRounds:
         if not receivers:
             return
         self._window.edges += [Edge(sender, receiver) for receiver in receivers]
-        done = self._done[sender]
+        self._pushed[sender] = done
         self.roster.submit_sending(sender, "push", done, tuple(receivers), number=done)
 
     def _can_use(self, receiver: str) -> bool:

@@ -23,6 +23,7 @@ from gcml_ray.comparison.output import Tables, cell_file, draw_plots, make_cell,
 from gcml_ray.config import Config
 from gcml_ray.config.file import load_config
 from gcml_ray.errors import ConfigError, GcmlError
+from gcml_ray.files.folder_lock import check_writable
 from gcml_ray.files.run_folder import RunFolder
 from gcml_ray.records import RunOutcome
 from gcml_ray.tracking.comparison import ComparisonTracker
@@ -105,6 +106,7 @@ def run_comparison(
     say(f"{comparison.name}: {len(tasks)} cells, {len(tasks) - len(todo)} finished")
     if not todo or tables_only:
         return Ending(False, _conclude(comparison, unit)[0])
+    check_writable(Path(comparison.results), key="results")
     tracker = ComparisonTracker(comparison, todo[0].config)
     endings: dict[str, str] = {}
     status: RunOutcome = "stopped"
@@ -199,10 +201,14 @@ class _Attempt:
         except GcmlError as error:
             return str(error)
         except Exception as error:  # a fault in one cell must not take the others along
-            task.folder.path.mkdir(parents=True, exist_ok=True)
-            with task.folder.log_file.open("a", encoding="utf-8") as file:
-                file.write(traceback.format_exc())
-            return f"{type(error).__name__}: {error} (traceback in {task.folder.log_file})"
+            reason = f"{type(error).__name__}: {error}"
+            try:
+                task.folder.path.mkdir(parents=True, exist_ok=True)
+                with task.folder.log_file.open("a", encoding="utf-8") as file:
+                    file.write(traceback.format_exc())
+            except OSError:  # such as a full disk, which may be the fault itself
+                return reason
+            return f"{reason} (traceback in {task.folder.log_file})"
 
     def _run(self, task: Task, *, listener: Listener, stop: threading.Event) -> str:
         """Begins the cell, or goes on with it."""

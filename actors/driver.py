@@ -26,6 +26,7 @@ from gcml_ray.config import SERVER, Config, UsefulnessTopology, has_server
 from gcml_ray.errors import CheckpointError
 from gcml_ray.files.run_folder import RunFolder, RunState
 from gcml_ray.gossip.graph import plan_round
+from gcml_ray.gossip.phases import rounds_left
 from gcml_ray.gossip.teaching import usefulness_weights
 from gcml_ray.gossip.trust import trust_of_edges
 from gcml_ray.records import (
@@ -192,7 +193,7 @@ class Driver:
         living = living or self._given_up()
         self.listener.on_start(self.config, living)
         last = resume.last_complete_round if resume else 0
-        needs_server = has_server(self.config.method) and last < self.config.federation.rounds
+        needs_server = has_server(self.config.method) and rounds_left(self.config.federation, last)["exchange"] > 0
         names = [*living, SERVER] if needs_server else living
         rounds = {name: resume.site_rounds.get(name, last) if resume else 0 for name in names}
         self.roster.start(names, rounds)

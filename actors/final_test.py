@@ -1,7 +1,8 @@
 """The test at the end of a run: every site scores its personalised model, and its own model before gossip.
 
 All rounds are over, so no site is given up any more: one whose process is lost in the test is started anew from its
-last checkpoint and asked once more; one that still gives no scores is named, and a resume tests it.
+last checkpoint and asked once more; one that still gives no scores is named, and a resume tests it. A site that joined
+too late to train in any round has no model of its own: it is left out.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ class FinalTest:
         self._untested: dict[tuple[str, str], None] = {}
         self._not_across: list[str] = []
         self._lost: set[str] = set()
+        self._has_trained = False
 
     @property
     def untested(self) -> tuple[str, ...]:
@@ -48,6 +50,7 @@ class FinalTest:
     def run(self, done: int) -> None:
         """Tests every model there is after ``done`` rounds."""
         config = self.driver.config
+        self._has_trained = done > 0
         self.roster.end_rounds()
         self._wait_for_absent()
         last_round = done if config.federation.mode == "sync" else None  # else it counts records
@@ -97,6 +100,10 @@ class FinalTest:
         return again
 
     def _keep(self, report: EvaluationReport) -> None:
+        if self._has_trained and (report.model, report.round_number) == (PERSONALISED, 0):
+            self._untested = {key: None for key in self._untested if key[0] != report.site}
+            self.roster.drop(report.site, "joined too late: it has trained in no round, its model is the initial one")
+            return
         self._untested.pop((report.site, report.model), None)
         self.reports.extend(by_site(report))
         self.driver.folder.write_cases(report.scores)

@@ -19,12 +19,16 @@ class Mailbox:
         inbox: checks, verifies and decodes what arrives; by default plain float32 without signatures.
         keeps_newest: whether a push that finds no room takes the place of the one that has waited longest, as fits
             rounds without a barrier; else it is refused.
+        takes_again: whether a sender may send the same again, as a model does that comes to be scored once more.
     """
 
-    def __init__(self, capacity: int, *, inbox: Inbox | None = None, keeps_newest: bool = False) -> None:
+    def __init__(
+        self, capacity: int, *, inbox: Inbox | None = None, keeps_newest: bool = False, takes_again: bool = False
+    ) -> None:
         self.capacity = capacity
         self._inbox = inbox or Inbox()
         self._keeps_newest = keeps_newest
+        self._takes_again = takes_again
         self._last_round: dict[str, int] = {}
         self._last_checksum: dict[str, str] = {}
         self._before_restart: dict[str, str] = {}
@@ -48,11 +52,8 @@ class Mailbox:
         if isinstance(vector, str):
             return vector
         with self._lock:
-            last = self._last_round.get(header.sender)
-            if last is not None and last >= header.round_number:
-                return f"duplicate: round {last} of {header.sender} has been here"
-            if self._before_restart.get(header.sender) == header.checksum:
-                return f"duplicate: {header.sender} has sent exactly this before its restart"
+            if reason := "" if self._takes_again else self._repetition(header):
+                return reason
             if header.sender not in self._waiting and len(self._waiting) >= self.capacity:
                 if not self._keeps_newest:
                     return f"mailbox full: max_incoming is {self.capacity}"
@@ -63,6 +64,15 @@ class Mailbox:
             self._last_checksum[header.sender] = header.checksum
             self._before_restart.pop(header.sender, None)
             self._inbox.keep(header.sender, vector)
+        return ""
+
+    def _repetition(self, header: PushHeader) -> str:
+        """Why a push is one that has been here; empty where it is new."""
+        last = self._last_round.get(header.sender)
+        if last is not None and last >= header.round_number:
+            return f"duplicate: round {last} of {header.sender} has been here"
+        if self._before_restart.get(header.sender) == header.checksum:
+            return f"duplicate: {header.sender} has sent exactly this before its restart"
         return ""
 
     def forget(self, senders: Iterable[str]) -> None:

@@ -294,7 +294,8 @@ class Roster:
     def handle(self, failure: SiteFailure) -> None:
         """Records a failure and does what the policy says."""
         self.failures.append(failure)
-        if not self.is_known(failure.site):
+        is_told_twice = failure.site in self._absent and not failure.culprit and failure.kind != "raised"
+        if is_told_twice or not self.is_known(failure.site):
             return
         decision = Decision.RESTART if self._is_over else self.member(failure.site).failed(failure)
         what = f"site {failure.site} failed in round {failure.round_number}, {failure.stage} ({failure.kind})"
@@ -370,9 +371,9 @@ class Roster:
     def end_rounds(self) -> None:
         """From now on nobody waits for the server, every failure is a reason to restart, and none to give a site up."""
         self._is_over, self._returned = True, []
-        self._forget(SERVER)
+        self.forget(SERVER)
 
-    def _forget(self, name: str) -> None:
+    def forget(self, name: str) -> None:
         """Nobody waits any more for a site, or for the server."""
         self._absent.pop(name, None)
         self._calls = {key: call for key, call in self._calls.items() if key[0] != name}
@@ -385,10 +386,9 @@ class Roster:
             raise SiteError(SERVER, 0, "round", f"the server is lost ({reason}): resume the run where it stopped")
         log.warning("site %s is dropped: %s", name, reason)
         self.pool.remove(name)
-        member = self.members.pop(name, None)
-        if member is not None:
+        if member := self.members.pop(name, None):
             self.past_rounds[name] = member.checkpoint_round
-        self._forget(name)
+        self.forget(name)
         self.dropped[name] = reason
 
     def join(self, name: str, *, number: int, checkpoint_round: int) -> None:

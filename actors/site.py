@@ -155,7 +155,7 @@ class Site:
         self.guest_outbox = Outbox(WireConfig(), key=None)  # whole and exact: it is this model that is scored
         self.mailbox = Mailbox(config.method.max_incoming, inbox=self.inbox, keeps_newest=self.is_async)
         self.guest_inbox = Inbox(name, is_signed=config.signs_pushes)
-        self.guests = Mailbox(1, inbox=self.guest_inbox, keeps_newest=True)
+        self.guests = Mailbox(1, inbox=self.guest_inbox, keeps_newest=True, takes_again=True)
         self.stopping = threading.Event()
         self.training = threading.Lock()
         self.current = SiteStatus(name, 0, "created", 0, 0)
@@ -198,7 +198,7 @@ class Site:
         known, self.registered = self.registered, dict(peers)
         gone = [name for name in known if name not in peers or peers[name].incarnation != known[name].incarnation]
         self.mailbox.forget(gone)
-        self.guests.forget(gone)
+        self.outbox.forget(gone)
         self.peers = frozenset(peers) - {self.name}
         if self.name == SERVER:
             self.mailbox.capacity = max(self.mailbox.capacity, len(self.peers))

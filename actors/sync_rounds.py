@@ -19,8 +19,8 @@ from actors.listener import announce
 from actors.pace import CallKind
 from actors.site_pool import Outcome
 from gcml_ray.config import SERVER
-from gcml_ray.gossip.phases import order_of
-from gcml_ray.records import AdoptReport, Edge, PushReceipt, RoundPlan, RoundRecord, TrainOrder, TrainReport
+from gcml_ray.gossip.phases import order_of, rounds_left
+from gcml_ray.records import AdoptReport, Edge, PushReceipt, RoundPlan, RoundRecord, SiteInfo, TrainOrder, TrainReport
 
 if TYPE_CHECKING:
     from actors.driver import Driver
@@ -48,6 +48,7 @@ class SyncRounds:
         self.roster = driver.roster
         self.is_over = False
         self._orders: dict[str, TrainOrder] = {}
+        self._means: dict[str, tuple[SiteInfo, int]] = {}  # see _mean_of
         self._waited_for: frozenset[str] = frozenset()
         self._round_seconds = 0.0
 
@@ -56,6 +57,7 @@ class SyncRounds:
         rounds = self.config.federation.rounds
         for number in range(done + 1, rounds + 1):
             if self.driver.is_time_up():
+                self._wait_for_late(_Work())
                 self.is_over = True
                 return done
             work = _Work()
@@ -72,6 +74,8 @@ class SyncRounds:
         if driver.stop.is_set():
             return False
         driver.attendance.apply(number)
+        if not rounds_left(self.config.federation, number - 1)["exchange"]:
+            roster.forget(SERVER)  # what is still to come needs none
         new = roster.absent - self._waited_for
         patience_s = max(LEAST_PATIENCE_S, RETURN_PATIENCE * self._round_seconds) if new else 0.0
         roster.wait_for_absent(patience_s, is_enough=driver.stop.is_set)
@@ -112,7 +116,7 @@ class SyncRounds:
         )
 
     def _wait_for_late(self, work: _Work) -> None:
-        """In the last round: what late sites still have to say."""
+        """When no other round follows: what late sites still have to say; before, they cannot be tested."""
         roster = self.roster
         while any(roster.is_busy(name) for name in roster.members):
             roster.wait_for_strays()
@@ -180,12 +184,8 @@ class SyncRounds:
         Returns:
             The pushes that this takes.
         """
-        roster = self.roster
-        last = roster.member(SERVER).checkpoint_round
-        here = set(roster.present)
-        behind = [
-            name for name in roster.take_returned() if name in here and roster.members[name].info.restored_round < last
-        ]
+        last, here = self._mean_of(SERVER), set(self.roster.present)
+        behind = [name for name in self.roster.take_returned() if name in here and self._mean_of(name) < last]
         edges = [Edge(SERVER, name) for name in behind]
         if edges:
             work.pushes += self._push(edges, last)
@@ -249,10 +249,24 @@ class SyncRounds:
         if not self.roster.is_known(outcome.site):
             return False
         order = self._orders[outcome.site]
-        ends_round = outcome.method == "adopt" or outcome.site == SERVER or not self._has_adoption(order)
-        if ends_round or order.checkpoint:
+        if outcome.result.round_number != order.round_number:  # it was late, and has had another order since
+            return True
+        if outcome.method == "adopt" or outcome.site == SERVER or not self._has_adoption(order):
             self.roster.succeeded(outcome.site, outcome.result, has_checkpoint=order.checkpoint)
+            self._note_mean(outcome)
         return True
+
+    def _note_mean(self, outcome: Outcome) -> None:
+        """Notes that the server, or a site, has the mean of a round now, as long as its process lives."""
+        if outcome.site == SERVER or (isinstance(outcome.result, AdoptReport) and outcome.result.has_adopted):
+            info = self.roster.member(outcome.site).info
+            self._means[outcome.site] = (info, outcome.result.round_number)
+
+    def _mean_of(self, name: str) -> int:
+        """The last round whose mean the server, or a site, has: since its start, or in the checkpoint it came from."""
+        info = self.roster.member(name).info
+        started, number = self._means.get(name, (None, 0))
+        return number if started is info else info.restored_round
 
     def _has_adoption(self, order: TrainOrder) -> bool:
         """Whether more is to follow after training in this round."""

@@ -9,6 +9,7 @@ from __future__ import annotations
 import shutil
 import threading
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -59,11 +60,12 @@ def run_trial(
     config = trial_config(search, params, folder=trial_folder(search, trial_id), cache=cache)
     folder = RunFolder(Path(config.output.folder))
     reporter = RoundReporter(sites_of(config), last_round=config.federation.rounds)
-    is_resumed = _can_resume(folder)
+    is_resumed, is_over = _can_resume(folder), False
     if is_resumed:
-        done = folder.read_state().last_complete_round
+        state = folder.read_state()
+        is_over, done = state.status == "finished", state.last_complete_round
         reporter.replay(record for record in folder.rounds() if record.plan.round_number <= done)
-    if not reporter.is_over:
+    if not is_over:
         stop = threading.Event()  # never set: Ray Tune ends a trial inside its report
         summary = run_federation(
             config, listener=reporter, stop=stop, resume=is_resumed, make_trainer=make_trainer, test=False
@@ -88,6 +90,8 @@ class RoundReporter(NullListener):
     """Reports every evaluated round to Ray Tune, from the driver's own thread.
 
     The last round is reported when the federation has ended in good order: a scheduler ends a trial inside the report.
+    Without a barrier there may be more records than rounds, until the slowest site has done all of its own: the newest
+    one then stands for the last round.
 
     Args:
         sites: all sites of the federation.
@@ -104,11 +108,6 @@ class RoundReporter(NullListener):
         self._final: TrialPoint | None = None
         self._replayed: list[TrialPoint] = []
 
-    @property
-    def is_over(self) -> bool:
-        """Whether the last round was evaluated."""
-        return self._final is not None
-
     def replay(self, rounds: Iterable[RoundRecord]) -> None:
         """Takes rounds of an earlier process; they go with the next report, as its last ones may have been lost."""
         points = [self._take(record) for record in rounds]
@@ -117,7 +116,7 @@ class RoundReporter(NullListener):
     def on_round_end(self, record: RoundRecord) -> None:
         """Reports a round; raises SystemExit where the scheduler cuts the trial."""
         point = self._take(record)
-        if point is not None and not self.is_over:
+        if point is not None and point.round_number < self._last_round:
             self._send(point)
 
     def report_last(self) -> None:
@@ -132,8 +131,8 @@ class RoundReporter(NullListener):
 
     def _take(self, record: RoundRecord) -> TrialPoint | None:
         point = self._progress.add(record)
-        if point is not None and point.round_number == self._last_round:
-            self._final = point
+        if point is not None and point.round_number >= self._last_round:
+            self._final = replace(point, round_number=self._last_round)
         return point
 
 

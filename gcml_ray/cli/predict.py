@@ -7,7 +7,6 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
-from tempfile import TemporaryFile
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -20,7 +19,7 @@ from gcml_ray.config.file import load_config
 from gcml_ray.data.datalist import SPLITS, Case, cases_of_site, read_datalist, site_names
 from gcml_ray.data.pooling import as_pooled
 from gcml_ray.errors import ConfigError, DataError, GcmlError
-from gcml_ray.files.folder_lock import not_writable
+from gcml_ray.files.folder_lock import check_writable
 from gcml_ray.files.run_folder import RunFolder
 from gcml_ray.files.tables import case_table
 from gcml_ray.files.whole_files import replace_file
@@ -68,7 +67,7 @@ def predict(
     _say_what(console, model, found)
     todo, skipped = _to_do(found.cases, out, model, overwrite=overwrite)
     if todo:
-        _check_writable(out)
+        check_writable(out, key="--out")
     problems = list(found.problems)
     for each in found.problems:
         _say_failed(console, each)
@@ -113,16 +112,6 @@ def _to_do(cases: Sequence[Case], out: Path, model: PersonalModel, *, overwrite:
     done = {} if overwrite else {case: each for case, each in paths.items() if all(path.exists() for path in each)}
     _check_own(done, out, model.facts[0].site)
     return [case for case in cases if case not in done], len(done)
-
-
-def _check_writable(out: Path) -> None:
-    """Makes the folder, before the first case is predicted in vain."""
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-        with TemporaryFile(dir=out):
-            pass
-    except OSError as error:
-        raise not_writable(out, error, key="--out") from error
 
 
 def _check_own(existing: Mapping[Case, Sequence[Path]], out: Path, site: str) -> None:

@@ -110,9 +110,11 @@ def read_cell(path: Path) -> Cell:
     Raises:
         DataError: the file is not one that :func:`write_cell` wrote.
     """
-    with path.open(encoding="utf-8", newline="") as file:
-        rows = list(csv.DictReader(file))
     try:
+        with path.open(encoding="utf-8", newline="") as file:
+            rows = list(csv.DictReader(file))
+        if any(value is None for row in rows for value in row.values()):
+            raise ValueError("a line is cut off")
         first = rows[0]
         scores = tuple(
             Score(
@@ -125,7 +127,7 @@ def read_cell(path: Path) -> Cell:
             first["method"], int(first["seed"]), first["identity"], int(first["sent_bytes"]),
             float(first["seconds"]), int(first["num_steps"]), scores,
         )  # fmt: skip
-    except (IndexError, KeyError, ValueError) as error:
+    except (IndexError, KeyError, TypeError, ValueError, csv.Error) as error:
         raise DataError(f"{path} is not a cell of a comparison ({error!r}); delete it to have it run again") from error
 
 

@@ -8,6 +8,7 @@ import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryFile
 
 from gcml_ray.errors import ConfigError
 
@@ -50,6 +51,20 @@ def held(folder: Path, *, key: str = "output.folder") -> Iterator[None]:
             stream.write(f"process {os.getpid()} on {socket.gethostname()}\n")
             stream.flush()
         yield
+
+
+def check_writable(folder: Path, *, key: str) -> None:
+    """Makes a folder, before anything is worked for in vain that is to lie in it.
+
+    Raises:
+        ConfigError: it cannot be made or written; ``key`` says who names it.
+    """
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise not_writable(folder, error, key=key) from error
 
 
 def not_writable(folder: Path, error: OSError, *, key: str = "output.folder") -> ConfigError:

@@ -5,7 +5,7 @@ Legend: S values of a push.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 
 from gcml_ray.config.wire import WireConfig
@@ -72,6 +72,11 @@ class Outbox:
                 self._bases[receipt.receiver] = sent
             elif receipt.reason.startswith(("base:", "unreachable:")):
                 self._bases.pop(receipt.receiver, None)
+
+    def forget(self, receivers: Iterable[str]) -> None:
+        """Takes note that these have a new process, which has nothing of this site: their next push is whole."""
+        for receiver in receivers:
+            self._bases.pop(receiver, None)
 
     def _whole(self, header: PushHeader, vector: Buffer) -> tuple[PushHeader, Payload]:
         """The vector and what the last push has lost, in the run's encoding."""

@@ -9,6 +9,7 @@ Legend: S values of a push.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import socket
 import time
@@ -19,7 +20,7 @@ import numpy as np
 import torch
 
 from gcml_ray.config import Config
-from gcml_ray.errors import CheckpointError, SiteError
+from gcml_ray.errors import CheckpointError, DamagedError, SiteError
 from gcml_ray.files.run_folder import RunFolder
 from gcml_ray.model.checkpoint import read_tensors, round_file, saved_rounds, write_tensors
 from gcml_ray.push.wire import Buffer, Expectation, PushHeader
@@ -27,6 +28,8 @@ from gcml_ray.records import AdoptReport, EvaluationReport, SiteInfo, Split, Tra
 from gcml_ray.stopwatch import peak_memory_bytes
 from gcml_ray.training.cpu import keep_freed_memory
 from gcml_ray.training.site_learner import WireFormat, build_learner
+
+log = logging.getLogger(__name__)
 
 KEPT_MEANS = 2  # of past rounds
 BLOCK = 1 << 16  # values
@@ -80,15 +83,13 @@ class ServerTrainer:
 
         Args:
             resume_round: 0 starts afresh, None takes the newest there is. The server forms no mean in warm-up and
-                cool-down, so the newest one up to that round is the right one.
+                cool-down, so the newest one up to that round is the right one. A damaged file is put aside.
         """
         began = time.perf_counter()
         keep_freed_memory()  # of one round's mean for the next
         model = build_learner(self.config, self.site, self.config.network, torch.device("cpu")).model
         self.format = WireFormat.of(self.config, self.config.network, model)
-        rounds = [number for number in saved_rounds(self.checkpoints) if resume_round is None or number <= resume_round]
-        if rounds:
-            self._restore(rounds[-1])
+        self._restore(resume_round)
         return SiteInfo(
             site=self.site,
             num_train=0,
@@ -175,7 +176,19 @@ class ServerTrainer:
         for number in set(rounds) - set(kept):
             round_file(self.checkpoints, number).unlink(missing_ok=True)
 
-    def _restore(self, round_number: int) -> None:
+    def _restore(self, resume_round: int | None) -> None:
+        """The newest mean up to a round that can be read; without one the next exchange forms the first."""
+        for number in reversed(saved_rounds(self.checkpoints)):
+            if resume_round is None or number <= resume_round:
+                try:
+                    return self._load(number)
+                except DamagedError as error:
+                    path = round_file(self.checkpoints, number)
+                    path.replace(path.with_suffix(".damaged"))
+                    log.warning("the server goes on without its mean of round %d: %s", number, error)
+        return None
+
+    def _load(self, round_number: int) -> None:
         path = round_file(self.checkpoints, round_number)
         tensors, metadata = read_tensors(path)
         try:

@@ -250,7 +250,7 @@ class SiteTrainer:
         return TrainReport(
             site=self.site,
             round_number=order.round_number,
-            peers=tuple(push.sender for push in incoming),
+            peers=tuple(push.sender for push in incoming) if result.num_steps else (),  # none once an epsilon is spent
             num_steps=result.num_steps,
             losses={name: value for name, value in means.items() if name not in regions},
             regions={name.removeprefix("region/"): value for name, value in regions.items()},

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import threading
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ import pytest
 from mlflow import MlflowClient
 from rich.console import Console
 
+import actors.compare
 from gcml_ray.cli.compare import where_things_are
 from gcml_ray.comparison.config import ComparisonConfig
 from gcml_ray.comparison.output import finished_cells
@@ -70,6 +72,32 @@ def test_tables_alone_run_nothing_and_hold_what_is_finished(tmp_path: Path) -> N
     ending = run(comparison, watch, tables_only=True)
     assert watch.titles == []
     assert {row.method for row in ending.tables.rows} == {"local", "gcml"}
+
+
+def test_results_that_cannot_be_written_are_said_before_the_first_cell(tmp_path: Path) -> None:
+    comparison = make_comparison(tmp_path)
+    Path(comparison.results).write_text("a file where a folder should be")
+    watch = Watch()
+    with pytest.raises(ConfigError, match=r"results: .*results cannot be made or written"):
+        run(comparison, watch)
+    assert watch.titles == []
+
+
+def test_failing_cell_whose_log_cannot_be_written_stops_no_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_: object, **__: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    comparison = make_comparison(tmp_path)
+    monkeypatch.setattr(actors.compare, "run_federation", full)
+    for method in METHODS:
+        path = run_folder(comparison, f"{method}_seed0").path
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("a file where a folder should be")
+    ending = run(comparison)
+    assert len(ending.failures) == 3
+    assert all(reason.endswith("No space left on device") for reason in ending.failures.values())
 
 
 def test_failing_cell_stops_no_other_and_is_listed_with_its_reason(tmp_path: Path) -> None:

@@ -10,6 +10,7 @@ from rich.console import Console
 from rich.table import Table
 
 from gcml_ray.comparison.cells import (
+    COLUMNS,
     Cell,
     Score,
     bootstrap_interval,
@@ -51,7 +52,10 @@ def test_cell_survives_the_file(tmp_path: Path) -> None:
     assert replace(back, scores=back.scores[1:]) == replace(undefined, scores=undefined.scores[1:])
 
 
-@pytest.mark.parametrize("text", ["", "method,seed\ngcml,0\n", "not a table"])
+CUT_OFF = ",".join(COLUMNS) + "\ngcml,0,cafe,7,10.0,100,A,one,personalised,lesion"  # in the middle of a line
+
+
+@pytest.mark.parametrize("text", ["", "method,seed\ngcml,0\n", "not a table", CUT_OFF])
 def test_file_that_is_no_cell_says_what_to_do(tmp_path: Path, text: str) -> None:
     (tmp_path / "c.csv").write_text(text)
     with pytest.raises(DataError, match=r"c\.csv is not a cell .*delete it to have it run again"):

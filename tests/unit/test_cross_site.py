@@ -17,7 +17,7 @@ from gcml_ray.networks.registry import build_network
 from gcml_ray.records import CaseScore
 from gcml_ray.training.trainer import SiteTrainer
 from tests.fake_runs import Run, drive, run_locally
-from tests.fakes import Fault, fake_config, final_weights, first_weight_as_dice
+from tests.fakes import FakeTrainer, Fault, fake_config, final_weights, first_weight_as_dice
 from tests.makers import make_config
 from tests.message_audit import AuditedLocalPool, Book, assert_only_weights_and_records
 
@@ -72,6 +72,30 @@ def test_site_that_fails_is_left_out_and_the_run_is_finished(
     assert run.summary.status == "finished"
     assert scored(run.folder) == {(owner, site) for owner in "ABC" for site in "ABC"} - missing
     assert {(site, decision) for site, _, _, decision in run.failures()} == {("B", "skip")}
+
+
+class RaisesOnce(FakeTrainer):
+    """B cannot score the first visitor that it gets: its memory is full for a moment."""
+
+    has_raised = False
+
+    def note(self, stage: str, number: int) -> None:
+        super().note(stage, number)
+        if (self.site, stage) == ("B", "score_visitor") and not self.has_raised:
+            self.has_raised = True
+            raise MemoryError("out of memory")
+
+
+def test_a_model_that_could_not_be_scored_may_come_again(tmp_path: Path) -> None:
+    config = fake_config(tmp_path, evaluation=ON)
+
+    def make(config: Config, site: str, folder: Path, *, use_gpu: bool, on_progress: Any) -> FakeTrainer:
+        del use_gpu
+        return RaisesOnce(config, site, folder, num_values=8, on_progress=on_progress)
+
+    run = drive(config, LocalPool(config, config.output.folder, run_id="run", make_trainer=make))
+    assert len(scored(run.folder)) == 9
+    assert run.summary.untested == ()
 
 
 def test_signed_runs_sign_visits_too(tmp_path: Path) -> None:

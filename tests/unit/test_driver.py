@@ -13,15 +13,14 @@ from actors import roster
 from actors.driver import Driver
 from actors.local_pool import LocalPool
 from actors.site_pool import Outcome
-from gcml_ray.config import Config
 from gcml_ray.errors import CheckpointError, SiteError
 from gcml_ray.files.run_folder import RunFolder, RunState
 from gcml_ray.push.wire import Buffer
 from gcml_ray.records import RoundRecord, SiteFailure, SiteInfo
 from gcml_ray.seeding import numpy_generator
-from tests.fake_runs import RecordingListener, RecordingTracker, Run, drive, run_locally
+from tests.fake_runs import RecordingListener, RecordingTracker, Run, run_locally
 from tests.fakes import FakeTrainers, Fault, calls_of, fake_config, final_weights
-from tests.waiting import Clock
+from tests.timed_pools import DeafPool, TimedPool
 
 
 def raises_in(rounds: range, *, site: str = "B", stage: Any = "train") -> list[Fault]:
@@ -230,38 +229,6 @@ def test_single_start_failure_names_site_and_cause(tmp_path: Path) -> None:
 # --- late sites --------------------------------------------------------------------------------
 
 
-class TimedPool(LocalPool):
-    """Has the driver's clock pass when it waits for what does not come, and when a site trains for ``train_s``."""
-
-    train_s = 0.0
-
-    def __init__(self, config: Config, *faults: Fault) -> None:
-        super().__init__(config, config.output.folder, run_id="run", make_trainer=FakeTrainers(faults))
-        self.clock = Clock()
-
-    def wait(self, timeout_s: float) -> list[Outcome]:
-        outcomes = super().wait(timeout_s)
-        seconds = [self.train_s for outcome in outcomes if outcome.method == "train"]
-        self.clock.sleep(sum(seconds) if outcomes else timeout_s)
-        return outcomes
-
-    def drive(self) -> Run:
-        """A run by that clock."""
-        with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(roster, "time", self.clock)
-            return drive(self._config, self)
-
-
-class DeafPool(TimedPool):
-    """Loses the calls that ``is_lost`` names: their outcome never comes."""
-
-    is_lost: Callable[[str, str, int], bool]
-
-    def submit(self, site: str, method: str, *arguments: Any, round_number: int) -> None:
-        if not self.is_lost(site, method, round_number):
-            super().submit(site, method, *arguments, round_number=round_number)
-
-
 def run_deaf(tmp_path: Path, is_lost: Callable[[str, str, int], bool], **federation: Any) -> Run:
     clocks = {"round_timeout_s": 0.1, "push_timeout_s": 0.1, "start_timeout_s": 0.1, "rejoin_timeout_s": 0.1}
     pool = DeafPool(fake_config(tmp_path, federation=clocks | federation))
@@ -347,7 +314,7 @@ def test_outcome_of_another_call_is_not_taken_for_the_one_waited_for(tmp_path: P
     assert isinstance(outcome.result, SiteInfo)
 
 
-class LatePool(TimedPool):
+class DiesLatePool(TimedPool):
     """B's training of round 3 is late, and its process dies while the others train in round 4."""
 
     is_parallel = True
@@ -373,7 +340,7 @@ class LatePool(TimedPool):
 def test_who_is_dropped_for_what_came_late_is_in_no_later_plan(tmp_path: Path) -> None:
     """B has raised twice before: its third failure in a row is told of while round 4 trains without it."""
     config = fake_config(tmp_path, federation={"rounds": 6, "round_deadline_s": 1.0})
-    run = LatePool(config, *raises_in(range(1, 3))).drive()
+    run = DiesLatePool(config, *raises_in(range(1, 3))).drive()
     assert [plan.sites for plan in run.listener.plans][-2:] == [("A", "C")] * 2
     assert list(run.summary.dropped) == ["B"]
     assert [(site, number, kind) for site, number, kind, _ in run.failures()][-1] == ("B", 3, "died")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -185,6 +186,8 @@ def test_a_site_at_its_epsilon_limit_keeps_its_weights_says_so_and_still_pushes(
     assert torch.equal(weights(trainer), after_two)
     _, buffer = trainer.export("run", 4)
     assert np.array_equal(buffer, after_two.numpy())
+    header = replace(trainer.export("run", 4)[0], sender="B")
+    assert trainer.train_round(order(4), [(header, buffer)]).peers == (), "nobody has taught it"
 
 
 # --- what cannot be private --------------------------------------------------------------------

@@ -121,6 +121,18 @@ def test_the_last_round_is_reported_when_the_federation_has_ended() -> None:
     assert [report["mean_dice"] for report in reports] == pytest.approx([0.15, 0.3, 0.45])
 
 
+def test_without_a_barrier_the_newest_record_stands_for_the_last_round() -> None:
+    """The slow site B has done one round of three in record 3, all of them in record 5."""
+    reports: list[dict[str, Any]] = []
+    trial = reporter(reports)
+    records = ({"A": 0.1, "B": 0.1}, {"A": 0.5}, {"A": 0.5}, {"B": 0.4}, {"B": 0.7})
+    for number, dice in enumerate(records, start=1):
+        trial.on_round_end(record(number, dice))
+    assert [report["round"] for report in reports] == [1, 2]
+    trial.report_last()
+    assert (reports[-1]["round"], reports[-1]["mean_dice"]) == (3, pytest.approx(0.6))
+
+
 def test_rounds_of_an_earlier_process_come_with_the_next_report() -> None:
     reports: list[dict[str, Any]] = []
     trial = reporter(reports)

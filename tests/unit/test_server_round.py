@@ -145,6 +145,22 @@ def test_a_site_that_joins_begins_with_the_last_mean(tmp_path: Path) -> None:
     ]
 
 
+def test_a_joining_site_gets_a_mean_that_is_in_no_checkpoint_yet(tmp_path: Path) -> None:
+    config = fake_config(
+        tmp_path, method=FEDAVG, federation={"schedule": {"C": {"joins": 3}}}, output={"checkpoint_every": 4}
+    )
+    assert calls_of(run_locally(config).folder, "C", "adopt") == [2, 3, 4]
+
+
+def test_a_site_that_has_adopted_since_it_came_back_does_not_get_the_mean_again(tmp_path: Path) -> None:
+    """B dies as it trains and is back before the others adopt."""
+    config = config_of(tmp_path).model_copy(update={"chaos": "kill:B@r2"})
+    run = run_locally(config)
+    assert run.failures() == [("B", 2, "died", "restart")]
+    assert calls_of(run.folder, "B", "adopt") == [1, 2, 3, 4]
+    assert [push.reason for record in run.folder.rounds() for push in record.pushes if push.reason] == []
+
+
 def test_a_site_that_joins_in_the_warm_up_trains_alone_until_there_is_a_mean(tmp_path: Path) -> None:
     run = run_locally(config_of(tmp_path, warmup_rounds=2, schedule={"C": {"joins": 2}}))
     assert calls_of(run.folder, "C", "adopt") == [3, 4]
@@ -234,6 +250,24 @@ def test_a_server_that_is_lost_after_its_last_round_does_not_keep_the_sites_from
     run = drive(config, LostServerPool(config, config.output.folder, run_id="run", make_trainer=FakeTrainers()))
     assert run.summary.status == "finished"
     assert {report.site for report in run.summary.evaluations} == {"A", "B", "C"}
+
+
+@pytest.mark.parametrize("lost_in", [2, 3])
+def test_rounds_without_exchange_need_no_server(tmp_path: Path, lost_in: int) -> None:
+    """Two rounds of exchange, two alone; the server is lost for good as it forms its last mean, or after it."""
+    config = config_of(tmp_path, cooldown_rounds=2, start_timeout_s=0.5, rejoin_timeout_s=0.5)
+    pool = LostServerPool(config, config.output.folder, run_id="run", make_trainer=FakeTrainers())
+    pool.dies_in = lost_in
+    run = drive(config, pool)
+    assert run.summary.status == "finished"
+    assert run.trained("A") == [1, 2, 3, 4]
+
+
+def test_a_resume_in_the_rounds_without_exchange_starts_no_server(tmp_path: Path) -> None:
+    config = config_of(tmp_path, cooldown_rounds=2)
+    run_locally(config, listener=RecordingListener(stop_after=3))
+    resumed = run_locally(config, Fault("server", 0, "start", "raise"), resume=True)
+    assert resumed.summary.status == "finished"
 
 
 def test_a_resume_that_only_tests_starts_no_server(tmp_path: Path) -> None:
