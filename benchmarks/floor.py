@@ -30,6 +30,7 @@ import statistics
 import tempfile
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass
@@ -72,10 +73,11 @@ class Size:
 
 @dataclass(frozen=True)
 class Span:
-    """Seconds by the clock, and processor seconds of all that were at work."""
+    """Seconds by the clock, processor seconds of all that were at work, and judging / training at the sites."""
 
     wall_s: float
     cpu_s: float
+    judging: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -212,6 +214,7 @@ class Clock(NullListener):
         self.pids: dict[str, int] = {}
         self.began: float | None = None
         self.worked = 0.0
+        self.stages: Counter[str] = Counter()
         self.span = Span(0.0, 0.0)
 
     def on_site_ready(self, info: SiteInfo) -> None:
@@ -223,7 +226,10 @@ class Clock(NullListener):
         if self.began is None:
             self.began, self.worked = time.monotonic(), self._cpu_seconds()
         elif record.plan.round_number <= self.num_rounds + 1:
-            self.span = Span(time.monotonic() - self.began, self._cpu_seconds() - self.worked)
+            for report in record.trained:
+                self.stages.update({stage: report.seconds.get(stage, 0.0) for stage in ("judge", "train")})
+            judging = self.stages["judge"] / self.stages["train"]
+            self.span = Span(time.monotonic() - self.began, self._cpu_seconds() - self.worked, judging)
 
     def _cpu_seconds(self) -> float:
         return sum(cpu_seconds(pid) for pid in {*self.pids.values(), os.getpid()})
@@ -279,7 +285,8 @@ def line_of(name: str, found: Sequence[Times]) -> str:
             f"{mode} {median(lambda one: one.federation[mode].wall_s):.2f} s: "  # noqa: B023 - called at once
             f"efficiency {median(lambda one: one.efficiency(mode)):.3f}, "  # noqa: B023
             f"of bare processes {median(lambda one: one.of_processes(mode)):.3f}, "  # noqa: B023
-            f"of processor time {median(lambda one: one.of_cpu(mode)):.3f}"  # noqa: B023
+            f"of processor time {median(lambda one: one.of_cpu(mode)):.3f}, "  # noqa: B023
+            f"judging / training {median(lambda one: one.federation[mode].judging):.3f}"  # noqa: B023
         )
     return "\n  ".join(parts)
 
