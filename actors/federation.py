@@ -98,7 +98,7 @@ def run_federation(
             with (
                 ThreadPoolExecutor(1) as aside,
                 _logged_to(folder.log_file),
-                pool_for(config, folder.path, listener=listener, make_trainer=make_trainer) as pool,
+                pool_for(config, folder.path, listener=listener, stop=stop, make_trainer=make_trainer) as pool,
             ):
                 if config.chaos:
                     log.warning("faults on purpose (chaos: %s): what this run gives is no result", config.chaos)
@@ -182,7 +182,7 @@ def _state_to_resume(folder: RunFolder, config: Config) -> RunState | None:
 
 @contextmanager
 def pool_for(
-    config: Config, folder: Path, *, listener: Listener, make_trainer: TrainerFactory | None
+    config: Config, folder: Path, *, listener: Listener, stop: threading.Event, make_trainer: TrainerFactory | None
 ) -> Iterator[SitePool]:
     """The configured pool; whatever happens inside, its sites are gone at the end."""
     run_id = uuid.uuid4().hex[:12]
@@ -200,7 +200,7 @@ def pool_for(
     with connected(config.resources) as where:
         log.info("running on %s", where)
         listener.on_connected(where)
-        pool = RayPool(config, str(folder), run_id=run_id, make_trainer=make_trainer)
+        pool = RayPool(config, str(folder), run_id=run_id, stop=stop, make_trainer=make_trainer)
         try:
             yield pool
         finally:

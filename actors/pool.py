@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 import uuid
 from collections.abc import Callable, Mapping, Sequence
@@ -24,6 +25,7 @@ from gcml_ray.errors import ClusterError
 from gcml_ray.records import WAITS_FOR_ROOM, Peer, SiteStatus
 
 # A site's threads: training in the default group, so that pushes land while it trains.
+GROUP_POLL_S = 1.0  # how often it is asked whether to stop while a placement group waits for room
 CONCURRENCY_GROUPS = {"push": 1, "inbox": 2, "control": 1}
 GROUP_OF = {"push": "push", "register": "control", "status": "control"}
 
@@ -45,6 +47,7 @@ class RayPool:
         config: the federation's configuration.
         folder: the run folder, an absolute path that means the same on every node (or each site's own disk).
         run_id: identifies the run on every push.
+        stop: ends the wait for a placement group; who has set it also ends the run.
         make_trainer: see :class:`actors.site.Site`.
         make_transport: builds what carries the pushes, with the arguments of :class:`ObjectStoreTransport`.
     """
@@ -55,12 +58,14 @@ class RayPool:
         folder: str,
         *,
         run_id: str,
+        stop: threading.Event | None = None,
         make_trainer: TrainerFactory | None = None,
         make_transport: Callable[..., ObjectStoreTransport] = ObjectStoreTransport,
     ) -> None:
         self._config = config
         self._folder = folder
         self._run_id = run_id
+        self._stop = stop or threading.Event()
         self._make_trainer = make_trainer
         self._make_transport = make_transport
         self.is_parallel = config.resources.sites_per_actor == 1  # else calls wait for those of other sites
@@ -134,14 +139,19 @@ class RayPool:
         )
 
     def _reserve(self, num_actors: int) -> None:
-        """One placement group with a bundle an actor; all or nothing."""
+        """One placement group with a bundle an actor; all or nothing, unless it is told to stop before."""
         resources = self._config.resources
         bundle = {"CPU": resources.cpus_per_site}
         if resources.gpus_per_site > 0:
             bundle["GPU"] = resources.gpus_per_site
         self._group = placement_group([dict(bundle) for _ in range(num_actors)], strategy="PACK")
         timeout_s = self._config.federation.start_timeout_s
-        if not self._group.wait(timeout_s):
+        deadline = time.monotonic() + timeout_s
+        while not self._group.wait(GROUP_POLL_S):
+            if self._stop.is_set():
+                return
+            if time.monotonic() < deadline:
+                continue
             raise ClusterError(
                 f"the cluster did not free {num_actors} x {bundle} within {timeout_s:g} s "
                 "(federation.start_timeout_s): other jobs hold them; wait, or ask less of each site"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import threading
+import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
@@ -192,7 +193,10 @@ def test_label_that_no_node_has_is_refused_at_once(tmp_path: Path) -> None:
     assert "no living node has the label hospital=A" in message
 
 
-def test_places_that_others_hold_are_refused_after_the_start_timeout(tmp_path: Path) -> None:
+@pytest.fixture
+def crowded(ray_local: None) -> Iterator[None]:  # noqa: ARG001 - it comes first
+    """A cluster of which another job holds nearly all CPUs."""
+
     @ray.remote(num_cpus=7)
     class Other:
         def hold(self) -> None:
@@ -201,12 +205,29 @@ def test_places_that_others_hold_are_refused_after_the_start_timeout(tmp_path: P
     other = Other.remote()
     try:
         ray.get(other.hold.remote(), timeout=120)
-        config = fake_config(tmp_path, resources={"placement": "pg"}, federation={"start_timeout_s": 1.0})
-        check_capacity(config.resources, "ABC", nodes())
-        with pytest.raises(ClusterError, match=r"did not free 3 x .* within 1 s"):
-            run_on_ray(config)
+        yield
     finally:
         ray.kill(other)
+
+
+@pytest.mark.usefixtures("crowded")
+def test_places_that_others_hold_are_refused_after_the_start_timeout(tmp_path: Path) -> None:
+    config = fake_config(tmp_path, resources={"placement": "pg"}, federation={"start_timeout_s": 1.0})
+    check_capacity(config.resources, "ABC", nodes())
+    with pytest.raises(ClusterError, match=r"did not free 3 x .* within 1 s"):
+        run_on_ray(config)
+
+
+@pytest.mark.usefixtures("crowded")
+def test_a_run_that_waits_for_places_can_be_stopped(tmp_path: Path) -> None:
+    config = fake_config(tmp_path, resources={"pool": "ray", "placement": "pg"}, federation={"start_timeout_s": 500.0})
+    listener = RecordingListener()
+    threading.Timer(2.0, listener.stop.set).start()
+    began = time.monotonic()
+    summary = run_federation(config, listener=listener, stop=listener.stop, make_trainer=FakeTrainers())
+    assert summary.status == "stopped"
+    assert time.monotonic() - began < 60
+    assert placement_groups() == 0
 
 
 def test_folder_is_finished_with_one_run_of_the_federation(tmp_path: Path) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -86,7 +87,12 @@ def test_pool_is_empty_after_an_error_inside_its_block(tmp_path: Path) -> None:
     pools: list[SitePool] = []
 
     def work_until_interrupted() -> None:
-        with pool_for(fake_config(tmp_path), tmp_path, listener=NullListener(), make_trainer=FakeTrainers()) as pool:
+        options: dict[str, Any] = {
+            "listener": NullListener(),
+            "stop": threading.Event(),
+            "make_trainer": FakeTrainers(),
+        }
+        with pool_for(fake_config(tmp_path), tmp_path, **options) as pool:
             pool.launch(["A", "B"])
             pools.append(pool)
             assert len(pool.statuses()) == 2
