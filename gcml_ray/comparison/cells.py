@@ -127,7 +127,7 @@ def read_cell(path: Path) -> Cell:
             first["method"], int(first["seed"]), first["identity"], int(first["sent_bytes"]),
             float(first["seconds"]), int(first["num_steps"]), scores,
         )  # fmt: skip
-    except (IndexError, KeyError, TypeError, ValueError, csv.Error) as error:
+    except (IndexError, KeyError, ValueError, csv.Error) as error:
         raise DataError(f"{path} is not a cell of a comparison ({error!r}); delete it to have it run again") from error
 
 

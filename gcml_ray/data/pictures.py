@@ -68,12 +68,9 @@ def picture_shape(picture: Image.Image, *, role: Role) -> tuple[int, int, int]:
 
 def picture_values(picture: Image.Image, path: str, *, role: Role) -> NDArray[Any]:
     """The values (H, W, C) that a picture has in its role, see :data:`Role`."""
-    if role == "mask":
-        shown = _without_palette(picture)
-        array = np.asarray(shown.convert("L") if shown.mode == "1" else shown)
-        return array[..., None] if array.ndim == 2 else array
-    array = np.asarray(picture if role == "label" else _without_palette(picture))
-    if picture.mode == "L" and (bits := _stored_bits(picture, path)) in (2, 4):
+    shown = picture if role == "label" else _without_palette(picture)
+    array = np.asarray(shown.convert("L") if role == "mask" and shown.mode == "1" else shown)
+    if role != "mask" and picture.mode == "L" and (bits := _stored_bits(picture, path)) in (2, 4):
         array = array // (OPAQUE // (2**bits - 1))  # Pillow stretches them to 0..255
     return array[..., None] if array.ndim == 2 else array
 

@@ -71,6 +71,11 @@ def round_file(folder: Path, round_number: int) -> Path:
     return folder / f"round_{round_number:05d}.safetensors"
 
 
+def damaged_file(folder: Path, round_number: int) -> Path:
+    """The name that a damaged checkpoint of a round gets: kept for inspection, ignored by resumes."""
+    return round_file(folder, round_number).with_suffix(".damaged")
+
+
 def saved_rounds(folder: Path) -> list[int]:
     """The rounds that have a checkpoint, ascending."""
     matches = (ROUND_FILE.fullmatch(path.name) for path in folder.glob("round_*.safetensors"))

@@ -33,7 +33,7 @@ class _Base:
 
 
 class Outbox:
-    """Encodes and signs one site's pushes. Used by one thread at a time.
+    """Encodes and signs one site's pushes. Used by one thread at a time, but for :meth:`forget`.
 
     Args:
         wire: how pushes travel.

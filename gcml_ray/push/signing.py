@@ -93,7 +93,8 @@ def digest(payload: Payload) -> str:
     """
     raw = np.ascontiguousarray(payload).view(np.uint8)
     leaves = range(0, raw.size, LEAF_BYTES)
-    num_threads = max(1, min(MAX_THREADS, len(leaves) // 4, num_usable_cpus()))
+    useful = min(MAX_THREADS, len(leaves) // 4)
+    num_threads = min(useful, num_usable_cpus()) if useful > 1 else 1
     parts = [
         leaves[index * len(leaves) // num_threads : (index + 1) * len(leaves) // num_threads]
         for index in range(num_threads)

@@ -22,7 +22,7 @@ import torch
 from gcml_ray.config import Config
 from gcml_ray.errors import CheckpointError, DamagedError, SiteError
 from gcml_ray.files.run_folder import RunFolder
-from gcml_ray.model.checkpoint import read_tensors, round_file, saved_rounds, write_tensors
+from gcml_ray.model.checkpoint import damaged_file, read_tensors, round_file, saved_rounds, write_tensors
 from gcml_ray.push.wire import Buffer, Expectation, PushHeader
 from gcml_ray.records import AdoptReport, EvaluationReport, SiteInfo, Split, TrainOrder, TrainReport
 from gcml_ray.stopwatch import peak_memory_bytes
@@ -183,8 +183,7 @@ class ServerTrainer:
                 try:
                     return self._load(number)
                 except DamagedError as error:
-                    path = round_file(self.checkpoints, number)
-                    path.replace(path.with_suffix(".damaged"))
+                    round_file(self.checkpoints, number).replace(damaged_file(self.checkpoints, number))
                     log.warning("the server goes on without its mean of round %d: %s", number, error)
         return None
 

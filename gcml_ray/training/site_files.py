@@ -16,6 +16,7 @@ from gcml_ray.files.run_folder import MEMBERS_FILE, MODEL_FILE
 from gcml_ray.files.whole_files import replace_file
 from gcml_ray.model.checkpoint import (
     SiteState,
+    damaged_file,
     keep_as,
     load_model_file,
     load_round,
@@ -81,7 +82,7 @@ class SiteFiles:
         if resume_round == 0:
             return
         candidates = [number for number in reversed(rounds) if number <= resume_round]
-        if resume_round not in rounds and not (candidates and self._aside(resume_round).exists()):
+        if resume_round not in rounds and not (candidates and damaged_file(self.folder, resume_round).exists()):
             raise CheckpointError(
                 f"site {self.site} has no checkpoint of round {resume_round} in {self.folder} (found {rounds}); "
                 "resume where the run was made, leave the site out (`gcml site remove`, then resume), or start anew in "
@@ -101,7 +102,7 @@ class SiteFiles:
             else:
                 break
         for number, cause in damaged.items():
-            round_file(self.folder, number).replace(self._aside(number))
+            round_file(self.folder, number).replace(damaged_file(self.folder, number))
             log.warning("site %s goes on from the checkpoint before round %d: %s", self.site, number, cause)
 
     def _check_cases(self, cases: Sequence[Case], *, anew: bool) -> None:
@@ -121,10 +122,6 @@ class SiteFiles:
             identity=self.config.identity,
             personal=personal,
         )
-
-    def _aside(self, number: int) -> Path:
-        """The name that a damaged checkpoint gets: kept for inspection, ignored by resumes."""
-        return round_file(self.folder, number).with_suffix(".damaged")
 
     @property
     def newest_round(self) -> int:

@@ -17,18 +17,11 @@ from gcml_ray.data.datalist import Case
 from gcml_ray.data.problems import CaseError, grouped
 from gcml_ray.data.site_data import Batch, SiteData
 from gcml_ray.errors import DataError, SiteError
+from tests import loading_makers
 
 
 def config(**changes: Any) -> DataConfig:
-    values: dict[str, Any] = {
-        "datalist": "x.json",
-        "channels": ("mr",),
-        "labels": {"background": 0, "a": 1, "b": 2},
-        "spacing_is_real": True,
-        "patch_size": (4, 4, 4),
-        "batch_size": 2,
-    }
-    return DataConfig(**(values | changes))
+    return loading_makers.config(**({"batch_size": 2} | changes))
 
 
 def make_cases(folder: Path, *, num_train: int = 5, site: str = "A") -> tuple[Case, ...]:
