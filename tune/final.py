@@ -21,7 +21,7 @@ from gcml_ray.prediction.averages import mean
 from gcml_ray.records import PERSONALISED
 from gcml_ray.search.folder import FINAL_FILE, read_final
 from gcml_ray.search.records import FinalRecord, FinalScore
-from gcml_ray.tracking.run import tracking_uri
+from gcml_ray.tracking.client import tracking_uri
 from gcml_ray.tracking.search import FinalTracker
 from gcml_ray.wording import in_shell
 from tune.search import BEST_FILE

@@ -17,7 +17,7 @@ from gcml_ray.comparison.config import ComparisonConfig, cell_config, load_compa
 from gcml_ray.comparison.table import method_table, site_table
 from gcml_ray.console.comparison import CellsConsole
 from gcml_ray.files.run_folder import TRACKING_FILE
-from gcml_ray.tracking.run import tracking_uri
+from gcml_ray.tracking.client import how_to_open, tracking_uri
 from gcml_ray.wording import in_shell
 
 if TYPE_CHECKING:
@@ -98,5 +98,5 @@ def where_things_are(comparison: ComparisonConfig, overrides: Sequence[str]) -> 
     if (Path(comparison.output) / TRACKING_FILE).is_file():
         cell = cell_config(comparison, next(iter(comparison.methods)), comparison.seeds[0], overrides)
         uri = tracking_uri(cell, Path(cell.output.folder))
-        places["MLflow"] = f"mlflow ui --backend-store-uri {in_shell(uri)}"
+        places["MLflow"] = how_to_open(uri)
     return places

@@ -32,7 +32,7 @@ from gcml_ray.config.file import load_config
 from gcml_ray.console.summary import comparison_table, comparison_verdict, run_facts, run_table, where_things_are
 from gcml_ray.errors import ConfigError, GcmlError
 from gcml_ray.files.run_folder import RunFolder
-from gcml_ray.tracking.run import import_lean_client
+from gcml_ray.tracking.client import import_lean_client
 from gcml_ray.wording import in_shell
 
 if TYPE_CHECKING:

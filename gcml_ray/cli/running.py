@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from rich.console import Console
@@ -25,8 +26,35 @@ def wide_console() -> Console:
 @contextmanager
 def watched(console: Console, title: str) -> Iterator[tuple[RunConsole, threading.Event]]:
     """What shows one run on a console, and the event that Ctrl-C sets."""
-    with RunConsole(console, title=title) as listener, stop_on_signal(listener) as stop:
+    with (
+        RunConsole(console, title=title) as listener,
+        _warnings_shown("gcml_ray.tracking", lambda words: listener.print_line(f"  ! {words}")),
+        stop_on_signal(listener) as stop,
+    ):
         yield listener, stop
+
+
+class _Shown(logging.Handler):
+    """Hands on what is said."""
+
+    def __init__(self, show: Callable[[str], None]) -> None:
+        super().__init__(logging.WARNING)
+        self._show = show
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Shows one message."""
+        self._show(record.getMessage())
+
+
+@contextmanager
+def _warnings_shown(name: str, show: Callable[[str], None]) -> Iterator[None]:
+    """Shows a logger's warnings, which otherwise only the log of the run would have while it lasts."""
+    logger, handler = logging.getLogger(name), _Shown(show)
+    logger.addHandler(handler)
+    try:
+        yield
+    finally:
+        logger.removeHandler(handler)
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from gcml_ray.files.run_folder import MODEL_FILE
 from gcml_ray.prediction.averages import mean, mean_change, mean_over
 from gcml_ray.records import BEFORE_GOSSIP, PERSONALISED, CaseScore, EvaluationReport, RoundRecord
 from gcml_ray.stopwatch import peak_memory_bytes
-from gcml_ray.tracking.run import tracking_uri
+from gcml_ray.tracking.client import how_to_open, tracking_uri
 from gcml_ray.wording import count, in_shell, number
 
 
@@ -188,7 +188,7 @@ def where_things_are(config: Config) -> str:
     lines = [f"{name:<12} {path}" for name, path in (("run folder", folder), *found)]
     lines.append(f"one page     gcml report {in_shell(folder)}")
     if config.tracking.enabled:
-        lines.append(f"MLflow       mlflow ui --backend-store-uri {in_shell(tracking_uri(config, folder))}")
+        lines.append(f"MLflow       {how_to_open(tracking_uri(config, folder))}")
     return "\n".join(lines)
 
 

@@ -40,7 +40,7 @@ from gcml_ray.errors import ConfigError, DataError
 from gcml_ray.files.run_folder import RunFolder
 from gcml_ray.networks.registry import check_sizes
 from gcml_ray.records import Split
-from gcml_ray.tracking.run import tracking_uri
+from gcml_ray.tracking.client import tracking_uri
 from gcml_ray.wording import in_shell
 
 FEW_TRAIN = 3

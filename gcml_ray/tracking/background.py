@@ -10,6 +10,7 @@ from pathlib import Path
 
 from gcml_ray.config import Config
 from gcml_ray.records import EvaluationReport, RoundRecord, RunOutcome, SiteInfo
+from gcml_ray.tracking.client import reason
 from gcml_ray.tracking.run import Tracker
 
 log = logging.getLogger(__name__)
@@ -71,4 +72,4 @@ class BackgroundTracker:
             try:
                 call()
             except Exception as error:
-                log.warning("tracking failed: %r", error)
+                log.warning("tracking failed: %s", reason(error))

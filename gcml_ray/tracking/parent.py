@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from gcml_ray.config import Config
 from gcml_ray.files.run_folder import RunFolder
 from gcml_ray.files.whole_files import replace_file
-from gcml_ray.tracking.run import connect_to, find_experiment, tracking_uri
+from gcml_ray.tracking.client import connect_to, find_experiment, reason, tracking_uri
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -68,7 +68,7 @@ class ParentRun:
         except Exception as error:
             self.num_failures += 1
             level = logging.WARNING if self.num_failures == 1 else logging.DEBUG
-            log.log(level, "MLflow: %s failed (%r). The %s goes on", what, error, self._role)
+            log.log(level, "MLflow: %s failed (%s). The %s goes on", what, reason(error), self._role)
 
     def adopt(self, folder: RunFolder, tags: Mapping[str, str] | None = None) -> None:
         """Puts a federation's run below this one; a federation that was never tracked has none."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -16,11 +15,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from gcml_ray.config import Config
-from gcml_ray.errors import ConfigError
 from gcml_ray.files.run_folder import TRACKING_FILE
 from gcml_ray.files.whole_files import replace_file
-from gcml_ray.lean_imports import hidden
 from gcml_ray.records import EvaluationReport, RoundRecord, RunOutcome, SiteInfo
+from gcml_ray.tracking.client import children_of, connect_to, find_experiment, reason, tracking_uri
 from gcml_ray.tracking.metrics import (
     Metrics,
     federation_metrics,
@@ -33,7 +31,6 @@ from gcml_ray.tracking.metrics import (
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
-    from mlflow.entities import Run
 
 log = logging.getLogger(__name__)
 
@@ -108,19 +105,6 @@ def build_tracker(config: Config, folder: Path) -> Tracker:
         return NullTracker()
     uri = tracking_uri(config, folder)
     return MlflowTracker(lambda: connect_to(uri), uri=uri, folder=folder)
-
-
-def tracking_uri(config: Config, folder: Path) -> str:
-    """Where a run is tracked: the argument of ``mlflow ui --backend-store-uri``."""
-    uri = config.tracking.uri
-    if uri is None:
-        return f"sqlite:///{folder.resolve().parent / 'mlflow.db'}"
-    if "://" not in uri or uri.startswith("file:"):
-        raise ConfigError(
-            f"tracking.uri: {uri!r} is a folder, which MLflow no longer writes to. "
-            "Give sqlite:////path/mlflow.db or http://server:port, or leave it out"
-        )
-    return uri
 
 
 # --- MLflow ------------------------------------------------------------------------------------
@@ -239,7 +223,7 @@ class MlflowTracker:
             self.num_failures += 1
             self._failed.add(what)
             level = logging.WARNING if self.num_failures == 1 else logging.DEBUG
-            log.log(level, "MLflow at %s: %s failed (%r). Training goes on", self._uri, what, error)
+            log.log(level, "MLflow at %s: %s failed (%s). Training goes on", self._uri, what, reason(error))
 
     def _add(self, run: str, metrics: Metrics, step: int) -> None:
         now_ms = int(time.time() * 1000)
@@ -327,30 +311,6 @@ class MlflowTracker:
         replace_file(self._folder / TRACKING_FILE, json.dumps(names, indent=2) + "\n")
 
 
-def import_lean_client() -> None:
-    """Imports MLflow without tables, which a client that logs runs does not use: 70 MB and a quarter of the time less.
-
-    For a process that is ours alone; see :mod:`gcml_ray.lean_imports`.
-    """
-    with hidden(("pandas", "pyarrow")):
-        from mlflow import MlflowClient  # noqa: F401, PLC0415 - slow, and only where tracking is on
-
-
-def connect_to(uri: str) -> MlflowClient:
-    """A client that gives up within seconds, so that a server that is away cannot hold a round back."""
-    for key, value in (
-        ("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1"),
-        ("MLFLOW_HTTP_REQUEST_TIMEOUT", "10"),
-        ("MLFLOW_DISABLE_TELEMETRY", "true"),  # a hospital's machine calls nobody
-    ):
-        os.environ.setdefault(key, value)
-    for name in ("alembic", "mlflow.store", "mlflow.tracking"):
-        logging.getLogger(name).setLevel(logging.WARNING)
-    from mlflow import MlflowClient  # noqa: PLC0415 - slow, and only where tracking is on
-
-    return MlflowClient(tracking_uri=uri)
-
-
 def _reopened_runs(client: MlflowClient, run_id: str) -> dict[str, str]:
     """Ids of a federation's run and its sites' runs, by site; empty where the database knows it no more."""
     from mlflow.exceptions import MlflowException  # noqa: PLC0415 - slow, and only where tracking is on
@@ -367,26 +327,3 @@ def _reopened_runs(client: MlflowClient, run_id: str) -> dict[str, str]:
     for known in run_ids.values():
         client.update_run(known, status="RUNNING")
     return run_ids
-
-
-def children_of(client: MlflowClient, experiment_id: str, run_id: str) -> list[Run]:
-    """The runs below another one."""
-    return list(client.search_runs([experiment_id], f"tags.`mlflow.parentRunId` = '{run_id}'"))
-
-
-def find_experiment(client: MlflowClient, name: str, uri: str) -> str:
-    """The id of an experiment, which is made where there is none."""
-    found = client.get_experiment_by_name(name)
-    if found is not None:
-        return str(found.experiment_id)
-    # Without a place of its own, a database store would put artifacts below the working directory.
-    place = None
-    if uri.startswith("sqlite:///"):
-        place = (Path(uri.removeprefix("sqlite:///")).resolve().parent / "mlartifacts").as_uri()
-    try:
-        return str(client.create_experiment(name, artifact_location=place))
-    except Exception:
-        found = client.get_experiment_by_name(name)  # another federation made it in the meantime
-        if found is None:
-            raise
-        return str(found.experiment_id)

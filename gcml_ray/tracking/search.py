@@ -18,9 +18,10 @@ from typing import TYPE_CHECKING
 from gcml_ray.config import Config
 from gcml_ray.files.run_folder import TRACKING_FILE, RunFolder
 from gcml_ray.search.records import FinalRecord, Objective, SearchRecord, TrialPoint, TrialRecord, mean_dices
+from gcml_ray.tracking.client import children_of
 from gcml_ray.tracking.metrics import flat_params, safe_key
 from gcml_ray.tracking.parent import ParentRun
-from gcml_ray.tracking.run import MLFLOW_STATUS, children_of
+from gcml_ray.tracking.run import MLFLOW_STATUS
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient

@@ -280,4 +280,4 @@ def test_last_words_name_the_folders_the_page_and_mlflow_where_it_was_tracked(tm
     (runs / TRACKING_FILE).touch()
     assert where_things_are(comparison, [])["MLflow"] == f"mlflow ui --backend-store-uri sqlite:///{runs}/mlflow.db"
     elsewhere = where_things_are(comparison, ["tracking.uri=http://server:5000"])
-    assert elsewhere["MLflow"] == "mlflow ui --backend-store-uri http://server:5000"
+    assert elsewhere["MLflow"] == "http://server:5000"

@@ -31,7 +31,8 @@ STOREYS = (
 STOREY = {room: number for number, rooms in enumerate(STOREYS) for room in rooms}
 COMPOSITION_ROOTS = ("gcml_ray/cli/", "gcml_ray/federation.py")  # may import all packages, inside their functions
 TORCH_FREE = (
-    *("config", "records", "seeding", "gossip/graph", "files/run_folder", "tracking/run", "data/datalist", "errors"),
+    *("config", "records", "seeding", "gossip/graph", "files/run_folder", "data/datalist", "errors"),
+    *(f"tracking/{name}" for name in ("run", "client")),
     *(f"push/{name}" for name in ("wire", "payload", "signing", "outbox", "inbox")),
 )
 

@@ -14,7 +14,7 @@ from tests.unit.test_layers import in_fresh_process
 def test_a_lean_mlflow_logs_a_run_and_others_may_load_the_rest() -> None:
     code = """
 import sys, tempfile
-from gcml_ray.tracking.run import import_lean_client
+from gcml_ray.tracking.client import import_lean_client
 import_lean_client()
 from mlflow import MlflowClient
 with tempfile.TemporaryDirectory() as folder:

@@ -25,6 +25,7 @@ from gcml_ray.records import (
     SiteFailure,
     TrainReport,
 )
+from gcml_ray.tracking.client import tracking_uri
 from gcml_ray.tracking.metrics import (
     federation_metrics,
     federation_score_metrics,
@@ -34,7 +35,7 @@ from gcml_ray.tracking.metrics import (
     site_metrics,
     training_metrics,
 )
-from gcml_ray.tracking.run import NullTracker, build_tracker, tracking_uri
+from gcml_ray.tracking.run import NullTracker, build_tracker
 from tests.made_up_run import made_up_config, made_up_evaluation, made_up_infos, made_up_round
 
 SITES = ("CS", "DU", "HT")
@@ -293,7 +294,8 @@ def test_lost_database_begins_a_new_run(tracked: tuple[Path, dict[str, Run]], ca
 IMPORTED_AHEAD = """
 import sys, threading
 from pathlib import Path
-from gcml_ray.tracking.run import build_tracker, import_lean_client
+from gcml_ray.tracking.client import import_lean_client
+from gcml_ray.tracking.run import build_tracker
 from tests.made_up_run import made_up_config
 config = made_up_config(Path(sys.argv[1]))
 threading.Thread(target=import_lean_client).start()

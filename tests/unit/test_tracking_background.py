@@ -48,7 +48,7 @@ def test_a_failing_tracker_is_said_and_the_rest_goes_on(caplog: pytest.LogCaptur
     tracker.log_sites([])
     tracker.finish("stopped")
     assert slow.seen == ["sites", "stopped"]
-    assert "tracking failed: OSError('disk full')" in caplog.messages
+    assert "tracking failed: OSError: disk full" in caplog.messages
 
 
 def test_what_was_given_up_does_not_keep_the_process_from_ending() -> None:

@@ -2,15 +2,23 @@
 
 from __future__ import annotations
 
+import io
 import logging
+import sqlite3
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from mlflow import MlflowClient
 from mlflow.entities import Metric, Param, Run
+from mlflow.exceptions import MlflowException
+from rich.console import Console
 
+from gcml_ray.cli.running import watched
+from gcml_ray.files.log_file import logged_to
+from gcml_ray.tracking.client import connect_to, reason
 from gcml_ray.tracking.metrics import federation_metrics, site_metrics, training_metrics
 from gcml_ray.tracking.run import MlflowTracker
 from tests.made_up_run import made_up_config, made_up_evaluation, made_up_infos, made_up_round
@@ -79,7 +87,7 @@ def test_failing_server_is_warned_of_once_and_counted(tmp_path: Path, caplog: py
         tracker.log_artifacts([tmp_path])
     assert tracker.num_failures == 5
     assert [record.getMessage() for record in caplog.records] == [
-        "MLflow at http://far:1: start failed (ConnectionError('no route to host')). Training goes on"
+        "MLflow at http://far:1: start failed (ConnectionError: no route to host). Training goes on"
     ]
 
 
@@ -171,3 +179,37 @@ def test_damaged_ids_of_a_run_begin_a_new_one(tmp_path: Path, content: str) -> N
     (tmp_path / "tracking.json").write_text(content)
     tracker = flaky_tracker(FlakyClient(), tmp_path)
     assert tracker._recorded_run_id() is None
+
+
+def test_a_failure_is_one_line_that_names_the_fault_at_the_bottom(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "0")
+    with pytest.raises(MlflowException) as no_server:
+        MlflowClient("http://127.0.0.1:1").get_run("a")
+    assert reason(no_server.value) == "ConnectionRefusedError: [Errno 111] Connection refused"
+    assert reason(TimeoutError()) == "TimeoutError"
+
+
+def test_a_fault_of_the_database_shows_no_statements(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    database = tmp_path / "mlflow.db"
+    client = connect_to(f"sqlite:///{database}")
+    run_id = client.create_run(client.create_experiment("full")).info.run_id
+    with sqlite3.connect(database) as connection:
+        connection.execute("DROP TABLE latest_metrics")  # whatever the database answers with an OperationalError
+    with pytest.raises(MlflowException) as broken:
+        client.log_metric(run_id, "dice", 0.5)
+    assert reason(broken.value) == "OperationalError: no such table: latest_metrics"
+    assert "SELECT" not in "".join(capfd.readouterr())
+
+
+def test_a_person_sees_once_that_mlflow_is_away(tmp_path: Path) -> None:
+    text = io.StringIO()
+    client = FlakyClient()
+    with watched(Console(file=text, width=200), "run"), logged_to(tmp_path / "log.txt", ("gcml_ray",)):
+        tracker = flaky_tracker(client, tmp_path)
+        tracker.start(made_up_config(tmp_path))
+        tracker.log_round(made_up_round(1, SITES))
+    assert (
+        text.getvalue()
+        == "  ! MLflow at http://far:1: start failed (ConnectionError: no route to host). Training goes on\n"
+    )
+    assert "start failed" in (tmp_path / "log.txt").read_text()
