@@ -1,26 +1,33 @@
 """What a push costs from one site's model to another's, against one memcpy of the same bytes.
 
-Two site actors on one node. "push": header and checksum, into the object store, the receiver's check, the
-acknowledgement; "take": the receiver's copy into its own model. Medians over repeats, in one invocation.
+Two site actors on one node, or each on a node of its own (two raylets on this machine, so that the weights go through
+a socket from one object store to the other). "push": header and checksum, into the object store, the receiver's check,
+the acknowledgement; "take": the receiver's copy into its own model. Medians over repeats, in one invocation.
 
     python -m benchmarks.push --megabytes 1 5 50 200
+    python -m benchmarks.push --nodes 2
     python -m benchmarks.push --wire '{sign: true}'
 """
 
 from __future__ import annotations
 
 import argparse
+import logging
+import os
 import statistics
+import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import ray
 import yaml
+from ray.cluster_utils import Cluster
 
-from actors.cluster import connected
+from actors.cluster import FREE_PERIOD, FREE_PERIOD_MS, connected
 from actors.object_store import ObjectStoreTransport
 from actors.pool import SiteActor
 from gcml_ray.config import Config, ResourcesConfig
@@ -30,6 +37,7 @@ from gcml_ray.records import EvaluationReport, Peer, SiteInfo, Split, TrainOrder
 
 SITES = ("A", "B")
 TIMEOUT_S = 60.0
+STORE_BYTES = 2 * 2**30  # of each of two nodes: a few pushes of 500 MB
 
 
 class BufferTrainer:
@@ -81,11 +89,30 @@ def _seconds(call: Callable[[], Any]) -> float:
     return time.perf_counter() - began
 
 
-def measure(megabytes: int, *, repeats: int, wire: dict[str, Any]) -> tuple[float, float, float]:
+@contextmanager
+def two_nodes() -> Iterator[None]:
+    """A connection to a cluster of two raylets on this machine, each labelled with the site that it is for."""
+    os.environ.setdefault(FREE_PERIOD, FREE_PERIOD_MS)
+    with tempfile.TemporaryDirectory(prefix="gcp", ignore_cleanup_errors=True) as folder:  # a socket's path is short
+        os.environ["RAY_TMPDIR"] = folder
+        node = {"num_cpus": 1, "object_store_memory": STORE_BYTES}
+        head = node | {"include_dashboard": False, "labels": {"site": SITES[0]}}
+        cluster = Cluster(initialize_head=True, head_node_args=head)
+        try:
+            cluster.add_node(**node, labels={"site": SITES[1]})
+            cluster.wait_for_nodes()
+            ray.init(cluster.address, namespace="gcml", log_to_driver=False, logging_level=logging.ERROR)
+            yield
+        finally:
+            ray.shutdown()
+            cluster.shutdown()  # type: ignore[no-untyped-call]
+
+
+def measure(megabytes: int, *, repeats: int, wire: dict[str, Any], nodes: int) -> tuple[float, float, float]:
     """Median seconds of push, take and memcpy."""
     config = _config(num_values=megabytes * 1_000_000 // 4, wire=wire)
     handles = {
-        site: SiteActor.options(num_cpus=0.5).remote(
+        site: SiteActor.options(num_cpus=0.5, label_selector={"site": site} if nodes > 1 else None).remote(
             config, site, "unused", run_id="push", use_gpu=False, make_trainer=BufferTrainer
         )
         for site in SITES
@@ -98,7 +125,7 @@ def measure(megabytes: int, *, repeats: int, wire: dict[str, Any]) -> tuple[floa
     for number in range(1, repeats + 3):
         push = handles["A"].push.options(concurrency_group="push")
         began = time.perf_counter()
-        report = ray.get(push.remote(number, ("B",)), timeout=TIMEOUT_S)
+        report = ray.get(push.remote(number, ("B",), TIMEOUT_S), timeout=TIMEOUT_S)
         seconds = time.perf_counter() - began
         if not report.receipts[0].accepted:
             raise RuntimeError(report.receipts[0].reason)
@@ -139,11 +166,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--megabytes", type=int, nargs="+", default=[1, 5, 50, 200])
     parser.add_argument("--repeats", type=int, default=7)
+    parser.add_argument("--nodes", type=int, choices=(1, 2), default=1, help="2: each site on a node of its own")
     parser.add_argument("--wire", type=yaml.safe_load, default={}, help="the wire section of a configuration")
     options = parser.parse_args()
-    with connected(ResourcesConfig(address="local")):
+    with two_nodes() if options.nodes > 1 else connected(ResourcesConfig(address="local")):
         for megabytes in options.megabytes:
-            push_s, take_s, memcpy_s = measure(megabytes, repeats=options.repeats, wire=options.wire)
+            push_s, take_s, memcpy_s = measure(
+                megabytes, repeats=options.repeats, wire=options.wire, nodes=options.nodes
+            )
             print(
                 f"{megabytes:4d} MB: push {1e3 * push_s:7.1f} ms, take {1e3 * take_s:6.1f} ms, memcpy "
                 f"{1e3 * memcpy_s:6.1f} ms; buffer to model {(push_s + take_s) / memcpy_s:.1f} x one memcpy"

@@ -17,6 +17,7 @@ from ray.experimental.locations import get_object_locations
 from actors import sync_rounds
 from actors.object_store import ObjectStoreTransport
 from actors.pool import SiteActor
+from benchmarks import push
 from gcml_ray.errors import ClusterError
 from gcml_ray.push.wire import PushHeader
 from gcml_ray.records import PushReceipt, RoundRecord, SiteStatus
@@ -158,3 +159,11 @@ def test_site_whose_node_is_lost_for_a_while_goes_on_there_from_its_checkpoint(
     assert (run.summary.status, run.summary.dropped) == ("finished", {})
     assert run.trained("D")[-1] == 6
     assert run.restored("D") == [0, 1]
+
+
+@pytest.mark.parametrize("nodes", [1, 2])
+def test_the_benchmark_of_pushes_works_on_one_node_and_on_two(cluster: Cluster, nodes: int) -> None:
+    del cluster
+    push_s, take_s, memcpy_s = push.measure(1, repeats=1, wire={}, nodes=nodes)
+    assert push_s > take_s > 0
+    assert memcpy_s > 0
