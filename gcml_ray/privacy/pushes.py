@@ -19,17 +19,17 @@ from gcml_ray.errors import ConfigError
 from gcml_ray.model.checkpoint import read_tensors, write_tensors
 from gcml_ray.model.weights import FlatModel
 from gcml_ray.privacy.accounting import Ledger, epsilon_of, require_opacus
+from gcml_ray.privacy.noise import Noise
 from gcml_ray.privacy.training import LEDGER_FILE, clipping
-from gcml_ray.seeding import derive_seed, secret_seed
+from gcml_ray.seeding import derive_seed
 
 KNOWN_FILE = "pushed.safetensors"
 
 
-def clipped_and_noised(update: Tensor, *, max_norm: float, noise_multiplier: float, seed: int) -> Tensor:
+def clipped_and_noised(update: Tensor, *, max_norm: float, noise_multiplier: float, noise: Noise) -> Tensor:
     """``update`` (S,) at norm ``max_norm`` or less, plus Gaussian noise of ``noise_multiplier`` x ``max_norm``."""
     scale = clipping([update], max_norm)
-    noise = torch.randn(update.shape, generator=torch.Generator().manual_seed(seed))
-    return update * scale + noise * (noise_multiplier * max_norm)
+    return update * scale + noise.like(update) * (noise_multiplier * max_norm)
 
 
 class PushNoise:
@@ -53,6 +53,7 @@ class PushNoise:
         self.ledger = Ledger(folder / LEDGER_FILE, identity=config.identity, sample_rate=1.0)
         self._path = folder / KNOWN_FILE
         self._pushed_round = 0
+        self._noise = Noise(torch.device("cpu"))
         self.known = self._read(initial.to("cpu", copy=True))
         self._pushed = self.known
 
@@ -78,11 +79,14 @@ class PushNoise:
         privacy = self.config.privacy
         assert privacy.noise_multiplier is not None
         assert privacy.max_update_norm is not None
-        root = self.config.federation.seed if privacy.seeded else secret_seed()
-        seed = derive_seed(root, "privacy push", self.site, round_number)
+        seed = derive_seed(self.config.federation.seed, "privacy push", self.site, round_number)
+        self._noise.restart(seed if privacy.seeded else None)
         self.ledger.spend(1)
         self._pushed = self.known + clipped_and_noised(
-            weights - self.known, max_norm=privacy.max_update_norm, noise_multiplier=privacy.noise_multiplier, seed=seed
+            weights - self.known,
+            max_norm=privacy.max_update_norm,
+            noise_multiplier=privacy.noise_multiplier,
+            noise=self._noise,
         )
         self._pushed_round = round_number
         self.note_known(self._pushed)

@@ -31,6 +31,7 @@ from gcml_ray.errors import ConfigError
 from gcml_ray.model.learner import Learner, Statistics
 from gcml_ray.privacy.accounting import Ledger, epsilon_of, require_opacus
 from gcml_ray.privacy.batches import poisson_batches, sample_rate
+from gcml_ray.privacy.noise import Noise
 from gcml_ray.seeding import derive_seed, numpy_generator, secret_seed
 
 log = logging.getLogger(__name__)
@@ -47,7 +48,7 @@ def private_step(
     max_grad_norm: float,
     noise_multiplier: float,
     expected_batch: float,
-    generator: torch.Generator,
+    noise: Noise,
 ) -> Statistics:
     """One optimiser step of each learner on (sum of the cases' clipped gradients + noise) / expected batch size.
 
@@ -58,7 +59,7 @@ def private_step(
         max_grad_norm: the largest norm of one case's gradient.
         noise_multiplier: standard deviation of the noise over ``max_grad_norm``.
         expected_batch: the expected B; not B itself, which would tell how many cases were drawn.
-        generator: of the noise, on the learners' device.
+        noise: on the learners' device.
 
     Returns:
         The mean over the cases of the step's statistics, without noise; empty where B is 0.
@@ -77,8 +78,7 @@ def private_step(
         for total, learner in zip(sums, learners, strict=True):
             total.addcmul_(learner.model.gradient, scale)
     for total, learner in zip(sums, learners, strict=True):
-        noise = torch.randn(total.shape, generator=generator, device=total.device)
-        total.add_(noise, alpha=noise_multiplier * max_grad_norm)
+        total.add_(noise.like(total), alpha=noise_multiplier * max_grad_norm)
         torch.div(total, expected_batch, out=learner.model.gradient)
         learner.take_step()
     return {name: torch.stack([statistics[name] for statistics in seen]).mean() for name in (seen[0] if seen else ())}
@@ -134,8 +134,8 @@ class PrivateTraining:
         self.delta = privacy.delta
         self.sample_rate = sample_rate(config.data, num_train=data.num_cases("train"))
         self.ledger = Ledger(folder / LEDGER_FILE, identity=config.identity, sample_rate=self.sample_rate)
-        self.generator = torch.Generator(device)
-        self._noise_seeds: Iterator[int] = iter(())
+        self.noise = Noise(device)
+        self._noise_seeds: Iterator[int] | None = None  # None: nobody can derive them
 
     @property
     def epsilon(self) -> float:
@@ -155,7 +155,7 @@ class PrivateTraining:
             )
             return False
         self.ledger.spend(num_steps)
-        self._noise_seeds = self._seeds("privacy noise", round_number)
+        self._noise_seeds = self._seeds("privacy noise", round_number) if self.config.privacy.seeded else None
         return True
 
     def batches(self, round_number: int, num_steps: int) -> Iterator[Batch]:
@@ -172,7 +172,7 @@ class PrivateTraining:
 
     def take(self, learners: Sequence[Learner], step: Step, batch: Batch) -> Statistics:
         """One private step; see :func:`private_step`."""
-        self.generator.manual_seed(next(self._noise_seeds))
+        self.noise.restart(None if self._noise_seeds is None else next(self._noise_seeds))
         return private_step(
             learners,
             step,
@@ -180,7 +180,7 @@ class PrivateTraining:
             max_grad_norm=self.max_grad_norm,
             noise_multiplier=self.noise_multiplier,
             expected_batch=self.config.data.batch_size,
-            generator=self.generator,
+            noise=self.noise,
         )
 
     def _epsilon_after(self, num_steps: int) -> float:

@@ -23,6 +23,7 @@ from gcml_ray.model.precision import Precision
 from gcml_ray.networks.registry import build_network
 from gcml_ray.privacy.accounting import epsilon_of, require_opacus
 from gcml_ray.privacy.batches import poisson_batches
+from gcml_ray.privacy.noise import Noise
 from gcml_ray.privacy.training import private_step
 from gcml_ray.seeding import numpy_generator
 from tests.makers import make_config
@@ -74,7 +75,7 @@ def take(
         max_grad_norm=max_norm,
         noise_multiplier=noise,
         expected_batch=size,
-        generator=torch.Generator().manual_seed(1),
+        noise=Noise(torch.device("cpu"), 1),
     )
 
 
@@ -149,7 +150,7 @@ def test_clipped_gradients_are_those_of_opacus(tmp_path: Path) -> None:
         max_grad_norm=0.05,
         noise_multiplier=0.0,
         expected_batch=3,
-        generator=torch.Generator(),
+        noise=Noise(torch.device("cpu"), 0),
     )
     torch.testing.assert_close(learner.model.flat, expected, atol=1e-6, rtol=1e-4)
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from gcml_ray.config import Config
 from gcml_ray.errors import ConfigError
 from gcml_ray.privacy.accounting import epsilon_of
+from gcml_ray.privacy.noise import Noise
 from gcml_ray.privacy.pushes import PushNoise, clipped_and_noised
 from gcml_ray.push.wire import checksum
 from tests.makers import make_config
@@ -35,13 +36,17 @@ def noise_of(folder: Path, **privacy: Any) -> PushNoise:
 def test_an_update_is_clipped_to_its_norm_and_a_smaller_one_stays() -> None:
     """(3, 4) has norm 5: at most 1 leaves (0.6, 0.8)."""
     for update, expected in (((3.0, 4.0), (0.6, 0.8)), ((0.3, 0.0), (0.3, 0.0)), ((0.0, 0.0), (0.0, 0.0))):
-        clipped = clipped_and_noised(torch.tensor(update), max_norm=1.0, noise_multiplier=0.0, seed=1)
+        clipped = clipped_and_noised(
+            torch.tensor(update), max_norm=1.0, noise_multiplier=0.0, noise=Noise(torch.device("cpu"), 1)
+        )
         torch.testing.assert_close(clipped, torch.tensor(expected))
 
 
 def test_the_noise_has_the_variance_that_was_asked_for() -> None:
     """Multiplier 3 x norm 0.5 = 1.5."""
-    noise = clipped_and_noised(torch.zeros(20_000), max_norm=0.5, noise_multiplier=3.0, seed=1)
+    noise = clipped_and_noised(
+        torch.zeros(20_000), max_norm=0.5, noise_multiplier=3.0, noise=Noise(torch.device("cpu"), 1)
+    )
     assert float(noise.std()) == pytest.approx(1.5, rel=0.03)
 
 
