@@ -21,14 +21,12 @@ from gcml_ray.errors import DataError
 from gcml_ray.files.whole_files import replace_file
 from gcml_ray.prediction.averages import mean
 from gcml_ray.records import ENSEMBLE, PERSONALISED, SHARED
-from gcml_ray.seeding import numpy_generator
 from gcml_ray.wording import count
 
 COLUMNS = (
     "method", "seed", "identity", "sent_bytes", "seconds", "num_steps",
     "site", "case", "model", "class_name", "dice", "hd95", "surface_dice",
 )  # fmt: skip
-NUM_RESAMPLES = 10_000
 LEVEL = 0.95  # of every interval
 DIGITS = 6  # of a Dice
 EXACT_PAIRS = 12
@@ -178,7 +176,8 @@ Group = tuple[Sequence[Cell], str]  # a method's cells and which of its models i
 def differences_by_site(one: Group, other: Group) -> dict[str, NDArray[np.float64]]:
     """Per site: Dice of ``one`` minus Dice of ``other``, (N,), over the N cases and the seeds that both have.
 
-    Seeds that only one of them has are left out: they differ in initial weights and in the order of the data.
+    Seeds that only one of them has are left out: they differ in initial weights and in the order of the data. What
+    differs by rounding alone (a Dice in float32, a mean over seeds) is equal.
     """
     seeds = {cell.seed for cell in one[0]} & {cell.seed for cell in other[0]}
     first, second = (
@@ -187,7 +186,7 @@ def differences_by_site(one: Group, other: Group) -> dict[str, NDArray[np.float6
     by_site: dict[str, list[float]] = {}
     for site, case in sorted(first.keys() & second.keys()):
         by_site.setdefault(site, []).append(first[site, case] - second[site, case])
-    return {site: np.array(differences) for site, differences in by_site.items()}
+    return {site: np.round(differences, DIGITS) for site, differences in by_site.items()}
 
 
 def differences_of_methods(cells: Sequence[Cell], method: str, other: str) -> dict[str, NDArray[np.float64]]:
@@ -201,8 +200,8 @@ def summarise(cells: Sequence[Cell], *, bounds: Collection[str] = ()) -> tuple[M
 
     The mean Dice is the mean over sites of the site's mean over cases and classes, so that a small hospital counts
     as much as a large one. Each row is compared with the best over the cases and seeds both have: Wilcoxon's
-    signed-rank test, two-sided, Holm-corrected over the rows (Holm 1979), and a bootstrap interval of the difference
-    of those means, cases resampled within their sites.
+    signed-rank test, two-sided, Holm-corrected over the rows (Holm 1979), and an interval of the difference of those
+    means (:func:`mean_interval`).
 
     Args:
         cells: what is finished.
@@ -253,7 +252,7 @@ def _against(row: MethodRow, differences: Mapping[str, NDArray[np.float64]]) -> 
         return replace(row, difference=math.nan, p_value=1.0)
     by_site = list(differences.values())
     of_all = np.concatenate(by_site)
-    low, high = bootstrap_interval(by_site)
+    low, high = mean_interval(by_site)
     return replace(
         row,
         difference=float(np.mean([part.mean() for part in by_site])),
@@ -266,13 +265,11 @@ def _against(row: MethodRow, differences: Mapping[str, NDArray[np.float64]]) -> 
 def signed_rank_p(differences: NDArray[np.float64]) -> float:
     """Two-sided p of Wilcoxon's signed-rank test of paired differences, (N,).
 
-    Zeros are left out, as Wilcoxon did; 1 where there is nothing else. What differs by rounding alone (a Dice in
-    float32, a mean over seeds) is equal. Of few the p is exact also where some are equal in size, for which SciPy by
-    itself takes the normal approximation.
+    Zeros are left out, as Wilcoxon did; 1 where there is nothing else. Of few the p is exact also where some are equal
+    in size, for which SciPy by itself takes the normal approximation.
     """
     from scipy.stats import PermutationMethod, wilcoxon  # noqa: PLC0415 - most of a second; every command comes here
 
-    differences = np.round(differences, DIGITS)
     others = differences[differences != 0]
     if not others.size:
         return 1.0
@@ -281,25 +278,26 @@ def signed_rank_p(differences: NDArray[np.float64]) -> float:
     return float(wilcoxon(others, method=all_signs if has_ties and others.size <= EXACT_PAIRS else "auto").pvalue)
 
 
-def bootstrap_interval(by_site: Sequence[NDArray[np.float64]]) -> tuple[float, float]:
-    """95 % percentile interval of the mean over sites of the sites' mean differences, cases resampled within sites."""
-    rng = numpy_generator(0, "bootstrap")
-    means = [part[rng.integers(0, len(part), (NUM_RESAMPLES, len(part)))].mean(axis=1) for part in by_site]
-    low, high = np.quantile(np.mean(means, axis=0), [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return float(low), float(high)
+def mean_interval(by_site: Sequence[NDArray[np.float64]]) -> tuple[float, float]:
+    """95 % interval of the mean over sites of the sites' mean differences, of (N,) cases each: Student's t.
 
-
-def site_interval(differences: NDArray[np.float64]) -> tuple[float, float]:
-    """95 % Student's t interval of the mean difference of one site's cases, (N,), at least two.
-
-    Not the bootstrap's, which is too narrow for so few: of 6 cases without any true difference it leaves out 0 in 14 %,
-    of 10 in about 10 %, instead of 5 %.
+    Sites may differ in spread: Welch's degrees of freedom, for a mean of means (Biometrika 34, 1947). NaN where a site
+    has one case. Not the percentile bootstrap, which is too narrow for few cases: without any true difference it leaves
+    out 0 in 8 to 17 % of such intervals instead of 5 % (``benchmarks/intervals.py``).
     """
     from scipy.stats import t  # noqa: PLC0415 - as above
 
-    num_cases = len(differences)
-    half = float(t.ppf((1 + LEVEL) / 2, num_cases - 1) * differences.std(ddof=1) / np.sqrt(num_cases))
-    return float(differences.mean()) - half, float(differences.mean()) + half
+    center = float(np.mean([part.mean() for part in by_site]))
+    if min(len(part) for part in by_site) < 2:
+        return math.nan, math.nan
+    variances = np.array([part.var(ddof=1) / len(part) for part in by_site])
+    if not variances.any():
+        return center, center
+    freedom = variances.sum() ** 2 / sum(
+        variance**2 / (len(part) - 1) for variance, part in zip(variances, by_site, strict=True)
+    )
+    half = float(t.ppf((1 + LEVEL) / 2, freedom) * np.sqrt(variances.sum())) / len(by_site)
+    return center - half, center + half
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
@@ -315,7 +313,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 def site_verdicts(cells: Sequence[Cell], *, method: str, alone: str) -> tuple[str, ...]:
     """In words, for all sites together and then for each: is joining better than training alone, by how much, how sure.
 
-    A site is told to be better or worse off where the interval of its mean difference (:func:`site_interval`) leaves
+    A site is told to be better or worse off where the interval of its mean difference (:func:`mean_interval`) leaves
     out 0, and never with fewer than :data:`MIN_CASES` test cases.
     """
     by_site = differences_of_methods(cells, method, alone)
@@ -341,6 +339,6 @@ def _verdict(differences: NDArray[np.float64]) -> tuple[Literal["better", "worse
     mean_points = f"{100 * differences.mean():+.1f} Dice points"
     if len(differences) < MIN_CASES:
         return "unsure", f"{mean_points}: {num_cases}, too few to tell"
-    low, high = site_interval(differences)
+    low, high = mean_interval([differences])
     numbers = f"{mean_points} (95 % interval {100 * low:+.1f} to {100 * high:+.1f}, {num_cases})"
     return ("better" if low > 0 else "worse" if high < 0 else "unsure"), numbers

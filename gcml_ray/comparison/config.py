@@ -51,6 +51,9 @@ class ComparisonConfig(Section):
         for key in ("alone", "focus"):
             if getattr(self, key) not in self.methods:
                 raise ValueError(f"{key}: {getattr(self, key)!r} is not among methods {list(self.methods)}")
+        for name in self.methods:
+            if set(name) & set("/\\|\n"):
+                raise ValueError(f"methods: {name!r} names folders, files and a line of the table: without / \\ and |")
         return self
 
 

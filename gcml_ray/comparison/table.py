@@ -13,6 +13,11 @@ from gcml_ray.comparison.cells import MethodRow
 from gcml_ray.records import PERSONALISED
 from gcml_ray.wording import number, probability
 
+_LATEX = str.maketrans(
+    {character: "\\" + character for character in "%_&#${}"}
+    | {"~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "\\": r"\textbackslash{}"}
+)
+
 
 def label(row: MethodRow) -> str:
     """The method's name, with the evaluated model where it is not the personalised one."""
@@ -34,7 +39,7 @@ def cells(row: MethodRow, *, is_best: bool) -> list[str]:
     if math.isnan(row.difference):
         against = ["no common seed", "", ""]
     elif not is_best:
-        interval = f"{100 * row.low:+.1f} to {100 * row.high:+.1f}"
+        interval = "-" if math.isnan(row.low) else f"{100 * row.low:+.1f} to {100 * row.high:+.1f}"
         against = [f"{100 * row.difference:+.1f}", interval, probability(row.p_value)]
     return [
         label(row), str(row.num_seeds), number(row.dice), number(row.dice_sd), *against,
@@ -112,6 +117,5 @@ def site_table(rows: Sequence[MethodRow]) -> Table:
 
 
 def _escape(text: str) -> str:
-    for character in "%_&#":
-        text = text.replace(character, "\\" + character)
-    return text
+    """Text whose characters mean themselves in LaTeX."""
+    return text.translate(_LATEX)

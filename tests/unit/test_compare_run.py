@@ -34,7 +34,6 @@ def no_plots(monkeypatch: pytest.MonkeyPatch) -> None:
     """Plots take seconds and have tests of their own."""
     monkeypatch.setattr("gcml_ray.report.run.write_plots", lambda _: ())
     monkeypatch.setattr("actors.compare.draw_plots", lambda *_: ())
-    monkeypatch.setattr("gcml_ray.comparison.cells.NUM_RESAMPLES", 100)
 
 
 def run_folder(comparison: ComparisonConfig, cell: str) -> RunFolder:

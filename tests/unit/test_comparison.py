@@ -13,13 +13,12 @@ from gcml_ray.comparison.cells import (
     COLUMNS,
     Cell,
     Score,
-    bootstrap_interval,
     check_same_cases,
     dice_over_seeds,
     holm,
+    mean_interval,
     read_cell,
     signed_rank_p,
-    site_interval,
     site_verdicts,
     summarise,
     write_cell,
@@ -133,8 +132,6 @@ def test_cells_that_were_scored_on_other_cases_are_not_compared() -> None:
         ([1.0] * 6, 2 / 2**6),
         ([1.0, 1.0, -1.0], 1.0),  # ranks 2, 2, 2: six of the eight signs have a sum of 2 in size, two have 6
         ([0.0, 0.0], 1.0),
-        ([1.0, 1.0 + 1e-8, -1.0 - 1e-9], 1.0),  # equal in size but for the rounding of float32
-        ([1e-16] * 6 + [0.2], 1.0),  # means over seeds in another order: one difference that is none of rounding
     ],
 )
 def test_the_signed_rank_test_of_few_or_equal_differences_is_exact(differences: list[float], p_value: float) -> None:
@@ -160,22 +157,46 @@ def test_holm_multiplies_by_what_is_left_and_never_falls() -> None:
 def test_interval_of_one_site_is_students() -> None:
     """Mean 0.1, sample deviation 0.1, t(0.975, 5 degrees of freedom) = 2.571: 0.1 -+ 2.571 x 0.1 / sqrt(6)."""
     spread = np.array([-1.0, 1.0, -1.0, 1.0, -1.0, 1.0]) * np.sqrt(5 / 6)
-    low, high = site_interval(0.1 + 0.1 * spread)
+    low, high = mean_interval([0.1 + 0.1 * spread])
     assert (low, high) == pytest.approx((0.1 - 0.10495, 0.1 + 0.10495), abs=1e-4)
 
 
 def test_a_site_without_a_true_difference_is_told_apart_in_one_of_twenty() -> None:
     samples = np.random.default_rng(0).normal(size=(2000, 6))
-    wrong = sum(low > 0 or high < 0 for low, high in map(site_interval, samples))
+    wrong = sum(low > 0 or high < 0 for low, high in (mean_interval([sample]) for sample in samples))
     assert 0.035 < wrong / 2000 < 0.065
 
 
-def test_bootstrap_interval_is_about_two_standard_errors() -> None:
-    """One site, 400 normal differences with deviation 1: mean +- 1.96 / 20."""
-    sample = np.random.default_rng(0).normal(size=400)
-    low, high = bootstrap_interval([sample])
-    error = 1.96 * sample.std() / 20
-    assert (low, high) == pytest.approx((sample.mean() - error, sample.mean() + error), abs=0.01)
+def test_interval_of_several_sites_has_welchs_degrees_of_freedom() -> None:
+    """t(0.975, 2.951 degrees of freedom) = 3.212, so half the width is 3.212 x sqrt(11/6) / 2 sites.
+
+    Variances of the two means are 1/2 and 4/3, together 11/6; (11/6)^2 / ((1/2)^2 / 1 + (4/3)^2 / 2) = 2.951.
+    """
+    by_site = [np.array([3.0, 3.0]) + np.array([-1.0, 1.0]) / np.sqrt(2), np.array([3.0, 5.0, 7.0])]
+    low, high = mean_interval(by_site)
+    assert (low, high) == pytest.approx((4.0 - 2.1745, 4.0 + 2.1745), abs=1e-3)
+
+
+@pytest.mark.parametrize("sizes", [(4, 4, 7, 4), (12, 9, 3, 3), (3, 3, 3)])
+def test_sites_without_a_true_difference_are_told_apart_in_one_of_twenty(sizes: tuple[int, ...]) -> None:
+    rng = np.random.default_rng(0)
+    intervals = [mean_interval([rng.normal(size=size) for size in sizes]) for _ in range(1000)]
+    assert sum(low > 0 or high < 0 for low, high in intervals) / 1000 < 0.07
+
+
+def test_a_site_with_one_case_leaves_no_interval() -> None:
+    assert all(map(math.isnan, mean_interval([np.array([0.1]), np.array([0.1, 0.2])])))
+    few = [replace(each, scores=each.scores[-11:]) for each in (cell("a", 0, lift=0.1), cell("b", 0, lift=0.0))]
+    (_, line) = markdown(summarise(few), unit="mm").splitlines()[2:]
+    assert "| -15.0 | - | <0.001 |" in line
+
+
+def test_what_differs_by_rounding_alone_is_no_difference() -> None:
+    """0.1 + 0.2 + 0.3 is not 0.3 + 0.2 + 0.1."""
+    one = [cell("gcml", seed, lift=0.1 * (seed + 1)) for seed in range(3)]
+    two = [cell("local", seed, lift=0.1 * (3 - seed)) for seed in range(3)]
+    assert all("not told apart" in line for line in site_verdicts([*one, *two], method="gcml", alone="local")[1:])
+    assert summarise([*one, *two])[1].p_value == 1.0
 
 
 def test_pairs_are_averaged_over_seeds() -> None:
@@ -242,6 +263,8 @@ def test_tables_hold_the_same_rows() -> None:
     assert csv_text(rows, unit="mm").splitlines()[1].split(",")[-3:] == ["2.5", "10", "100"]
     assert r"gossip\_avg & 1 & 0.685" in latex(rows, unit="mm")
     assert r"HD95 (mm) & surface Dice" in latex(rows, unit="mm")
+    odd = latex(summarise([cell(r"a_$b{c}^~\d", 0, lift=0.0)]), unit="mm")
+    assert r"a\_\$b\{c\}\textasciicircum{}\textasciitilde{}\textbackslash{}d & 1" in odd
 
 
 COMPARISON = """
@@ -281,6 +304,14 @@ def test_a_cell_waits_for_late_sites_unless_it_is_told_otherwise(tmp_path: Path)
 def test_verdict_over_a_method_that_is_not_compared_is_refused(tmp_path: Path) -> None:
     (tmp_path / "c.yaml").write_text(COMPARISON.format(base="b.yaml", folder=tmp_path) + "focus: ditto\n")
     with pytest.raises(ConfigError, match="focus: 'ditto' is not among methods"):
+        load_comparison(tmp_path / "c.yaml")
+
+
+@pytest.mark.parametrize("name", ["a/b", "a|b", "a\\b"])
+def test_a_method_whose_name_is_no_file_and_no_cell_of_a_table_is_refused(tmp_path: Path, name: str) -> None:
+    text = COMPARISON.format(base="b.yaml", folder=tmp_path).replace("methods:\n", f"methods:\n  '{name}': {{}}\n")
+    (tmp_path / "c.yaml").write_text(text)
+    with pytest.raises(ConfigError, match=r"methods: 'a.*names folders, files and a line of the table"):
         load_comparison(tmp_path / "c.yaml")
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gcml_ray.comparison.cells import Cell, Score, site_interval, summarise, write_cell
+from gcml_ray.comparison.cells import Cell, Score, mean_interval, summarise, write_cell
 from gcml_ray.report.page.comparison_charts import dice_against_bytes, gains_by_site, mean_dice_by_round
 from gcml_ray.report.page.records import read_run
 from gcml_ray.report.page.write import write_report
@@ -81,6 +81,14 @@ def test_summary_names_the_rows_next_to_the_best_and_counts_the_others(tmp_path:
     assert "3 more rows, further behind" in summary
 
 
+def test_in_a_folder_of_cells_pooled_training_is_known_by_its_name(tmp_path: Path) -> None:
+    for method, lift in (("pooled_long", 0.2), ("gcml", 0.1), ("local", 0.0), ("spooled", 0.05)):
+        write_cell(tmp_path / f"{method}_seed0.csv", cell_with(method, {"A": 8}, lift))
+    page = write_report(tmp_path).read_text(encoding="utf-8")
+    assert "gcml reaches the highest mean Dice of all that a federation may choose" in page
+    assert "pooled_long: 0.800, +15.0 Dice points against gcml" in page
+
+
 def test_site_with_too_few_cases_is_grey_and_has_no_interval() -> None:
     """Six cases are enough, five are not; the rows keep the order of the sites."""
     num_cases = {"A": 5, "B": 6, "C": 2}
@@ -89,7 +97,7 @@ def test_site_with_too_few_cases_is_grey_and_has_no_interval() -> None:
     assert chart is not None
     told, untold = chart.figure.data
     assert (told.y, untold.y) == (("B",), ("A", "C"))
-    low, high = site_interval(np.array([0.1, 0.2] * 3))  # that of the verdict in words
+    low, high = mean_interval([np.array([0.1, 0.2] * 3)])  # that of the verdict in words
     assert told.error_x.array == pytest.approx([100 * high - 15])
     assert told.error_x.arrayminus == pytest.approx([15 - 100 * low])
     assert untold.error_x.array is None

@@ -94,8 +94,7 @@ def comparison_page(
     own = [cell_of(each) for each in runs if each.run.scores]
     known = {(cell.method, cell.seed) for cell in own}
     tested = (*own, *(cell for cell in cells if (cell.method, cell.seed) not in known))
-    pooled = {each.method for each in runs if each.run.config.method.name == POOLED}
-    rows = summarise(tested, bounds=pooled)
+    rows = summarise(tested, bounds=_bounds(runs, tested))
     alone, focus = _alone_and_focus(runs, tested)
     unit = runs[0].run.config.data.distance_unit if runs else "mm or voxels"
     sections = [_summary(rows, tested, runs, alone=alone, focus=focus)]
@@ -125,6 +124,13 @@ def _alone_and_focus(runs: Sequence[NamedRun], cells: Sequence[Cell]) -> tuple[s
     alone = next((name for name in names if kinds.get(name, name) == "local"), "")
     focus = next((name for name in ("gcml", *names) if name in names and kinds.get(name, name) == "gcml"), "")
     return alone, focus or next((name for name in names if name != alone), "")
+
+
+def _bounds(runs: Sequence[NamedRun], cells: Sequence[Cell]) -> set[str]:
+    """The methods with one model on the cases of all sites; of those that have no run here the name tells."""
+    kinds = {each.method: each.run.config.method.name for each in runs}
+    names = {cell.method for cell in cells}
+    return {name for name in names if kinds.get(name, name.partition("_")[0]) == POOLED}
 
 
 def _faults(runs: Sequence[NamedRun]) -> tuple[str, ...]:
@@ -188,12 +194,12 @@ def _summary(
 def _ranking(row: MethodRow, best: MethodRow) -> str:
     """One sentence: how far behind the best, and whether chance could explain it."""
     behind = f"{label(row)}: {number(row.dice)}, {points(row.difference)} Dice points against {label(best)}"
-    if math.isnan(row.low):
+    if math.isnan(row.difference):
         return f"{behind}."
-    interval = f"95 % interval {points(row.low)} to {points(row.high)}"
+    interval = "" if math.isnan(row.low) else f"95 % interval {points(row.low)} to {points(row.high)}; "
     sure = "chance hardly explains it" if row.p_value < 0.05 else "chance could explain it"
     p = probability(row.p_value)
-    return f"{behind} ({interval}; p {p if p.startswith('<') else f'= {p}'}: {sure})."
+    return f"{behind} ({interval}p {p if p.startswith('<') else f'= {p}'}: {sure})."
 
 
 def _methods(rows: Sequence[MethodRow], *, unit: str) -> Section:

@@ -14,7 +14,7 @@ from gcml_ray.comparison.cells import (
     MethodRow,
     dice_over_seeds,
     differences_of_methods,
-    site_interval,
+    mean_interval,
 )
 from gcml_ray.comparison.table import label
 from gcml_ray.prediction.averages import mean
@@ -75,7 +75,7 @@ def gains_by_site(cells: Sequence[Cell], *, method: str, alone: str) -> Chart | 
     if enough:
         _add_gains(figure, enough, colour=COLOURS[0], symbol="diamond", name="with 95 % interval")
         means = [mean(values) for values in enough.values()]
-        intervals = [site_interval(values) for values in enough.values()]
+        intervals = [mean_interval([values]) for values in enough.values()]
         figure.data[0].error_x = {
             "type": "data", "symmetric": False, "thickness": 2, "width": 6, "color": COLOURS[0],
             "array": [high - value for (_, high), value in zip(intervals, means, strict=True)],
