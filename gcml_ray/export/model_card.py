@@ -14,7 +14,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-from gcml_ray.config import Config
+from gcml_ray.config import POOLED, Config
 from gcml_ray.config.file import parse_config
 from gcml_ray.errors import CheckpointError
 from gcml_ray.files.record_json import from_json
@@ -84,24 +84,27 @@ def make_card(
 ) -> ModelCard:
     """The card of a site's model, from what lies in the folder of its run."""
     rounds = run.rounds()
-    taken = [
-        push
+    learnt_from = [  # not of whom weights arrived: a receiver's judge may leave a model out
+        peer
         for record in rounds
-        for push in record.pushes
-        if push.accepted and push.receiver == site and push.round_number <= round_number
+        for report in record.trained
+        if report.site == site and report.round_number <= round_number
+        for peer in report.peers
     ]
     dice = [
         score.dice
         for score in run.cases()
-        if (score.site, score.split, score.model) == (site, "test", PERSONALISED) and not math.isnan(score.dice)
+        if site in (score.site, POOLED)  # a pooled model is scored on all sites' cases
+        and (score.split, score.model) == ("test", PERSONALISED)
+        and not math.isnan(score.dice)
     ]
     provenance = Provenance(
         site=site,
         method=config.method.name,
         round_number=round_number,
         num_rounds=len(rounds),
-        peers=tuple(sorted({push.sender for push in taken})),
-        num_pushes=len(taken),
+        peers=tuple(sorted(set(learnt_from))),
+        num_pushes=len(learnt_from),
         seed=config.federation.seed,
         validation_dice=float(validation_dice) if validation_dice else None,
         test_dice=sum(dice) / len(dice) if dice else None,
@@ -122,7 +125,7 @@ def is_model_folder(folder: str | Path) -> bool:
 def write_card(path: Path, card: ModelCard) -> None:
     """Writes ``model.json``; its configuration names no path, server or cluster."""
     sections = card.config.model_dump(mode="json", by_alias=True, include=set(SECTIONS))
-    sections["data"]["datalist"] = ""
+    sections["data"] |= {"datalist": "", "cache_folder": None}
     for network in (sections["network"], *sections["site_networks"].values()):
         network["start_from"] = None
     sections |= {"resources": {"amp": card.config.resources.amp}, "output": {"folder": ""}}
