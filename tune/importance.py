@@ -6,7 +6,7 @@ import logging
 import math
 from typing import Any
 
-from gcml_ray.search.effects import MIN_TRIALS, value_at
+from gcml_ray.search.effects import MIN_TRIALS, comparable, value_at
 from gcml_ray.search.records import SearchRecord
 from tune.space import ChoiceDomain, Domain, IntegerDomain, LogUniformDomain
 from tune.trial_config import Search
@@ -20,7 +20,7 @@ def importances(search: Search, record: SearchRecord) -> dict[str, float]:
     Trials are compared at the last round that at least :data:`MIN_TRIALS` of them and all that were evaluated have
     reached, so that a trial that was cut is not held to be worse for its length.
     """
-    evaluated = [trial for trial in record.trials if trial.points and set(trial.params) == set(search.config.space)]
+    evaluated = [trial for trial in comparable(record) if set(trial.params) == set(search.config.space)]
     if len(evaluated) < MIN_TRIALS:
         return {}
     common = min(trial.last_round for trial in evaluated)

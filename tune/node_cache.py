@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import logging
+import secrets
 import shutil
 import tempfile
 from collections.abc import Iterator
@@ -14,19 +14,27 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from gcml_ray.files.whole_files import replace_file
 from tune.trial_config import Search
 
 log = logging.getLogger(__name__)
 
 REMOVE_TIMEOUT_S = 20.0
+NAME_FILE = "case_cache.txt"
 
 
 def cache_folder(search: Search) -> str | None:
-    """The folder on every node, one a search; None where the federation names one itself, which stays."""
+    """The folder on every node, one a search; None where the federation names one itself, which stays.
+
+    Its name is a secret of the search's folder until the folder is there: other users of a node can write where it is
+    made, and must not make it first.
+    """
     if search.base.data.cache_folder is not None:
         return None
-    name = hashlib.blake2b(str(search.folder.resolve()).encode(), digest_size=6).hexdigest()
-    return str(Path(tempfile.gettempdir()) / f"gcml-cases-{name}")
+    file = search.folder / NAME_FILE
+    if not file.exists():
+        replace_file(file, secrets.token_hex(8) + "\n")
+    return str(Path(tempfile.gettempdir()) / f"gcml-cases-{file.read_text(encoding='utf-8').strip()}")
 
 
 @contextmanager

@@ -54,9 +54,18 @@ class Effect:
         return self.difference > 2 * error
 
 
+def comparable(search: SearchRecord) -> list[TrialRecord]:
+    """The evaluated trials that ended by themselves or were cut for their values.
+
+    Not those that run, failed or were stopped with the search: one that ended in its second round would have all
+    others compared there.
+    """
+    return [trial for trial in search.trials if trial.points and trial.status in ("finished", "cut")]
+
+
 def compared_round(search: SearchRecord) -> int:
-    """The newest round that all evaluated trials have reached; 0 where none was evaluated."""
-    return min((trial.last_round for trial in search.trials if trial.points), default=0)
+    """The newest round that all :func:`comparable` trials have reached; 0 where there are none."""
+    return min((trial.last_round for trial in comparable(search)), default=0)
 
 
 def value_at(trial: TrialRecord, round_number: int, search: SearchRecord) -> float:
@@ -67,7 +76,7 @@ def value_at(trial: TrialRecord, round_number: int, search: SearchRecord) -> flo
 
 def effects(search: SearchRecord) -> tuple[Effect, ...]:
     """Every searched key, the one that matters most first; empty where there are too few trials."""
-    trials = [trial for trial in search.trials if trial.points]
+    trials = comparable(search)
     if len(trials) < MIN_TRIALS:
         return ()
     common = compared_round(search)

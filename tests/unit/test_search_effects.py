@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
-from gcml_ray.search.effects import describe, effects
+from gcml_ray.search.effects import compared_round, describe, effects
 from gcml_ray.search.records import SearchRecord, TrialPoint, TrialRecord
 
 
@@ -25,6 +27,15 @@ def test_groups_are_compared_at_the_round_that_all_trials_reached() -> None:
     assert [group.mean for group in effect.groups] == pytest.approx([0.65, 0.45])
     assert effect.difference == pytest.approx(0.2)
     assert effect.spread == pytest.approx(0.0707, abs=1e-4)
+
+
+@pytest.mark.parametrize("status", ["failed", "stopped", "running"])
+def test_a_trial_that_did_not_get_far_decides_nothing(status: str) -> None:
+    search = search_of([("a", 0.6), ("b", 0.4), ("a", 0.7), ("b", 0.5)])
+    short = TrialRecord(5, "t5", status, {"method.merge": "a"}, (TrialPoint(1, {"A": 0.1}, 0.0, 1.0),))  # type: ignore[arg-type]
+    more = replace(search, trials=(*search.trials, short))
+    assert compared_round(more) == compared_round(search) == 2
+    assert effects(more) == effects(search)
 
 
 def test_many_numbers_are_split_at_their_median() -> None:

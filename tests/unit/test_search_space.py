@@ -14,7 +14,7 @@ from gcml_ray.errors import CheckpointError, ConfigError
 from gcml_ray.records import RoundRecord
 from gcml_ray.search.records import SearchRecord, TrialPoint, TrialRecord
 from tests.search_makers import WEIGHT, make_search, record, write_search
-from tune.node_cache import cache_folder
+from tune.node_cache import NAME_FILE, cache_folder
 from tune.objective import TrialProgress
 from tune.search_file import load_search, reopen_search, save_search
 from tune.space import ChoiceDomain
@@ -222,6 +222,15 @@ def test_trials_share_a_cache_of_cases_and_the_winner_has_none(tmp_path: Path) -
     assert best_config(search, {}).data.cache_folder is None
     own = make_search(tmp_path, base={"data": {"cache_folder": str(tmp_path / "kept")}})
     assert cache_folder(own) is None, "one that the federation names is its own and stays"
+
+
+def test_nobody_can_guess_where_a_search_will_keep_its_cases(tmp_path: Path) -> None:
+    """Whoever makes the folder first could put cases of his own into it."""
+    search = make_search(tmp_path)
+    folder = cache_folder(search)
+    assert cache_folder(search) == folder, "the same when the search is resumed"
+    (search.folder / NAME_FILE).unlink()
+    assert cache_folder(search) != folder
 
 
 def test_a_section_can_be_a_choice(tmp_path: Path) -> None:

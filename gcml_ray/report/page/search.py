@@ -102,8 +102,9 @@ def _final(final: FinalRecord) -> Section:
 
 def _what_mattered(search: SearchRecord, found: tuple[Effect, ...]) -> Section:
     lead = (
-        f"All trials compared at round {compared_round(search)}, which every evaluated one reached. Groups of trials "
-        "differ in their other values too, and a searcher tries good values more often: hints, not proofs."
+        f"Trials that finished or were cut, compared at round {compared_round(search)}, which all of them reached. "
+        "Groups of trials differ in their other values too, and a searcher tries good values more often: hints, not "
+        "proofs."
     )
     if not found:
         return Section("mattered", "What mattered", lead, (Words(("There are too few trials to say.",)),))

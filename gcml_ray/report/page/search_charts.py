@@ -11,7 +11,7 @@ from typing import Any
 from plotly.colors import sample_colorscale
 
 from gcml_ray.report.page.parts import COLOURS, Chart, chart_text, hatched, look, new_figure, whole_numbers
-from gcml_ray.search.effects import Effect, compared_round, value_at
+from gcml_ray.search.effects import Effect, comparable, compared_round, value_at
 from gcml_ray.search.records import SearchRecord, TrialRecord, describe_params, format_value
 
 # Look (by number) and words of each way in which a trial ends.
@@ -107,7 +107,7 @@ def parallel_coordinates(search: SearchRecord) -> Chart | None:
 
     Drawn with plain lines, a key a row: plotly's own kind needs WebGL, and has no room on a phone.
     """
-    trials = [trial for trial in search.trials if trial.points]
+    trials = comparable(search)
     keys = sorted({key for trial in trials for key in trial.params})
     if len(trials) < 2 or not keys:
         return None
@@ -131,7 +131,7 @@ def parallel_coordinates(search: SearchRecord) -> Chart | None:
     figure.update_xaxes(range=[-0.09, 1.09], showticklabels=False)
     figure.update_yaxes(autorange="reversed", type="category", showgrid=True)
     words = "; ".join(f"{describe_params(t.params)}: {v:.3f}" for t, v in zip(trials, values, strict=True))
-    title = f"All values of all trials, by the objective in round {compared_round(search)}: dark and thick is better"
+    title = f"All values of the trials, by the objective in round {compared_round(search)}: dark and thick is better"
     return Chart(title, f"Parallel coordinates. {words}.", figure)
 
 
