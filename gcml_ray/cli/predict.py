@@ -116,10 +116,10 @@ def _to_do(cases: Sequence[Case], out: Path, model: PersonalModel, *, overwrite:
 
 def _check_own(existing: Mapping[Case, Sequence[Path]], out: Path, site: str) -> None:
     """Refuses to skip existing label files that another site's model made."""
-    from gcml_ray.prediction.label_files import site_that_made  # noqa: PLC0415 - torch only when a model runs
+    from gcml_ray.prediction.label_files import LONGEST_NOTED, site_that_made  # noqa: PLC0415 - torch only when a model runs
 
     makers = {path: site_that_made(path) for paths in existing.values() for path in paths}
-    foreign = [path for path, maker in makers.items() if maker not in (None, site)]
+    foreign = [path for path, maker in makers.items() if maker not in (None, site[:LONGEST_NOTED])]
     if foreign:
         raise ConfigError(
             f"--out {out}: {len(foreign)} file(s) are there from another site's model, {foreign[0]} from that of site "

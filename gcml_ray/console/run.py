@@ -61,6 +61,7 @@ class Clock:
         self._began = time.monotonic()
         self._seconds: dict[str, list[float]] = {}
         self._own_rounds: dict[str, int] = {}
+        self._began_at: dict[str, tuple[int, float]] = {}  # by site: its first round here, and the seconds before it
 
     @property
     def elapsed(self) -> str:
@@ -69,8 +70,15 @@ class Clock:
 
     def add(self, record: RoundRecord) -> None:
         """Notes how long a round took."""
+        for report in record.trained:
+            self._began_at.setdefault(report.site, (report.round_number, self._passed))
+            self._own_rounds[report.site] = report.round_number
         self._seconds.setdefault(record.plan.phase, []).append(record.seconds)
-        self._own_rounds |= {report.site: report.round_number for report in record.trained}
+
+    @property
+    def _passed(self) -> float:
+        """Seconds of all rounds up to now."""
+        return sum(map(sum, self._seconds.values()))
 
     def left(self, config: Config, round_number: int) -> str:
         """An estimate of the time that the rounds after this one take; empty before the first."""
@@ -78,8 +86,13 @@ class Clock:
             return ""
         everything = [value for values in self._seconds.values() for value in values]
         if config.federation.mode == "async":
-            slowest = min(self._own_rounds.values(), default=0)
-            return _clock(sum(everything) * (config.federation.rounds - slowest) / slowest) if slowest else ""
+            to_come = [
+                (config.federation.rounds - self._own_rounds[site])
+                * (self._passed - before)
+                / (self._own_rounds[site] - first + 1)
+                for site, (first, before) in self._began_at.items()
+            ]
+            return _clock(max(to_come)) if to_come else ""
         lengths = {phase: mean(values[-10:]) for phase, values in self._seconds.items()}
         left = rounds_left(config.federation, round_number)
         return _clock(sum(rounds * lengths.get(phase, mean(everything)) for phase, rounds in left.items()))

@@ -28,7 +28,8 @@ from gcml_ray.errors import DataError
 from gcml_ray.files.whole_files import replaced
 
 Labels = NDArray[np.integer[Any]]
-MADE_BY = re.compile(r"gcml-ray site (\S+) round ")  # how the notes of predictions begin
+MADE_BY = re.compile(r"gcml-ray site (\S+)")  # how the notes of predictions begin
+LONGEST_NOTED = 60  # characters of a site's name that a NIfTI header has room for
 PNG_NOTE = "Comment"  # the text chunk of a png that holds its note
 
 
@@ -106,7 +107,7 @@ def site_that_made(path: Path) -> str | None:
     except (*UNREADABLE, AttributeError):
         return None
     match = MADE_BY.match(note)
-    return match[1] if match else None
+    return match[1][:LONGEST_NOTED] if match else None
 
 
 def _png_note(path: Path) -> str:

@@ -106,6 +106,18 @@ def test_line_of_a_record_without_a_barrier_has_the_sites_own_rounds(tmp_path: P
     assert line.startswith("record 12: rounds 2/9"), "every report of the made-up record is of round 2"
 
 
+def test_time_left_without_a_barrier_is_the_pace_of_the_slowest_since_it_began_here(tmp_path: Path) -> None:
+    """A has done 51 to 52 of 100 in 20 s and needs 480 s; C joined for the last 10 s: 99 rounds of 10 s."""
+    config = fake_config(tmp_path, sites=("A", "B", "C"), federation={"mode": "async", "rounds": 100})
+    clock = Clock()
+    assert clock.left(config, 0) == ""
+    clock.add(replace(record(50, seconds=10.0), trained=(replace(report("A", 0.5), round_number=51),)))
+    clock.add(replace(record(51, seconds=10.0), trained=(replace(report("A", 0.5), round_number=52),)))
+    assert clock.left(config, 51) == "0:08:00"
+    clock.add(replace(record(52, seconds=10.0), trained=(replace(report("C", 0.5), round_number=1),)))
+    assert clock.left(config, 52) == "0:16:30"
+
+
 def test_live_table_has_whole_numbers_in_80_columns(tmp_path: Path) -> None:
     out = io.StringIO()
     with RunConsole(Console(file=out, force_terminal=True, width=80), title="demo") as shown:

@@ -3,12 +3,20 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import nibabel
 import numpy as np
 import pytest
 from PIL import Image
 
 from gcml_ray.config import DataConfig
-from gcml_ray.prediction.label_files import label_map, output_paths, region_values, site_that_made, write_labels
+from gcml_ray.prediction.label_files import (
+    LONGEST_NOTED,
+    label_map,
+    output_paths,
+    region_values,
+    site_that_made,
+    write_labels,
+)
 
 BRATS = {
     "labels": {"background": 0, "necrosis": 1, "oedema": 2, "enhancing": 4},
@@ -68,6 +76,15 @@ def test_a_png_says_whose_model_made_it(tmp_path: Path) -> None:
     write_labels(tmp_path / "p1.png", labels, like="p1.png", note="gcml-ray site Zürich round 7")
     assert site_that_made(tmp_path / "p1.png") == "Zürich"
     assert np.asarray(Image.open(tmp_path / "p1.png")).tolist() == labels.tolist()
+
+
+def test_a_long_name_is_known_by_what_a_header_has_room_for(tmp_path: Path) -> None:
+    """The note of a NIfTI has 79 characters."""
+    path, site = tmp_path / "p1.nii.gz", "university-hospital-" * 4
+    nibabel.save(nibabel.Nifti1Image(np.zeros((4, 4, 4), np.uint8), np.eye(4)), tmp_path / "image.nii.gz")
+    note = f"gcml-ray site {site} round 7"
+    write_labels(path, np.zeros((4, 4, 4), np.uint8), like=str(tmp_path / "image.nii.gz"), note=note)
+    assert site_that_made(path) == site[:LONGEST_NOTED]
 
 
 def test_a_png_of_somebody_else_is_nobodys(tmp_path: Path) -> None:

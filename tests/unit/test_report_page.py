@@ -113,6 +113,9 @@ def test_every_kind_of_failure_is_explained() -> None:
 def test_passwords_in_addresses_are_not_shown(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("uri: postgresql://ann:pa55@db/x\n")
     assert text_without_secrets(tmp_path / "config.yaml") == "uri: postgresql://***@db/x\n"
+    (tmp_path / "config.yaml").write_text("a: 'http://ann:p@/5@h:1/x?token=abc&user=b'\nb: site@home, http://h/x\n")
+    hidden = text_without_secrets(tmp_path / "config.yaml")
+    assert hidden == "a: 'http://***@h:1/x?token=***&user=***'\nb: site@home, http://h/x\n"
 
 
 # --- every kind of run -------------------------------------------------------------------------
@@ -215,6 +218,14 @@ def test_overlays_are_inside_the_page_with_their_dice(tmp_path: Path) -> None:
     assert page.count('src="data:image/') == 1
     assert "CS, best case: case1 (Dice 0.625)" in page
     assert "holds pictures of patients" in page
+
+
+def test_overlays_of_pooled_training_have_the_dice_of_their_sites_cases(tmp_path: Path) -> None:
+    folder = make_run(tmp_path / "run", rounds=1)
+    folder.overlays("pooled").mkdir(parents=True)
+    Image.new("RGB", (40, 40), "red").save(folder.overlays("pooled") / "best_CS_case_1.png")
+    folder.write_cases([CaseScore("CS", "case_1", "test", "personalised", "pancreas", 0.625, 1.0, 0.5)])
+    assert "pooled, best case: CS_case_1 (Dice 0.625)" in page_of(folder)
 
 
 def test_page_without_images_holds_none_and_needs_no_warning(tmp_path: Path) -> None:

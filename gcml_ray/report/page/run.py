@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
+from gcml_ray.config import POOLED
 from gcml_ray.prediction.averages import case_dice, mean, mean_change, mean_over
 from gcml_ray.records import BEFORE_GOSSIP, PERSONALISED
 from gcml_ray.report.page.exchange import gossip_section, regions_section, teaching_section
@@ -46,7 +47,10 @@ FAILURES = {
 }
 MAX_PICTURES = 40  # overlays on a page; more would make it slow to open
 MAX_ROWS = 200
-SECRET = re.compile(r"(?<=://)[^/@\s]+(?=@)")  # user and password in an address
+SECRETS = (
+    re.compile(r"(?<=://)[^\s\"']+(?=@)"),  # user and password in an address; a password may hold @ and /
+    re.compile(r"(?<=[?&])([^\s\"'=&]+=)[^\s\"'&]+"),  # what stands behind the ? of an address: tokens, keys
+)
 
 
 def run_page(run: RunRecords, *, with_images: bool, with_regions: bool) -> Page:
@@ -166,7 +170,7 @@ def overlays_section(run: RunRecords, *, with_images: bool) -> Section:
     for path in files[:MAX_PICTURES]:
         kind, _, case = path.stem.partition("_")
         site = path.parent.name
-        dice = case_dice(run.scores, site, PERSONALISED).get(case, math.nan)
+        dice = _dice_of_picture(run, site, case)
         title = f"{site}, {kind} case: {case} (Dice {number(dice)})"
         try:
             pictures.append(Picture(title, f"Outlines on the image. {title}", picture_uri(path)))
@@ -183,6 +187,15 @@ def overlays_section(run: RunRecords, *, with_images: bool) -> Section:
             "output.num_overlays is 0.",
         )))  # fmt: skip
     return Section("overlays", "Best and worst cases", lead, tuple(blocks))
+
+
+def _dice_of_picture(run: RunRecords, site: str, case: str) -> float:
+    """The Dice of a picture's case; with pooled training its name begins with the site that the case comes from."""
+    if site != POOLED:
+        return case_dice(run.scores, site, PERSONALISED).get(case, math.nan)
+    by_name = {f"{score.site}_{score.case}": (score.site, score.case) for score in run.scores}
+    owner, name = by_name.get(case, ("", ""))
+    return case_dice(run.scores, owner, PERSONALISED).get(name, math.nan)
 
 
 # --- cost, failures, configuration -------------------------------------------------------------
@@ -287,5 +300,6 @@ def config_section(run: RunRecords) -> Section:
 
 
 def text_without_secrets(path: Path) -> str:
-    """A text file with user and password taken out of addresses."""
-    return SECRET.sub("***", path.read_text(encoding="utf-8", errors="replace"))
+    """A text file with user, password and the values of a query taken out of addresses."""
+    userinfo, query = SECRETS
+    return query.sub(r"\1***", userinfo.sub("***", path.read_text(encoding="utf-8", errors="replace")))
