@@ -28,7 +28,7 @@ def manifest(
     image: Annotated[list[str], typer.Option(help="Image path column; repeat it for channels, in order.")],
     label: Annotated[str, typer.Option(help="Label path column.")],
     site: Annotated[str, typer.Option(help="Site column.")] = "site",
-    case: Annotated[str, typer.Option(help="Case name column.")] = "case",
+    case: Annotated[str | None, typer.Option(help="Case name column; default: case, where there is one.")] = None,
     label_rule: Annotated[
         str | None, typer.Option(help="Column with rules like value>127, for masks stored as grey images.")
     ] = None,
@@ -224,11 +224,11 @@ def _write(out: Path, cases: Sequence[Case], *, description: str) -> None:
     sites = site_names(cases)
     for site in sites:
         own = cases_of_site(cases, site)
-        console.print(f"{site}: {count(len(own), 'case')}{_split_note(own)}", highlight=False)
+        console.print(f"{site}: {count(len(own), 'case')}{_split_note(own)}", highlight=False, markup=False)
         problem = few_cases_problem(site, [case.name for case in own])
         if problem and any(case.split != "test" for case in own):  # sites held back are not trained
             console.print(problem, style="yellow", highlight=False, markup=False)
-    console.print(f"{count(len(cases), 'case')} of {count(len(sites), 'site')} -> {out}", highlight=False)
+    console.print(f"{count(len(cases), 'case')} of {count(len(sites), 'site')} -> {out}", highlight=False, markup=False)
 
 
 def _split_note(cases: Sequence[Case]) -> str:

@@ -9,6 +9,7 @@ from pydantic import field_validator, model_validator
 from gcml_ray.config.section import Axes, Count, CountOrZero, Fraction, Lengths, Names, NonNegative, Section, Sizes
 
 BACKGROUND = ("background", "bg")  # what the first class may be called, and no other
+MAX_CLASSES = 256  # background included: class indices are bytes
 AXIS_CODES = (("L", "R"), ("P", "A"), ("I", "S"))  # where an axis may point to, as nibabel and MONAI name it
 
 
@@ -105,6 +106,8 @@ class DataConfig(Section):
     def _classes_are_apart(self) -> DataConfig:
         if len(self.labels) < 2:
             raise ValueError("labels needs the background and at least one more class")
+        if len(self.labels) > MAX_CLASSES:
+            raise ValueError(f"labels lists {len(self.labels)} classes; {MAX_CLASSES} at most can be told apart")
         first, *others = self.labels
         for name in others:
             is_zero = self.labels[name] == 0 and first.lower() not in BACKGROUND

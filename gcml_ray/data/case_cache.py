@@ -22,7 +22,7 @@ from gcml_ray.files.whole_files import replaced
 
 log = logging.getLogger(__name__)
 
-FORMAT = 6  # raised when load_sample makes something else of the same files
+FORMAT = 7  # raised when load_sample makes something else of the same files
 # What of the configuration does not decide how a case is preprocessed.
 _LATER = {"datalist", "cache_folder", "patch_size", "batch_size", "foreground_share", "augment", "split", "num_workers"}
 _TENSORS = ("image", "label", "foreground", "background")  # (C, *spatial), (1 or R, *spatial), (N,), (N,)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Sequence
 
 import numpy as np
@@ -12,8 +13,9 @@ from torch import Tensor
 
 from gcml_ray.config import DataConfig
 from gcml_ray.data.datalist import Case
+from gcml_ray.data.one_grid import header_of, on_one_grid, turned_header
 from gcml_ray.data.pictures import label_role
-from gcml_ray.data.reading import Header, Volume, affine_problem, affines_agree, is_picture, read_header, values_text
+from gcml_ray.data.reading import Header, Volume, affine_problem, is_picture, read_header, values_text
 from gcml_ray.errors import DataError
 
 log = logging.getLogger(__name__)
@@ -36,7 +38,7 @@ def check_headers(case: Case, data: DataConfig) -> list[str]:
         except DataError as error:
             problems.append(str(error))
     if not problems:
-        shapes = [header.shape for header in headers]
+        shapes = [turned_header(header, headers[0]).shape for header in headers]
         problems = channel_problems(case, shapes[:-1], data)
         problems += grid_problems(case, (*case.images, case.label), shapes)
         problems += affine_problems(case, headers[0].affine, data)
@@ -107,7 +109,7 @@ def intensity_problems(case: Case, images: Sequence[Volume], data: DataConfig) -
             problems.append(f"image {path} {problem}")
     lows, highs = (torch.cat(part).tolist() for part in zip(*extremes, strict=True))
     for name, low, high in zip(data.channels, lows, highs, strict=False):
-        if low == high:
+        if low == high and math.isfinite(low):
             log.warning("site %s, case %s: channel %s is %g everywhere", case.site, case.name, name, low)
     return problems
 
@@ -160,9 +162,9 @@ def _value_problem(case: Case, foreign: Sequence[float], data: DataConfig) -> st
 
 def warn_affines(case: Case, paths: Sequence[str], volumes: Sequence[Volume]) -> None:
     """Files of one case are matched voxel by voxel; say so where their headers disagree."""
-    first = volumes[0].affine
+    first = header_of(volumes[0])
     for path, volume in zip(paths, volumes, strict=True):
-        if not affines_agree(first, volume.affine):
+        if not on_one_grid(first, header_of(volume)):
             log.warning(
                 "site %s, case %s: %s has another affine than %s; voxels are matched by index and the latter is used",
                 case.site,

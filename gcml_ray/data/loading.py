@@ -33,6 +33,7 @@ from gcml_ray.data.case_checks import (
     without_alpha,
 )
 from gcml_ray.data.datalist import Case
+from gcml_ray.data.one_grid import header_of, turned
 from gcml_ray.data.pictures import label_role
 from gcml_ray.data.problems import CaseError
 from gcml_ray.data.reading import Volume, read_volume
@@ -209,13 +210,14 @@ def _read_and_check(case: Case, data: DataConfig) -> tuple[list[Volume], list[st
 
 
 def _read_files(case: Case, paths: Sequence[str], data: DataConfig) -> tuple[list[Volume], list[str]]:
-    """Those of a case's files that can be read, and a problem for each one that cannot."""
+    """Those of a case's files that can be read, on the axes of the first, and a problem for each one that cannot."""
     volumes: list[Volume] = []
     problems: list[str] = []
     for path in paths:
         role = label_role(case.label_threshold) if path == case.label else "image"
         try:
-            volumes.append(read_volume(path, spatial_dims=data.spatial_dims, role=role))
+            volume = read_volume(path, spatial_dims=data.spatial_dims, role=role)
+            volumes.append(turned(volume, header_of(volumes[0])) if volumes else volume)
         except DataError as error:
             problems.append(str(error))
     return volumes, problems

@@ -38,7 +38,7 @@ UNREADABLE = (
 )
 CHUNK = 1 << 20  # bytes
 OTHER_UNITS = {1: ("metres", "1000"), 3: ("microns", "0.001")}  # NIfTI's codes; of 2 and of no unit lengths are mm
-AFFINE_TOLERANCE = 1e-3  # mm, and of a direction
+LABEL_ROUNDING = 1e-3  # how far a label's value may be from the whole number that it stands for
 MIN_ANGLE = 1e-3  # between an axis and the plane of the others, roughly and in radians
 
 
@@ -66,6 +66,21 @@ class Volume:
 def is_picture(path: str) -> bool:
     """Whether Pillow reads this file: a 2D picture without physical voxel size."""
     return path.lower().endswith(PICTURES)
+
+
+def spatial_dims_of(path: str) -> int:
+    """2 for pictures and for NIfTI files of two axes, else 3."""
+    if is_picture(path):
+        return 2
+    try:
+        read_header(path, spatial_dims=3)
+    except DataError:
+        try:
+            read_header(path, spatial_dims=2)
+        except DataError:
+            return 3
+        return 2
+    return 3
 
 
 def read_header(path: str, *, spatial_dims: int, role: Role = "image") -> Header:
@@ -96,7 +111,7 @@ def read_volume(path: str, *, spatial_dims: int, role: Role = "image") -> Volume
     """Read one file whole; further axes beyond the spatial ones become channels.
 
     Pictures keep their rows as the first axis; an alpha channel counts as a channel. Compressed volumes are read to
-    their end, where the checksum is.
+    their end, where the checksum is. Of labels what rounding made of whole numbers, such as 1.0000001, is whole again.
 
     Args:
         path: the file.
@@ -113,7 +128,10 @@ def read_volume(path: str, *, spatial_dims: int, role: Role = "image") -> Volume
                 array, affine = picture_values(image, path, role=role), None
         else:
             array, affine = _voxels(image), _affine(image)
-        array = array.astype(np.float32)
+        is_rounded = role != "image" and array.dtype.kind == "f"
+        with np.errstate(over="ignore"):  # beyond float32 values become infinite, and are refused as such
+            array = array.astype(np.float32)
+        array = _whole(array) if is_rounded else array
     except UNREADABLE as error:
         raise _not_read(path, error) from error
     shape = _channel_first_shape(array.shape, spatial_dims, path)
@@ -134,11 +152,6 @@ def affine_problem(path: str, affine: NDArray[np.float64] | None, *, spatial_dim
         shown = affine[:3, :3].round(4).tolist()
         return f"{path} has an unusable affine (its axes span {rank} of 3 directions: {shown}); write its header again"
     return None
-
-
-def affines_agree(first: NDArray[np.float64] | None, other: NDArray[np.float64] | None) -> bool:
-    """Whether two affines are equal but for rounding; True if one of the files has none."""
-    return first is None or other is None or np.allclose(first, other, atol=AFFINE_TOLERANCE)
 
 
 def values_text(values: Sequence[float]) -> str:
@@ -184,6 +197,8 @@ def _open_volume(path: str) -> Any:
 
 def _number_problem(image: Any) -> str | None:
     kind = np.dtype(image.get_data_dtype())
+    if kind.names:
+        return f"holds colours ({', '.join(kind.names)}) in each voxel; store one channel of numbers for each"
     if kind.kind != "c":
         return None
     return (
@@ -226,6 +241,12 @@ def _voxels(image: Any) -> NDArray[Any]:
             while stream.read(CHUNK):
                 pass
     return array
+
+
+def _whole(values: NDArray[np.float32]) -> NDArray[np.float32]:
+    """Values with those that lie next to a whole number moved onto it."""
+    nearest = np.rint(values)
+    return np.where(np.abs(values - nearest) <= LABEL_ROUNDING, nearest, values)
 
 
 def _is_compressed(name: str | None) -> bool:

@@ -62,11 +62,12 @@ class SiteData:
         self._samples: dict[Split, tuple[Sample, ...]] = {}
         self._workers: PatchWorkers | None = None
 
-    def load(self, progress: Callable[[int, int], None] | None = None) -> None:
+    def load(self, progress: Callable[[int, int], None] | None = None, *, is_whole: bool = True) -> None:
         """Read and preprocess every case.
 
         Args:
             progress: called after each case with (cases done, cases in all).
+            is_whole: whether these are all cases of the site, so that their labels tell what it can learn.
 
         Raises:
             DataError: the site has no case, or a case no split, or cases are bad; names all of them.
@@ -87,8 +88,9 @@ class SiteData:
             several = f"{num_bad} of {len(self._cases)} cases are bad:{listed(lines)}"
             raise DataError(f"site {self.site}: {several if len(lines) > 1 else lines[0]}")
         self._samples = {split: tuple(part) for split, part in samples.items()}
-        self._warn_if_empty("training", samples["train"], "it can learn nothing alone")
-        self._warn_if_empty("validation", samples["validation"], "it chooses its best model blindly")
+        if is_whole:
+            self._warn_if_empty("training", samples["train"], "it can learn nothing alone")
+            self._warn_if_empty("validation", samples["validation"], "it chooses its best model blindly")
 
     @property
     def cases(self) -> Sequence[Case]:

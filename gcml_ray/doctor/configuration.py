@@ -30,8 +30,9 @@ from gcml_ray.config.file import load_config
 from gcml_ray.data.case_checks import check_headers
 from gcml_ray.data.datalist import Case, check_files, listed
 from gcml_ray.data.loading import respaced, with_affine
+from gcml_ray.data.one_grid import on_one_grid, turned_header
 from gcml_ray.data.problems import CaseProblem, grouped
-from gcml_ray.data.reading import Header, affines_agree, read_header
+from gcml_ray.data.reading import Header, read_header
 from gcml_ray.data.site_data import SiteData
 from gcml_ray.doctor.forecast_costs import SiteCases
 from gcml_ray.doctor.machine import Check, nearest_existing
@@ -209,7 +210,9 @@ def _case_header(case: Case, data: DataConfig) -> CaseHeader:
         if data.spacing_is_real:
             spacing = tuple(float(size) for size in np.linalg.norm(first[:3, :3], axis=0)[: data.spatial_dims])
     placed = zip(files, headers, strict=True)
-    displaced = tuple(Path(file).name for file, header in placed if not affines_agree(first, header.affine))
+    displaced = tuple(
+        Path(file).name for file, header in placed if not on_one_grid(headers[0], turned_header(header, headers[0]))
+    )
     return CaseHeader(case, training_grid(headers[0], data), spacing, axes, displaced)
 
 

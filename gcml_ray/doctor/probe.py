@@ -62,7 +62,7 @@ def read_first_case(config: Config, case: Case) -> tuple[SiteData, float]:
     here = config.data.model_copy(update={"num_workers": 0})  # the start of workers would count as a step's time
     data = SiteData(case.site, [replace(case, split="train")], here, seed=config.federation.seed)
     began = time.perf_counter()
-    data.load()
+    data.load(is_whole=False)
     return data, time.perf_counter() - began
 
 

@@ -21,7 +21,7 @@ from gcml_ray.data.adapters.findings import grid_problems_of_files
 from gcml_ray.data.case_checks import MAX_LABEL, NOT_FINITE, value_problem
 from gcml_ray.data.datalist import Case, few_cases_problem, name_from_file
 from gcml_ray.data.pictures import label_role
-from gcml_ray.data.reading import is_picture, read_header, read_volume, values_text
+from gcml_ray.data.reading import is_picture, read_header, read_volume, spatial_dims_of, values_text
 from gcml_ray.errors import DataError
 from gcml_ray.files.site_names import site_name_problem
 from gcml_ray.records import Split
@@ -168,7 +168,7 @@ def channel_names(cases: Sequence[Case]) -> tuple[str, ...]:
 
 
 def _inspect(case: Case, names: Sequence[str], *, quick: bool, unit: str) -> CaseFacts:
-    dims = _spatial_dims(case.images[0])
+    dims = spatial_dims_of(case.images[0])
     files = {f"image {number}": Path(path) for number, path in enumerate(case.images, start=1)}
     problems = grid_problems_of_files(files | {"label": Path(case.label)}, spatial_dims=dims)
     try:
@@ -194,21 +194,6 @@ def _inspect(case: Case, names: Sequence[str], *, quick: bool, unit: str) -> Cas
         notes=tuple(notes),
         digest=digest,
     )
-
-
-def _spatial_dims(path: str) -> int:
-    """2 for pictures and for NIfTI files of two axes, else 3."""
-    if is_picture(path):
-        return 2
-    try:
-        read_header(path, spatial_dims=ALL_AXES)
-    except DataError:
-        try:
-            read_header(path, spatial_dims=2)
-        except DataError:
-            return ALL_AXES
-        return 2
-    return ALL_AXES
 
 
 def _orientation(affine: NDArray[np.float64] | None) -> str | None:

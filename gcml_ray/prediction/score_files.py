@@ -10,15 +10,13 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import Tensor
 
 from gcml_ray.config import Config, DataConfig
 from gcml_ray.data.datalist import Case
 from gcml_ray.data.loading import read_target
-from gcml_ray.data.reading import affines_agree, read_volume
+from gcml_ray.data.one_grid import header_of, on_one_grid, turned
+from gcml_ray.data.reading import Volume, read_volume
 from gcml_ray.errors import DataError
 from gcml_ray.prediction.metrics import score_case
 from gcml_ray.records import CaseScore
@@ -104,13 +102,15 @@ def _score(case: Case, files: Sequence[Path], config: Config) -> tuple[CaseScore
     """All scores of one case."""
     data = config.data
     reference, spacing, affine = read_target(case, data)
-    prediction, own_affine = _read_prediction(case, files, data)
+    place = header_of(Volume(reference, affine))
+    own = turned(_read_prediction(case, files, data), place)
+    prediction = own.array
     if prediction.shape != reference.shape:
         raise DataError(
             f"{files[0]} has the shape {tuple(prediction.shape[1:])}, its reference {case.label} has "
             f"{tuple(reference.shape[1:])}; they must be on one grid"
         )
-    if not affines_agree(affine, own_affine):
+    if not on_one_grid(place, header_of(own)):
         log.warning("%s has another affine than %s; voxels are matched by index", files[0], case.label)
     return score_case(
         prediction,
@@ -126,11 +126,11 @@ def _score(case: Case, files: Sequence[Path], config: Config) -> tuple[CaseScore
     )
 
 
-def _read_prediction(case: Case, files: Sequence[Path], data: DataConfig) -> tuple[Tensor, NDArray[np.float64] | None]:
-    """A prediction in the form of a target, and its affine."""
+def _read_prediction(case: Case, files: Sequence[Path], data: DataConfig) -> Volume:
+    """A prediction in the form of a target."""
     if not data.is_sigmoid or (len(files) == 1 and files[0].name.startswith(f"{case.name}.")):
         as_label = Case(case.site, case.name, (), str(files[0]), None)
         target, _, affine = read_target(as_label, data)
-        return target, affine
+        return Volume(target, affine)
     volumes = [read_volume(str(file), spatial_dims=data.spatial_dims, role="label") for file in files]
-    return torch.cat([(volume.array[:1] > 0).float() for volume in volumes]), volumes[0].affine
+    return Volume(torch.cat([(volume.array[:1] > 0).float() for volume in volumes]), volumes[0].affine)

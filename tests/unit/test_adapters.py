@@ -49,6 +49,42 @@ def test_manifest_separated_by_semicolons_or_tabs_is_read(tmp_path: Path, separa
     assert (case.site, Path(case.images[0]).name) == ("A", "a,1.png")
 
 
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("site,t1,seg,Split\nA,a.png,s.png,test\n", "has a column Split, which is read as split only; rename it"),
+        ("site,t1,seg,seg\nA,a.png,s.png,s.png\n", "has several columns seg; give each a name of its own"),
+        ("site,t1,seg\nA,s.png,s.png\n", "line 2: its image and its label are one file, s.png"),
+    ],
+)
+def test_manifest_whose_columns_would_be_misread_is_refused(tmp_path: Path, text: str, words: str) -> None:
+    path = write_manifest(tmp_path, text, files="a.png s.png")
+    with pytest.raises(DataError, match=words):
+        prepare_manifest(path, image_columns=("t1",), label_column="seg")
+
+
+def test_manifest_without_the_case_column_that_was_asked_for_is_refused(tmp_path: Path) -> None:
+    path = write_manifest(tmp_path, "site,t1,seg\nA,a.png,s.png\n", files="a.png s.png")
+    with pytest.raises(DataError, match="has no column patient; its columns are site, t1, seg"):
+        prepare_manifest(path, image_columns=("t1",), label_column="seg", case_column="patient")
+
+
+def test_manifest_saved_by_a_spreadsheet_is_read_or_told_what_to_do(tmp_path: Path) -> None:
+    path = write_manifest(tmp_path, "site,t1,seg\nA,a.png,s.png\n,,\n\n", files="a.png s.png")
+    assert len(prepare_manifest(path, image_columns=("t1",), label_column="seg")) == 1
+    path.write_bytes("site,t1,seg\nKöln,a.png,s.png\n".encode("cp1252"))
+    with pytest.raises(DataError, match="save the table as CSV UTF-8"):
+        prepare_manifest(path, image_columns=("t1",), label_column="seg")
+
+
+def test_names_in_brackets_are_shown_as_they_are(tmp_path: Path) -> None:
+    path = write_manifest(tmp_path, "site,t1,seg\nA,a.png,s.png\n", files="a.png s.png")
+    words = ("manifest", str(path), "--out", str(tmp_path / "[bold]x[/y].json"), "--image", "t1", "--label", "seg")
+    result = CliRunner().invoke(prepare_app, words)
+    assert result.exit_code == 0, result.output
+    assert "[bold]x[/y].json" in result.output
+
+
 def test_manifest_with_a_site_that_no_run_takes_is_refused(tmp_path: Path) -> None:
     path = write_manifest(tmp_path, "site,t1,seg\nNYU Langone,a.png,s.png\n", files="a.png s.png")
     with pytest.raises(DataError, match="line 2: site name 'NYU Langone' cannot name a folder"):
@@ -65,10 +101,11 @@ def test_manifest_rule_becomes_a_threshold(tmp_path: Path) -> None:
 
 def test_manifest_paths_start_from_root(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
-    (tmp_path / "data" / "a.nii").touch()
-    path = write_manifest(tmp_path, "site,img,seg\nA,a.nii,a.nii\n")
+    for name in ("a.nii", "s.nii"):
+        (tmp_path / "data" / name).touch()
+    path = write_manifest(tmp_path, "site,img,seg\nA,a.nii,s.nii\n")
     (case,) = prepare_manifest(path, image_columns=("img",), label_column="seg", root=tmp_path / "data")
-    assert case.label == str(tmp_path / "data" / "a.nii")
+    assert case.label == str(tmp_path / "data" / "s.nii")
 
 
 def test_manifest_names_missing_columns_and_those_there_are(tmp_path: Path) -> None:
@@ -79,12 +116,12 @@ def test_manifest_names_missing_columns_and_those_there_are(tmp_path: Path) -> N
 
 def test_manifest_reports_all_wrong_lines_at_once(tmp_path: Path) -> None:
     text = (
-        "site,case,img,seg,split,rule\n,p1,a,a,,\nA,p2,none,a,,\nA,p3,a,,,\nA,p4,a,a,val,\nA,p5,a,a,,value<3\n"
-        "A,p6,a,a,,\nA,p6,a,a,,\n"
+        "site,case,img,seg,split,rule\n,p1,a,s,,\nA,p2,none,s,,\nA,p3,a,,,\nA,p4,a,s,val,\nA,p5,a,s,,value<3\n"
+        "A,p6,a,s,,\nA,p6,a,s,,\n"
     )
     with pytest.raises(DataError) as caught:
         prepare_manifest(
-            write_manifest(tmp_path, text, files="a"),
+            write_manifest(tmp_path, text, files="a s"),
             image_columns=("img",),
             label_column="seg",
             label_rule_column="rule",
@@ -203,8 +240,8 @@ def test_lgg_folder_without_cases_is_an_error(tmp_path: Path) -> None:
 
 
 def test_command_says_which_sites_have_too_few_cases_for_a_run(tmp_path: Path) -> None:
-    lines = "".join(f"{name[0]},c{name[1]},{name},{name}\n" for name in ("A1", "A2", "A3", "B1"))
-    path = write_manifest(tmp_path, f"site,case,img,seg\n{lines}", files="A1 A2 A3 B1")
+    lines = "".join(f"{name[0]},c{name[1]},{name},{name}s\n" for name in ("A1", "A2", "A3", "B1"))
+    path = write_manifest(tmp_path, f"site,case,img,seg\n{lines}", files="A1 A2 A3 B1 A1s A2s A3s B1s")
     words = ["manifest", str(path), "--out", str(tmp_path / "x.json"), "--image", "img", "--label", "seg"]
     result = CliRunner().invoke(prepare_app, words, catch_exceptions=False)
     assert result.exit_code == 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import nibabel
 import numpy as np
 import pytest
 from PIL import Image
@@ -29,6 +30,16 @@ def test_nnunet_takes_channels_and_labels_from_its_description_and_sites_from_na
         'labels: {"background": 0, "lesion": 1}',
         "spatial_dims: 3",
     ]
+
+
+def test_nnunet_slices_of_two_axes_are_read_in_2d(tmp_path: Path) -> None:
+    make_nnunet(tmp_path, {"AB": 1, "C": 2}, description=V2)
+    for path in tmp_path.glob("*/*.nii.gz"):
+        volume = nibabel.load(path)
+        nibabel.save(nibabel.Nifti1Image(np.asarray(volume.dataobj)[..., 0], volume.affine), path)
+    found = prepare_nnunet(tmp_path, site_regex="^([A-Z]+)")
+    assert len(found.cases) == 3
+    assert config_lines(found.meaning)[-1] == "spatial_dims: 2"
 
 
 def test_nnunet_first_version_of_the_description_is_read_too(tmp_path: Path) -> None:

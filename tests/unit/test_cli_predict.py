@@ -353,6 +353,19 @@ def test_prediction_on_another_grid_fails_and_the_rest_is_scored(tmp_path: Path)
     assert result.exit_code == 1
 
 
+def test_predictions_stored_on_other_axes_are_turned_before_they_are_scored(tmp_path: Path) -> None:
+    config = write_run(tmp_path)
+    references_as_predictions(config, tmp_path / "out")
+    for path in (tmp_path / "out").glob("*/*.nii"):
+        volume = nibabel.load(path)
+        mirror = np.diag([-1.0, 1.0, 1.0, 1.0])
+        mirror[0, 3] = volume.shape[0] - 1
+        save_volume(path, np.asarray(volume.dataobj)[::-1].copy(), volume.affine @ mirror)
+    result = evaluate_out(config, "--split", "test", "--out", tmp_path / "s.csv")
+    assert "another affine" not in result.output
+    assert [row["dice"] for row in rows(tmp_path / "s.csv")] == ["1.0", "1.0"]
+
+
 def test_region_files_are_scored_a_region(tmp_path: Path) -> None:
     """One region whole, the other left out: Dice 1, and 0 against the reference."""
     labels = {"background": 0, "box": 1, "rim": 2}

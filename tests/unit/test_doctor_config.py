@@ -294,13 +294,15 @@ def test_reading_that_takes_too_long_ends_and_says_how_many_cases_were_read(tmp_
     assert check.detail.startswith("3 of 4 cases read in 60 s (`gcml inspect` reads all): ")
 
 
-def test_a_case_without_any_labelled_voxel_warns(tmp_path: Path) -> None:
+def test_a_case_without_any_labelled_voxel_warns(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     write_case(tmp_path, "A0", value=0)
     config = make_config(tmp_path)
     data, _ = probe.read_first_case(config, headers(tmp_path, config, ["A0"])[0].case)
     check = config_checks.check_sample(data, config.data)
     assert check.verdict == "WARN"
-    assert "no voxel is labelled lesion" in check.detail
+    assert ("no voxel is labelled lesion" in check.detail, caplog.text) == (True, ""), (
+        "one case says nothing of its site"
+    )
 
 
 # --- network and steps -------------------------------------------------------------------------

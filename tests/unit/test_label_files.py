@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import gzip
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +8,7 @@ import nibabel
 import numpy as np
 import pytest
 from PIL import Image
+from pydantic import ValidationError
 
 from gcml_ray.config import DataConfig
 from gcml_ray.prediction.label_files import (
@@ -39,6 +41,13 @@ def test_classes_get_the_values_of_the_label_files() -> None:
     assert labels is not None
     assert labels.tolist() == [1000, -1, 3]
     assert labels.dtype == np.int16
+
+
+def test_more_classes_than_a_byte_tells_apart_are_refused() -> None:
+    labels = {f"class{value}": value for value in range(257)}
+    with pytest.raises(ValidationError, match="labels lists 257 classes; 256 at most"):
+        data(labels=labels)
+    data(labels=dict(list(labels.items())[:256]))
 
 
 def test_innermost_region_wins_in_a_label_map() -> None:
@@ -85,6 +94,22 @@ def test_a_long_name_is_known_by_what_a_header_has_room_for(tmp_path: Path) -> N
     note = f"gcml-ray site {site} round 7"
     write_labels(path, np.zeros((4, 4, 4), np.uint8), like=str(tmp_path / "image.nii.gz"), note=note)
     assert site_that_made(path) == site[:LONGEST_NOTED]
+
+
+def test_a_label_file_holds_nothing_that_may_name_the_patient(tmp_path: Path) -> None:
+    image = nibabel.Nifti1Image(np.zeros((4, 4, 4), np.int16), np.diag([2.0, 2.0, 3.0, 1.0]))
+    image.header.extensions.append(nibabel.nifti1.Nifti1Extension("comment", b"Name: Doe^John"))
+    image.header["db_name"], image.header["aux_file"] = b"doe", b"john"
+    image.header.set_intent("vector")
+    nibabel.save(image, tmp_path / "image.nii")
+    labels = np.ones((4, 4, 4), np.uint8)
+    write_labels(tmp_path / "p1.nii.gz", labels, like=str(tmp_path / "image.nii"), note="gcml-ray site A round 3")
+    content = gzip.decompress((tmp_path / "p1.nii.gz").read_bytes())
+    assert not any(name in content.lower() for name in (b"doe", b"john"))
+    written = nibabel.load(tmp_path / "p1.nii.gz")
+    assert written.header.get_intent()[0] == "none"
+    np.testing.assert_array_equal(written.affine, image.affine)
+    np.testing.assert_array_equal(written.dataobj, labels)
 
 
 def test_a_png_of_somebody_else_is_nobodys(tmp_path: Path) -> None:

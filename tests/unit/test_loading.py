@@ -146,11 +146,26 @@ def test_several_problems_of_a_case_are_in_one_error(tmp_path: Path) -> None:
     assert "seg.nii.gz holds the values 7, data.labels allows {'background': 0, 'a': 1, 'b': 2}" in message
 
 
-@pytest.mark.parametrize(("factor", "shown"), [(0.5, "0.5"), (0.1, "0.1, 0.2"), (1.0000001, "1.0000001, 2.0000002")])
+@pytest.mark.parametrize(("factor", "shown"), [(0.5, "0.5"), (0.1, "0.1, 0.2"), (1.0020001, "1.0020001, 2.0040002")])
 def test_label_between_two_values_is_refused_with_all_its_digits(tmp_path: Path, factor: float, shown: str) -> None:
     label = block_label(6, 5, 4) * np.float32(factor)
     with pytest.raises(DataError, match=rf"holds {re.escape(shown)}; only whole numbers from 0 to 65535 are classes"):
         load_sample(case_3d(tmp_path, random_image(6, 5, 4), label), config())
+
+
+@pytest.mark.parametrize("factor", [1.0000001, 0.9999])
+def test_what_rounding_made_of_a_labels_whole_numbers_is_whole_again(tmp_path: Path, factor: float) -> None:
+    label = block_label(6, 5, 4)
+    sample = load_sample(case_3d(tmp_path, random_image(6, 5, 4), label * np.float32(factor)), config())
+    np.testing.assert_array_equal(sample.label[0], label)
+
+
+@pytest.mark.filterwarnings("error")
+def test_what_float32_cannot_hold_is_refused_without_a_warning_of_numpy(tmp_path: Path) -> None:
+    image = random_image(6, 5, 4).astype(np.float64)
+    image[0, 0, 0] = 1e39
+    with pytest.raises(DataError, match=r"img\.nii\.gz has 1 NaN or infinite value"):
+        load_sample(case_3d(tmp_path, image, block_label(6, 5, 4)), config())
 
 
 def test_shape_mismatch_gives_both_shapes(tmp_path: Path) -> None:

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import csv
 import logging
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
 import torch
 
 from gcml_ray.data.datalist import Case, listed
+from gcml_ray.data.one_grid import on_one_grid, shift_mm, turned_header
 from gcml_ray.data.reading import Header, affine_problem, read_header, read_volume, values_text
 from gcml_ray.errors import DataError
 
@@ -20,7 +21,6 @@ log = logging.getLogger(__name__)
 Progress = Callable[[int, int], None]  # (cases done, cases in all)
 
 SEPARATORS = ",;\t"  # of a table's cells
-MAX_SHIFT = 0.1  # of a voxel: headers of one case may differ by rounding, not by more
 
 
 @dataclass
@@ -104,19 +104,13 @@ def grid_problems_of_files(files: Mapping[str, Path], *, spatial_dims: int = 3) 
 
 
 def _grid_difference(first: Header, other: Header) -> str | None:
-    """How the second grid differs from the first one, or None."""
-    shape = first.shape[1:]
-    if other.shape[1:] != shape:
-        return f"has the shape {other.shape[1:]}, not {shape} as"
-    if first.affine is None or other.affine is None:
+    """How the second grid, turned where its axes are stored otherwise, differs from the first one, or None."""
+    other = turned_header(other, first)
+    if other.shape[1:] != first.shape[1:]:
+        return f"has the shape {other.shape[1:]}, not {first.shape[1:]} as"
+    if on_one_grid(first, other):
         return None
-    corners = np.array(np.meshgrid(*[(0, size - 1) for size in shape], indexing="ij")).reshape(len(shape), -1)
-    places = np.vstack([np.pad(corners, ((0, 3 - len(shape)), (0, 0))), np.ones(corners.shape[1])])
-    shift = float(np.linalg.norm(((first.affine - other.affine) @ places)[:3], axis=0).max())
-    voxel = float(np.linalg.norm(first.affine[:3, :3], axis=0)[: len(shape)].min())
-    if np.isfinite(shift) and shift <= MAX_SHIFT * voxel:
-        return None
-    return f"has another affine (off by up to {shift:.3g} mm) than"
+    return f"has another affine (off by up to {shift_mm(first, other):.3g} mm) than"
 
 
 def label_problems_of_file(path: Path, allowed: Collection[int], *, spatial_dims: int = 3) -> list[str]:
@@ -173,12 +167,21 @@ def read_rows(
             rows = [
                 (reader.line_num, {name: (row.get(name) or "").strip() for name in (*columns, *optional)})
                 for row in reader
+                if any(cell and cell.strip() for name, cell in row.items() if name is not None)
             ]
     except FileNotFoundError:
         raise DataError(f"{path}: no such file; check the path") from None
-    except (OSError, UnicodeDecodeError, csv.Error) as error:
+    except UnicodeDecodeError as error:
+        raise DataError(f"{path}: is not a text in UTF-8 ({error.reason}); save the table as CSV UTF-8") from error
+    except (OSError, csv.Error) as error:
         raise DataError(f"{path}: cannot be read as a CSV table ({error})") from error
     missing = [name for name in columns if name not in header]
+    twice = [name for name, times in Counter(header).items() if name in (*columns, *optional) and times > 1]
+    if twice:
+        raise DataError(f"{path}: has several columns {', '.join(twice)}; give each a name of its own")
+    alike = [name for name in header if name not in optional and name.lower() in optional]
+    if alike and not missing:
+        raise DataError(f"{path}: has a column {alike[0]}, which is read as {alike[0].lower()} only; rename it")
     if missing:
         raise DataError(f"{path}: has no column {', '.join(missing)}; its columns are {', '.join(header) or 'none'}")
     if not rows:

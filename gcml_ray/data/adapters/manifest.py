@@ -23,6 +23,7 @@ from gcml_ray.errors import DataError
 from gcml_ray.files.site_names import site_name_problem
 from gcml_ray.records import Split
 
+CASE, SPLIT = "case", "split"  # columns that need not be there
 RULE = re.compile(r"\s*value\s*>\s*(-?\d+(?:\.\d+)?)\s*")
 
 
@@ -44,7 +45,7 @@ def prepare_manifest(
     image_columns: Sequence[str],
     label_column: str,
     site_column: str = "site",
-    case_column: str = "case",
+    case_column: str | None = None,
     label_rule_column: str | None = None,
     root: str | Path | None = None,
 ) -> tuple[Case, ...]:
@@ -55,7 +56,7 @@ def prepare_manifest(
         image_columns: path columns; several are the channels, in this order.
         label_column: path column of the label.
         site_column: column of the site's name.
-        case_column: column of the case's name; without that column the label's file name serves.
+        case_column: column of the case's name; by default ``case``, and where there is none the label's file name.
         label_rule_column: column with rules such as ``value>127`` that make a mask of a grey label; an empty
             cell means that the label holds class values.
         root: folder that relative paths start from; the table's own folder by default.
@@ -65,11 +66,11 @@ def prepare_manifest(
     """
     path = Path(os.path.abspath(csv_path))
     folder = path.parent if root is None else Path(os.path.abspath(root))
-    columns = _Columns(site_column, case_column, tuple(image_columns), label_column, label_rule_column, folder)
+    columns = _Columns(site_column, case_column or CASE, tuple(image_columns), label_column, label_rule_column, folder)
     problems: list[str] = []
     cases: dict[str, Case] = {}
-    wanted = [site_column, *image_columns, label_column, *([label_rule_column] if label_rule_column else [])]
-    for number, line in read_rows(path, wanted, optional=(case_column, "split")):
+    named = [column for column in (case_column, label_rule_column) if column is not None]
+    for number, line in read_rows(path, [site_column, *image_columns, label_column, *named], optional=(CASE, SPLIT)):
         wrong = _line_problems(line, columns)
         problems += [f"line {number}: {problem}" for problem in wrong]
         if not wrong:
@@ -90,8 +91,10 @@ def _line_problems(line: dict[str, str], columns: _Columns) -> list[str]:
             problems.append(f"{column} is empty")
         elif not (columns.root / line[column]).is_file():
             problems.append(f"{column}: no such file {columns.root / line[column]}")
-    if line.get("split") and line["split"] not in SPLITS:
-        problems.append(f"split is {line['split']!r}; allowed are {', '.join(SPLITS)} or nothing")
+    if any(line[column] and line[column] == line[columns.label] for column in columns.images):
+        problems.append(f"its image and its label are one file, {line[columns.label]}")
+    if line[SPLIT] and line[SPLIT] not in SPLITS:
+        problems.append(f"split is {line[SPLIT]!r}; allowed are {', '.join(SPLITS)} or nothing")
     if columns.rule and line[columns.rule] and not RULE.fullmatch(line[columns.rule]):
         problems.append(f"{columns.rule} is {line[columns.rule]!r}; a rule looks like value>127")
     return [problem for problem in problems if problem is not None]
@@ -104,6 +107,6 @@ def _case(line: dict[str, str], columns: _Columns) -> Case:
         name=line.get(columns.case) or name_from_file(line[columns.label]),
         images=tuple(os.path.abspath(columns.root / line[column]) for column in columns.images),
         label=os.path.abspath(columns.root / line[columns.label]),
-        split=cast(Split, line["split"]) if line.get("split") else None,
+        split=cast(Split, line[SPLIT]) if line[SPLIT] else None,
         label_threshold=float(rule.group(1)) if rule else None,
     )

@@ -13,13 +13,13 @@ import os
 import re
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from gcml_ray.data.adapters.findings import Findings, Progress, check_cases, read_rows
 from gcml_ray.data.datalist import Case
-from gcml_ray.data.reading import NIFTI, is_picture, read_header
+from gcml_ray.data.reading import NIFTI, is_picture, read_header, spatial_dims_of
 from gcml_ray.errors import ConfigError, DataError
 from gcml_ray.files.site_names import check_site_name
 
@@ -35,11 +35,7 @@ class Meaning:
     labels: dict[str, int]
     regions: dict[str, tuple[str, ...]] | None
     ending: str
-
-    @property
-    def spatial_dims(self) -> int:
-        """2 for pictures, 3 for NIfTI."""
-        return 2 if is_picture(f"x{self.ending}") else 3
+    spatial_dims: int = 3
 
 
 @dataclass(frozen=True)
@@ -78,6 +74,8 @@ def prepare_nnunet(
     cases = nnunet_cases(folder, findings, num_channels=len(meaning.channels), ending=meaning.ending, site_of=site_of)
     for name in sorted(listed_cases - {case.name for case in cases}):
         findings.general.append(f"{Path(str(site_csv)).name} lists case {name}, which has no file in {folder}")
+    if cases:
+        meaning = replace(meaning, spatial_dims=spatial_dims_of(cases[0].images[0]))
     check_cases(
         cases,
         findings,
