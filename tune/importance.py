@@ -17,8 +17,8 @@ log = logging.getLogger(__name__)
 def importances(search: Search, record: SearchRecord) -> dict[str, float]:
     """Shares that sum to 1, by key; empty where too few trials say anything.
 
-    Trials are compared at the last round that at least :data:`MIN_TRIALS` of them and all that were evaluated have
-    reached, so that a trial that was cut is not held to be worse for its length.
+    Trials that finished or were cut are compared at the last round that all of them have reached, so that a trial that
+    was cut is not held to be worse for its length.
     """
     evaluated = [trial for trial in comparable(record) if set(trial.params) == set(search.config.space)]
     if len(evaluated) < MIN_TRIALS:

@@ -14,7 +14,6 @@ from typing import Any
 import ray
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from gcml_ray.files.whole_files import replace_file
 from tune.trial_config import Search
 
 log = logging.getLogger(__name__)
@@ -33,7 +32,9 @@ def cache_folder(search: Search) -> str | None:
         return None
     file = search.folder / NAME_FILE
     if not file.exists():
-        replace_file(file, secrets.token_hex(8) + "\n")
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.touch(mode=0o600)
+        file.write_text(secrets.token_hex(8) + "\n", encoding="utf-8")
     return str(Path(tempfile.gettempdir()) / f"gcml-cases-{file.read_text(encoding='utf-8').strip()}")
 
 
@@ -47,6 +48,7 @@ def removed_at_the_end(search: Search) -> Iterator[None]:
         if folder is not None:
             _remove(folder)
             _remove_elsewhere(folder)
+            (search.folder / NAME_FILE).unlink(missing_ok=True)  # others have seen the name: no resume has it again
 
 
 def _remove(folder: str) -> None:

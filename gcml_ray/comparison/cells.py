@@ -282,8 +282,8 @@ def mean_interval(by_site: Sequence[NDArray[np.float64]]) -> tuple[float, float]
     """95 % interval of the mean over sites of the sites' mean differences, of (N,) cases each: Student's t.
 
     Sites may differ in spread: Welch's degrees of freedom, for a mean of means (Biometrika 34, 1947). NaN where a site
-    has one case. Not the percentile bootstrap, which is too narrow for few cases: without any true difference it leaves
-    out 0 in 8 to 17 % of such intervals instead of 5 % (``benchmarks/intervals.py``).
+    has one case. Not the percentile bootstrap, which is narrower still for few cases: docs/comparison.md has
+    how often either leaves out 0 without any true difference (``benchmarks/intervals.py``).
     """
     from scipy.stats import t  # noqa: PLC0415 - as above
 

@@ -53,7 +53,9 @@ class ComparisonConfig(Section):
                 raise ValueError(f"{key}: {getattr(self, key)!r} is not among methods {list(self.methods)}")
         for name in self.methods:
             if set(name) & set("/\\|\n"):
-                raise ValueError(f"methods: {name!r} names folders, files and a line of the table: without / \\ and |")
+                raise ValueError(
+                    f"methods: {name!r} names folders, files and a table's line: leave out / \\ | and line breaks"
+                )
         return self
 
 

@@ -6,6 +6,7 @@ Both are listeners of the driver. Every round leaves one line that says who trai
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -71,7 +72,9 @@ class Clock:
     def add(self, record: RoundRecord) -> None:
         """Notes how long a round took."""
         for report in record.trained:
-            self._began_at.setdefault(report.site, (report.round_number, self._passed))
+            first, _ = self._began_at.get(report.site, (math.inf, 0.0))
+            if report.round_number < first:  # new here, or back from an older checkpoint
+                self._began_at[report.site] = (report.round_number, self._passed)
             self._own_rounds[report.site] = report.round_number
         self._seconds.setdefault(record.plan.phase, []).append(record.seconds)
 

@@ -190,7 +190,9 @@ def _entry_problems(entry: Any, *, needed: Sequence[str]) -> list[str]:
         problems.append(f"`image` must be one path or a list of channel paths, got {_shown(image)}")
     problems += [f"`{key}` is empty" for key in ("image", "label") if entry.get(key, "x") == ""]
     paths = [*(image if isinstance(image, list) else [image]), entry.get("label")]
-    if _is_text(paths[-1]) and paths[-1] in paths[:-1]:
+    if _is_text(paths[-1]) and os.path.normpath(paths[-1]) in [
+        os.path.normpath(path) for path in filter(_is_text, paths[:-1])
+    ]:
         problems.append(f"its image and its label are one file, {_shown(paths[-1])}")
     problems += [f"path {_shown(path)} holds a NUL" for path in paths if isinstance(path, str) and "\0" in path]
     if entry.get("split") is not None and entry["split"] not in SPLITS:

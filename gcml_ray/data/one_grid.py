@@ -67,10 +67,12 @@ def _turn(header: Header, onto: Header) -> tuple[NDArray[Any], Header] | None:
         return None
     if not (np.isfinite(own).all() and np.isfinite(wanted).all()):
         return None
-    ways: list[Any] = [nibabel.io_orientation(affine) for affine in (own, wanted)]  # type: ignore[no-untyped-call]
-    if any(np.isnan(way).any() for way in ways):
+    if abs(np.linalg.det(wanted[:3, :3])) < np.finfo(np.float64).tiny:
         return None
-    orientation: Any = nibabel.orientations.ornt_transform(*ways)  # type: ignore[no-untyped-call]
+    between = np.linalg.inv(wanted) @ own  # from one's voxels to the other's: swaps and signs where a turn does
+    orientation: Any = nibabel.io_orientation(between)  # type: ignore[no-untyped-call]
+    if np.isnan(orientation).any():
+        return None
     back: Any = nibabel.orientations.inv_ornt_aff(orientation, header.shape[1:])  # type: ignore[no-untyped-call]
     shape = tuple(header.shape[1:][int(place)] for place in np.argsort(orientation[:, 0]))
     found = Header((header.shape[0], *shape), own @ back)

@@ -55,7 +55,7 @@ class Volume:
     """One file's content.
 
     Attributes:
-        array: (C, *spatial), float32, values as stored (NIfTI scaling applied).
+        array: (C, *spatial), of a file read float32, values as stored (NIfTI scaling applied).
         affine: 4x4, voxel index to mm; None for pictures, which have none.
     """
 
@@ -116,7 +116,7 @@ def read_volume(path: str, *, spatial_dims: int, role: Role = "image") -> Volume
     Args:
         path: the file.
         spatial_dims: 2 or 3.
-        role: what a picture is read as; means nothing for volumes.
+        role: what a picture is read as; a label's values are rounded, in volumes too.
 
     Raises:
         DataError: the file is missing, corrupt, not an image, or of another number of axes.
@@ -128,7 +128,7 @@ def read_volume(path: str, *, spatial_dims: int, role: Role = "image") -> Volume
                 array, affine = picture_values(image, path, role=role), None
         else:
             array, affine = _voxels(image), _affine(image)
-        is_rounded = role != "image" and array.dtype.kind == "f"
+        is_rounded = role == "label" and array.dtype.kind == "f"
         with np.errstate(over="ignore"):  # beyond float32 values become infinite, and are refused as such
             array = array.astype(np.float32)
         array = _whole(array) if is_rounded else array
@@ -246,7 +246,11 @@ def _voxels(image: Any) -> NDArray[Any]:
 def _whole(values: NDArray[np.float32]) -> NDArray[np.float32]:
     """Values with those that lie next to a whole number moved onto it."""
     nearest = np.rint(values)
-    return np.where(np.abs(values - nearest) <= LABEL_ROUNDING, nearest, values)
+    if np.array_equal(values, nearest):
+        return values
+    with np.errstate(invalid="ignore"):  # infinity less itself
+        np.copyto(values, nearest, where=np.abs(values - nearest) <= LABEL_ROUNDING)
+    return values
 
 
 def _is_compressed(name: str | None) -> bool:

@@ -43,9 +43,9 @@ PACKAGES = ("gcml-ray", "torch", "monai", "numpy")
 class Provenance:
     """Where a model comes from.
 
-    ``round_number`` is the round of these weights, ``num_rounds`` how many the run made. ``peers`` sent weights that
-    the site took up to then, ``num_pushes`` of them in all. A Dice is the mean over cases and classes, None where
-    there was none. ``fingerprint`` says the architecture, ``identity`` the run's configuration.
+    ``round_number`` is the round of these weights, ``num_rounds`` how many the run made. Up to then it learnt from the
+    weights of ``peers``, from ``num_pushes`` of their pushes in all. A Dice is the mean over cases and classes, None
+    where there was none. ``fingerprint`` says the architecture, ``identity`` the run's configuration.
     """
 
     site: str

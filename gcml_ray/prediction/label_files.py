@@ -164,7 +164,8 @@ def _nifti(labels: Labels, like: str, note: str) -> Any:
     image.header.set_slope_inter(1, 0)
     image.header["cal_min"] = image.header["cal_max"] = 0  # a window for the image's values, not for labels
     image.header.set_intent("none")
-    image.header["db_name"] = image.header["aux_file"] = b""  # these and the extensions may name the patient
+    for text in ("data_type", "db_name", "aux_file"):  # these and the extensions may name the patient
+        image.header[text] = b""
     image.header.extensions.clear()
     image.header["descrip"] = note.encode("ascii", "replace")[:79]
     if header is None:

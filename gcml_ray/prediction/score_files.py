@@ -11,12 +11,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from torch import Tensor
 
 from gcml_ray.config import Config, DataConfig
 from gcml_ray.data.datalist import Case
 from gcml_ray.data.loading import read_target
 from gcml_ray.data.one_grid import header_of, on_one_grid, turned
-from gcml_ray.data.reading import Volume, read_volume
+from gcml_ray.data.reading import Header, Volume, read_volume
 from gcml_ray.errors import DataError
 from gcml_ray.prediction.metrics import score_case
 from gcml_ray.records import CaseScore
@@ -103,14 +104,13 @@ def _score(case: Case, files: Sequence[Path], config: Config) -> tuple[CaseScore
     data = config.data
     reference, spacing, affine = read_target(case, data)
     place = header_of(Volume(reference, affine))
-    own = turned(_read_prediction(case, files, data), place)
-    prediction = own.array
+    prediction, is_placed = _read_prediction(case, files, data, place)
     if prediction.shape != reference.shape:
         raise DataError(
             f"{files[0]} has the shape {tuple(prediction.shape[1:])}, its reference {case.label} has "
             f"{tuple(reference.shape[1:])}; they must be on one grid"
         )
-    if not on_one_grid(place, header_of(own)):
+    if not is_placed:
         log.warning("%s has another affine than %s; voxels are matched by index", files[0], case.label)
     return score_case(
         prediction,
@@ -126,11 +126,16 @@ def _score(case: Case, files: Sequence[Path], config: Config) -> tuple[CaseScore
     )
 
 
-def _read_prediction(case: Case, files: Sequence[Path], data: DataConfig) -> Volume:
-    """A prediction in the form of a target."""
+def _read_prediction(case: Case, files: Sequence[Path], data: DataConfig, place: Header) -> tuple[Tensor, bool]:
+    """A prediction in the form of a target, on the axes of its reference, and whether it lies where that does."""
     if not data.is_sigmoid or (len(files) == 1 and files[0].name.startswith(f"{case.name}.")):
-        as_label = Case(case.site, case.name, (), str(files[0]), None)
-        target, _, affine = read_target(as_label, data)
-        return Volume(target, affine)
-    volumes = [read_volume(str(file), spatial_dims=data.spatial_dims, role="label") for file in files]
-    return Volume(torch.cat([(volume.array[:1] > 0).float() for volume in volumes]), volumes[0].affine)
+        target, _, affine = read_target(Case(case.site, case.name, (), str(files[0]), None), data)
+        volumes = [turned(Volume(target, affine), place)]
+    else:
+        read = (read_volume(str(file), spatial_dims=data.spatial_dims, role="label") for file in files)
+        volumes = [turned(Volume((volume.array[:1] > 0).float(), volume.affine), place) for volume in read]
+    shapes = {tuple(volume.array.shape[1:]) for volume in volumes}
+    if len(shapes) > 1:
+        raise DataError(f"{files[0]} and its other regions have the shapes {sorted(shapes)}; they must be on one grid")
+    is_placed = all(on_one_grid(place, header_of(volume)) for volume in volumes)
+    return torch.cat([volume.array for volume in volumes]), is_placed

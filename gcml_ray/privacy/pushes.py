@@ -79,8 +79,8 @@ class PushNoise:
         privacy = self.config.privacy
         assert privacy.noise_multiplier is not None
         assert privacy.max_update_norm is not None
-        seed = derive_seed(self.config.federation.seed, "privacy push", self.site, round_number)
-        self._noise.restart(seed if privacy.seeded else None)
+        root = self.config.federation.seed
+        self._noise.restart(derive_seed(root, "privacy push", self.site, round_number) if privacy.seeded else None)
         self.ledger.spend(1)
         self._pushed = self.known + clipped_and_noised(
             weights - self.known,

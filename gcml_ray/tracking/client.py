@@ -36,11 +36,23 @@ def how_to_open(uri: str) -> str:
 
 
 def reason(error: BaseException) -> str:
-    """Why MLflow failed, in one line: the fault at the bottom, without the statements and requests around it."""
-    while (below := error.__cause__ or error.__context__) is not None:
-        error = below
-    first_line = str(error).strip().partition("\n")[0]
-    return f"{type(error).__name__}: {first_line}" if first_line else type(error).__name__
+    """Why MLflow failed, in one line.
+
+    Where a network, a disk or a database failed that is its own word, without the requests and statements around it;
+    else MLflow's.
+    """
+    chain = [error]
+    while (below := _below(chain[-1])) is not None and below not in chain:
+        chain.append(below)
+    faults = [each for each in chain if isinstance(each, OSError) or type(each).__name__ == "OperationalError"]
+    told = faults[-1] if faults else error
+    first_line = str(told).strip().partition("\n")[0]
+    return f"{type(told).__name__}: {first_line}" if first_line else type(told).__name__
+
+
+def _below(error: BaseException) -> BaseException | None:
+    """What an error was raised from, or while."""
+    return error.__cause__ or (None if error.__suppress_context__ else error.__context__)
 
 
 def import_lean_client() -> None:

@@ -54,13 +54,19 @@ def test_manifest_separated_by_semicolons_or_tabs_is_read(tmp_path: Path, separa
     [
         ("site,t1,seg,Split\nA,a.png,s.png,test\n", "has a column Split, which is read as split only; rename it"),
         ("site,t1,seg,seg\nA,a.png,s.png,s.png\n", "has several columns seg; give each a name of its own"),
-        ("site,t1,seg\nA,s.png,s.png\n", "line 2: its image and its label are one file, s.png"),
+        ("site,t1,seg\nA,./s.png,s.png\n", "line 2: its image and its label are one file, s.png"),
     ],
 )
 def test_manifest_whose_columns_would_be_misread_is_refused(tmp_path: Path, text: str, words: str) -> None:
     path = write_manifest(tmp_path, text, files="a.png s.png")
     with pytest.raises(DataError, match=words):
         prepare_manifest(path, image_columns=("t1",), label_column="seg")
+
+
+def test_manifest_column_that_was_named_is_read_however_it_is_spelt(tmp_path: Path) -> None:
+    path = write_manifest(tmp_path, "site,t1,seg,Case\nA,a.png,s.png,p7\n", files="a.png s.png")
+    (case,) = prepare_manifest(path, image_columns=("t1",), label_column="seg", case_column="Case")
+    assert case.name == "p7"
 
 
 def test_manifest_without_the_case_column_that_was_asked_for_is_refused(tmp_path: Path) -> None:

@@ -40,6 +40,9 @@ def test_nnunet_slices_of_two_axes_are_read_in_2d(tmp_path: Path) -> None:
     found = prepare_nnunet(tmp_path, site_regex="^([A-Z]+)")
     assert len(found.cases) == 3
     assert config_lines(found.meaning)[-1] == "spatial_dims: 2"
+    Path(found.cases[0].images[0]).write_bytes(b"cut")
+    rest = prepare_nnunet(tmp_path, site_regex="^([A-Z]+)", skip_faulty=True)
+    assert (len(rest.cases), rest.meaning.spatial_dims) == (2, 2)
 
 
 def test_nnunet_first_version_of_the_description_is_read_too(tmp_path: Path) -> None:

@@ -116,6 +116,8 @@ def test_time_left_without_a_barrier_is_the_pace_of_the_slowest_since_it_began_h
     assert clock.left(config, 51) == "0:08:00"
     clock.add(replace(record(52, seconds=10.0), trained=(replace(report("C", 0.5), round_number=1),)))
     assert clock.left(config, 52) == "0:16:30"
+    clock.add(replace(record(53, seconds=10.0), trained=(replace(report("A", 0.5), round_number=45),)))
+    assert clock.left(config, 53) == "0:33:00", "A goes back to an older checkpoint, C has one round in 20 s"
 
 
 def test_live_table_has_whole_numbers_in_80_columns(tmp_path: Path) -> None:

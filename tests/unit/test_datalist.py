@@ -52,7 +52,7 @@ def test_paths_are_relative_to_the_datalists_folder(tmp_path: Path) -> None:
     assert case.label == str(tmp_path.parent / "s" / "x_seg.nii.gz")
 
 
-@pytest.mark.parametrize("image", ["seg.nii", ["t1.nii", "seg.nii"]])
+@pytest.mark.parametrize("image", ["seg.nii", ["t1.nii", "./seg.nii"]])
 def test_an_image_that_is_its_own_label_is_refused(tmp_path: Path, image: object) -> None:
     path = write_json(tmp_path, {"cases": [{"site": "A", "image": image, "label": "seg.nii"}]})
     with pytest.raises(DataError, match=r"entry 0: its image and its label are one file, 'seg\.nii'"):

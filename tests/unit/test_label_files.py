@@ -99,7 +99,7 @@ def test_a_long_name_is_known_by_what_a_header_has_room_for(tmp_path: Path) -> N
 def test_a_label_file_holds_nothing_that_may_name_the_patient(tmp_path: Path) -> None:
     image = nibabel.Nifti1Image(np.zeros((4, 4, 4), np.int16), np.diag([2.0, 2.0, 3.0, 1.0]))
     image.header.extensions.append(nibabel.nifti1.Nifti1Extension("comment", b"Name: Doe^John"))
-    image.header["db_name"], image.header["aux_file"] = b"doe", b"john"
+    image.header["db_name"], image.header["aux_file"], image.header["data_type"] = b"doe", b"john", b"doe^john"
     image.header.set_intent("vector")
     nibabel.save(image, tmp_path / "image.nii")
     labels = np.ones((4, 4, 4), np.uint8)

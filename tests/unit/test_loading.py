@@ -1,5 +1,6 @@
 import gzip
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -160,12 +161,20 @@ def test_what_rounding_made_of_a_labels_whole_numbers_is_whole_again(tmp_path: P
     np.testing.assert_array_equal(sample.label[0], label)
 
 
+def test_a_mask_with_a_threshold_is_not_rounded(tmp_path: Path) -> None:
+    mask = np.zeros((6, 5, 4), np.float32)
+    mask[:3] = 0.0008
+    case = replace(case_3d(tmp_path, random_image(6, 5, 4), mask), label_threshold=0.0005)
+    sample = load_sample(case, config(labels={"background": 0, "a": 1}))
+    np.testing.assert_array_equal(sample.label[0], mask > 0)
+
+
 @pytest.mark.filterwarnings("error")
 def test_what_float32_cannot_hold_is_refused_without_a_warning_of_numpy(tmp_path: Path) -> None:
-    image = random_image(6, 5, 4).astype(np.float64)
-    image[0, 0, 0] = 1e39
-    with pytest.raises(DataError, match=r"img\.nii\.gz has 1 NaN or infinite value"):
-        load_sample(case_3d(tmp_path, image, block_label(6, 5, 4)), config())
+    image, label = (array.astype(np.float64) for array in (random_image(6, 5, 4), block_label(6, 5, 4) + 0.1))
+    image[0, 0, 0] = label[0, 0, 0] = 1e39
+    with pytest.raises(DataError, match=r"img\.nii\.gz has 1 NaN or infinite value.*seg\.nii\.gz has NaN or infinite"):
+        load_sample(case_3d(tmp_path, image, label), config())
 
 
 def test_shape_mismatch_gives_both_shapes(tmp_path: Path) -> None:

@@ -20,6 +20,10 @@ from gcml_ray.data.reading import Header, Volume
 from tests.loading_makers import block_label, case_3d, config, random_image
 
 TILTED = np.array([[0.9, 0.2, 0.1, -20.0], [-0.2, 1.4, 0.3, 7.0], [-0.1, -0.3, 3.0, 5.0], [0.0, 0.0, 0.0, 1.0]])
+HALF = np.sqrt(0.5)
+DIAGONAL = np.array(  # turned by 45 degrees, rounded as NIfTI stores it
+    [[HALF, -HALF, 0.0, 1.0], [HALF, HALF, 0.0, 2.0], [0.0, 0.0, 2.0, 3.0], [0.0, 0.0, 0.0, 1.0]], np.float32
+)
 SHAPE = (6, 5, 4)
 
 
@@ -30,10 +34,10 @@ def on_other_axes(
     for order, signs in itertools.product(itertools.permutations(range(3)), itertools.product((1, -1), repeat=3)):
         orientation = np.column_stack([order, signs])
         back: Any = nibabel.orientations.inv_ornt_aff(orientation, array.shape)
-        yield nibabel.apply_orientation(array, orientation), affine @ back
+        yield nibabel.apply_orientation(array, orientation), (affine @ back).astype(np.float32).astype(np.float64)
 
 
-@pytest.mark.parametrize("affine", [np.diag([1.0, 1.0, 1.0, 1.0]), TILTED], ids=["straight", "tilted"])
+@pytest.mark.parametrize("affine", [np.eye(4), TILTED, DIAGONAL], ids=["straight", "tilted", "diagonal"])
 def test_every_order_and_direction_of_the_axes_is_turned_back(affine: NDArray[np.float64]) -> None:
     array = np.arange(np.prod(SHAPE), dtype=np.float32).reshape(SHAPE)
     onto = Header((1, *SHAPE), affine)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from gcml_ray.privacy.noise import Noise
@@ -25,6 +26,18 @@ def test_all_bits_of_a_seed_count() -> None:
     assert not torch.equal(first, second)
     assert not torch.equal(first, third)
     assert not torch.equal(second, third)
+
+
+def test_secret_noise_has_a_key_of_128_bits(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+
+    def randbits(bits: int) -> int:
+        asked.append(bits)
+        return 7
+
+    monkeypatch.setattr("gcml_ray.privacy.noise.secrets.randbits", randbits)
+    assert torch.equal(Noise(CPU).like(VALUES), Noise(CPU, 7).like(VALUES))
+    assert asked == [128]
 
 
 def test_a_seed_repeats_its_noise_and_no_seed_never_does() -> None:

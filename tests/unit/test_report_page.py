@@ -113,9 +113,9 @@ def test_every_kind_of_failure_is_explained() -> None:
 def test_passwords_in_addresses_are_not_shown(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("uri: postgresql://ann:pa55@db/x\n")
     assert text_without_secrets(tmp_path / "config.yaml") == "uri: postgresql://***@db/x\n"
-    (tmp_path / "config.yaml").write_text("a: 'http://ann:p@/5@h:1/x?token=abc&user=b'\nb: site@home, http://h/x\n")
+    (tmp_path / "config.yaml").write_text("a: http://ann:p@/'5@h:1/x?token=a'bc&user=b\nb: site@home, http://h/x\n")
     hidden = text_without_secrets(tmp_path / "config.yaml")
-    assert hidden == "a: 'http://***@h:1/x?token=***&user=***'\nb: site@home, http://h/x\n"
+    assert hidden == "a: http://***@h:1/x?token=***&user=***\nb: site@home, http://h/x\n"
 
 
 # --- every kind of run -------------------------------------------------------------------------

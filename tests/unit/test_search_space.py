@@ -229,6 +229,7 @@ def test_nobody_can_guess_where_a_search_will_keep_its_cases(tmp_path: Path) -> 
     search = make_search(tmp_path)
     folder = cache_folder(search)
     assert cache_folder(search) == folder, "the same when the search is resumed"
+    assert (search.folder / NAME_FILE).stat().st_mode & 0o077 == 0
     (search.folder / NAME_FILE).unlink()
     assert cache_folder(search) != folder
 

@@ -187,6 +187,12 @@ def test_a_failure_is_one_line_that_names_the_fault_at_the_bottom(monkeypatch: p
         MlflowClient("http://127.0.0.1:1").get_run("a")
     assert reason(no_server.value) == "ConnectionRefusedError: [Errno 111] Connection refused"
     assert reason(TimeoutError()) == "TimeoutError"
+    with pytest.raises(MlflowException) as mistyped:
+        MlflowClient("postgress://h/x").search_experiments()
+    assert "postgress://h/x" in reason(mistyped.value), "MLflow's words, not the KeyError below"
+    circle = ValueError("a")
+    circle.__cause__ = circle
+    assert reason(circle) == "ValueError: a"
 
 
 def test_a_fault_of_the_database_shows_no_statements(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:

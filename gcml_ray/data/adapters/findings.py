@@ -179,7 +179,8 @@ def read_rows(
     twice = [name for name, times in Counter(header).items() if name in (*columns, *optional) and times > 1]
     if twice:
         raise DataError(f"{path}: has several columns {', '.join(twice)}; give each a name of its own")
-    alike = [name for name in header if name not in optional and name.lower() in optional]
+    unread = [name for name in header if name not in (*columns, *optional)]
+    alike = [name for name in unread if name.lower() in optional and name.lower() not in header]
     if alike and not missing:
         raise DataError(f"{path}: has a column {alike[0]}, which is read as {alike[0].lower()} only; rename it")
     if missing:

@@ -91,7 +91,8 @@ def _line_problems(line: dict[str, str], columns: _Columns) -> list[str]:
             problems.append(f"{column} is empty")
         elif not (columns.root / line[column]).is_file():
             problems.append(f"{column}: no such file {columns.root / line[column]}")
-    if any(line[column] and line[column] == line[columns.label] for column in columns.images):
+    label = os.path.normpath(line[columns.label])
+    if line[columns.label] and label in [os.path.normpath(line[column]) for column in columns.images]:
         problems.append(f"its image and its label are one file, {line[columns.label]}")
     if line[SPLIT] and line[SPLIT] not in SPLITS:
         problems.append(f"split is {line[SPLIT]!r}; allowed are {', '.join(SPLITS)} or nothing")

@@ -24,6 +24,7 @@ from gcml_ray.errors import ConfigError, DataError
 from gcml_ray.files.site_names import check_site_name
 
 IMAGE_STEM = re.compile(r"(.+)_(\d{4})")
+NUM_LOOKED_AT = 5  # cases, for the number of axes: the first file may be damaged
 SiteOf = Callable[[str], str | None]
 
 
@@ -74,8 +75,8 @@ def prepare_nnunet(
     cases = nnunet_cases(folder, findings, num_channels=len(meaning.channels), ending=meaning.ending, site_of=site_of)
     for name in sorted(listed_cases - {case.name for case in cases}):
         findings.general.append(f"{Path(str(site_csv)).name} lists case {name}, which has no file in {folder}")
-    if cases:
-        meaning = replace(meaning, spatial_dims=spatial_dims_of(cases[0].images[0]))
+    if any(spatial_dims_of(case.images[0]) == 2 for case in cases[:NUM_LOOKED_AT]):
+        meaning = replace(meaning, spatial_dims=2)
     check_cases(
         cases,
         findings,

@@ -48,8 +48,8 @@ FAILURES = {
 MAX_PICTURES = 40  # overlays on a page; more would make it slow to open
 MAX_ROWS = 200
 SECRETS = (
-    re.compile(r"(?<=://)[^\s\"']+(?=@)"),  # user and password in an address; a password may hold @ and /
-    re.compile(r"(?<=[?&])([^\s\"'=&]+=)[^\s\"'&]+"),  # what stands behind the ? of an address: tokens, keys
+    re.compile(r"(?<=://)\S+(?=@)"),  # user and password in an address; a password may hold @, / and quotes
+    re.compile(r"(?<=[?&])([^\s=&]+=)[^\s&]+"),  # what stands behind the ? of an address: tokens, keys
 )
 
 

@@ -101,13 +101,13 @@ def _final(final: FinalRecord) -> Section:
 
 
 def _what_mattered(search: SearchRecord, found: tuple[Effect, ...]) -> Section:
+    if not found:
+        return Section("mattered", "What mattered", "", (Words(("There are too few trials to say.",)),))
     lead = (
         f"Trials that finished or were cut, compared at round {compared_round(search)}, which all of them reached. "
         "Groups of trials differ in their other values too, and a searcher tries good values more often: hints, not "
         "proofs."
     )
-    if not found:
-        return Section("mattered", "What mattered", lead, (Words(("There are too few trials to say.",)),))
     rows = [
         (effect.key, group.name, str(group.num_trials), f"{group.mean:.3f}", _or_dash(group.sd))
         for effect in found
