@@ -11,6 +11,7 @@ help: ## Show this list
 
 demo: $(VENV)/installed ## Install, then train four phantom sites together and alone, and compare
 	$(BIN)/gcml demo
+	@echo "gcml is installed in $(VENV): '. $(BIN)/activate' puts it on the path of this shell"
 
 test: $(VENV)/installed ## All tests: unit, driver with fakes, real Ray
 	$(BIN)/python -m pytest -q -n 2 --dist loadfile -m "not cluster"

@@ -28,6 +28,7 @@ REACH_TIMEOUT_S = 5.0
 FREE_PERIOD = "RAY_free_objects_period_milliseconds"  # read by a raylet as it starts
 FREE_PERIOD_MS = "20"  # Ray's own 1000 lets models that nobody needs pile up, and the next ones go to cold memory
 OWN = "gcml_run_of_its_own"  # a resource that marks a cluster which ends with the run that started it
+_WHERE = ""  # in words, while this process is connected by connected()
 _QUIETLY: dict[str, Any] = {"namespace": "gcml", "log_to_driver": False, "logging_level": logging.ERROR}
 
 
@@ -53,14 +54,16 @@ def connected(resources: ResourcesConfig) -> Iterator[str]:
     Raises:
         ClusterError: the address cannot be reached.
     """
+    global _WHERE  # noqa: PLW0603 - as Ray's own connection, one for the process
     if ray.is_initialized():
-        yield f"the cluster at {ray.get_runtime_context().gcs_address}, as before"
+        yield _WHERE or f"the cluster at {ray.get_runtime_context().gcs_address}"
         return
-    description = _connect(resources.address)
+    _WHERE = _connect(resources.address)
     try:
-        yield description
+        yield _WHERE
     finally:
         _leave()
+        _WHERE = ""
 
 
 @contextmanager

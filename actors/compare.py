@@ -151,8 +151,9 @@ def _is_finished(comparison: ComparisonConfig, task: Task) -> bool:
     identity = read_cell(path).identity
     if identity != task.config.identity:
         raise ConfigError(
-            f"{path} was made with another configuration ({identity}, not {task.config.identity}): delete it and "
-            f"{task.folder.path} to run the cell again, or give the comparison another output and results folder"
+            f"{path} was made with another configuration ({identity}, not {task.config.identity}). If that was by "
+            f"--set, give the same again; else delete it and {task.folder.path} to run the cell again, or give the "
+            "comparison another output and results folder"
         )
     return True
 

@@ -14,7 +14,7 @@ from rich.console import Console
 
 from gcml_ray.cli.running import STOPPED, stop_on_signal, watched, wide_console
 from gcml_ray.comparison.config import ComparisonConfig, cell_config, load_comparison
-from gcml_ray.comparison.table import method_table, site_table
+from gcml_ray.comparison.table import method_tables, site_table
 from gcml_ray.console.comparison import CellsConsole
 from gcml_ray.files.run_folder import TRACKING_FILE
 from gcml_ray.tracking.client import how_to_open, tracking_uri
@@ -76,7 +76,8 @@ def _show(console: Console, comparison: ComparisonConfig, ending: Ending) -> Non
     rows = ending.tables.rows
     if rows:
         title = f"{comparison.name}: personalised models on the sites' own test cases, mean over sites"
-        console.print(method_table(rows, title=title, unit=ending.tables.unit), soft_wrap=False)
+        for table in method_tables(rows, title=title, unit=ending.tables.unit, console=console):
+            console.print(table, soft_wrap=False)
         console.print(site_table(rows), soft_wrap=False)
     for line in ending.tables.verdicts:
         console.print(line, highlight=False, markup=False)

@@ -182,6 +182,7 @@ def doctor(
 
 def _run_once(config: Config, console: Console, *, title: str, resume: bool = False) -> tuple[RunSummary, bool]:
     """One federation with its console and its signal handling; and whether it was asked to stop, in time or not."""
+    console.print(f"{title}: starting", highlight=False, markup=False)
     from actors.federation import run_federation  # noqa: PLC0415 - the one place that knows all packages
 
     if config.tracking.enabled:  # beside Ray's start; the tracker's own thread waits for it

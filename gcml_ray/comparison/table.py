@@ -1,18 +1,20 @@
-"""A comparison's rows as Markdown, CSV and LaTeX, and as two tables for a terminal."""
+"""A comparison's rows as Markdown, CSV and LaTeX, and as tables for a terminal."""
 
 from __future__ import annotations
 
 import csv
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
+from rich.console import Console
 from rich.table import Table
 
 from gcml_ray.comparison.cells import MethodRow
 from gcml_ray.records import PERSONALISED
 from gcml_ray.wording import number, probability
 
+MOST = 1000  # columns
 _LATEX = str.maketrans(
     {character: "\\" + character for character in "%_&#${}"}
     | {"~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "\\": r"\textbackslash{}"}
@@ -81,20 +83,39 @@ def latex(rows: Sequence[MethodRow], *, unit: str) -> str:
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}", ""])
 
 
-def method_table(rows: Sequence[MethodRow], *, title: str, unit: str) -> Table:
-    """For a terminal: each method over all sites."""
+def method_tables(rows: Sequence[MethodRow], *, title: str, unit: str, console: Console) -> tuple[Table, ...]:
+    """For a terminal: each method over all sites; where it is narrow, what each costs in a table of its own."""
+    lines = [cells(row, is_best=index == 0)[:7] for index, row in enumerate(rows)]
+    spreads = ["" if math.isnan(row.dice_sd) else f" \u00b1 {line[3]}" for row, line in zip(rows, lines, strict=True)]
+    scores = {
+        "seeds": [line[1] for line in lines],
+        "Dice \u00b1 sd": [line[2] + spread for line, spread in zip(lines, spreads, strict=True)],
+        "against\nbest": [line[4] for line in lines],
+        "95 %\ninterval": [line[5] for line in lines],
+        "p\n(Holm)": [line[6] for line in lines],
+    }
+    costs = {
+        f"HD95\n({unit})": [number(row.hd95, 1) for row in rows],
+        "surface\nDice": [number(row.surface_dice) for row in rows],
+        "MB\nsent": [number(row.sent_bytes / 1e6, 1) for row in rows],
+        "min": [number(row.seconds / 60, 1) for row in rows],
+    }
+    names = [line[0] for line in lines]
+    whole = _table(title, names, scores | costs)
+    needed = console.measure(whole, options=console.options.update_width(MOST)).maximum  # with room for all of it
+    if needed <= console.width:
+        return (whole,)
+    return _table(title, names, scores), _table("", names, costs)
+
+
+def _table(title: str, names: Sequence[str], columns: Mapping[str, Sequence[str]]) -> Table:
+    """A line for each method, the first one in bold."""
     table = Table(title=title, title_justify="left")
     table.add_column("method", no_wrap=True)
-    for heading in ("seeds", "Dice \u00b1 sd", "against\nbest", "95 %\ninterval", "p\n(Holm)"):
+    for heading in columns:
         table.add_column(heading, justify="right", no_wrap=True)
-    for heading in (f"HD95\n({unit})", "surface\nDice", "MB\nsent", "min"):
-        table.add_column(heading, justify="right", no_wrap=True)
-    for index, row in enumerate(rows):
-        name, seeds, dice, deviation, *against = cells(row, is_best=index == 0)[:7]
-        spread = "" if math.isnan(row.dice_sd) else f" \u00b1 {deviation}"
-        numbers = (number(row.hd95, 1), number(row.surface_dice), number(row.sent_bytes / 1e6, 1))
-        minutes = number(row.seconds / 60, 1)
-        table.add_row(name, seeds, dice + spread, *against, *numbers, minutes, style="bold" if index == 0 else None)
+    for index, line in enumerate(zip(names, *columns.values(), strict=True)):
+        table.add_row(*line, style="bold" if index == 0 else None)
     return table
 
 

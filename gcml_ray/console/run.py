@@ -271,13 +271,14 @@ def round_line(config: Config, record: RoundRecord, *, left: str) -> str:
     reasons = record.left_out | dict.fromkeys(record.late, "late")
     reasons |= {failure.site: f"{failure.stage} {failure.kind}" for failure in record.failures}
     phase = "alone" if config.method.name in ("local", "pooled") else plan.phase
-    who = f"trained {', '.join(names) or 'nobody'}"
+    is_async = config.federation.mode == "async"
+    is_whole = not (is_async or record.skipped) and len(names) == len(plan.sites) > 2
+    who = f"trained all {len(names)}" if is_whole else f"trained {', '.join(names) or 'nobody'}"
     if record.skipped:
         who += "; skipped " + ", ".join(f"{site} ({reasons.get(site, 'unknown')})" for site in record.skipped)
     scores = record.validation_dice.values()
     dice = f"val Dice {mean(scores):.3f}" if scores else "not validated"
     taken = [receipt for receipt in record.pushes if receipt.accepted]
-    is_async = config.federation.mode == "async"
     num_pushes = len(record.pushes if is_async else plan.edges)  # without a barrier a push may end in a later record
     traffic = f"{len(taken)}/{count(num_pushes, 'push', 'pushes')}, {sum(r.size_bytes for r in taken) / 1e6:.1f} MB"
     exchanged = traffic if num_pushes else "no pushes"

@@ -39,7 +39,7 @@ def export_bundle(source: Source, folder: Path) -> str:
     torch.save(source.module.state_dict(), folder / "models" / "model.pt")
     (folder / "docs").mkdir()
     (folder / "docs" / "README.md").write_text(_readme(source), encoding="utf-8")
-    needs = "MONAI, pytorch-ignite and nibabel" if not _own_parts(source) else "MONAI and gcml-ray"
+    needs = "MONAI, pytorch-ignite, fire and nibabel" if not _own_parts(source) else "MONAI and gcml-ray"
     return f"bundle: python -m monai.bundle run --config_file configs/inference.json; needs {needs}"
 
 

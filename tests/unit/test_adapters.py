@@ -69,6 +69,12 @@ def test_manifest_column_that_was_named_is_read_however_it_is_spelt(tmp_path: Pa
     assert case.name == "p7"
 
 
+def test_manifest_whose_files_lie_elsewhere_asks_for_their_folder(tmp_path: Path) -> None:
+    path = write_manifest(tmp_path, "site,t1,seg\nA,a.png,s.png\nA,b.png,r.png\n")
+    with pytest.raises(DataError, match=r"none of its 4 files exists, .*a\.png for example; .*folder with --root"):
+        prepare_manifest(path, image_columns=("t1",), label_column="seg")
+
+
 def test_manifest_without_the_case_column_that_was_asked_for_is_refused(tmp_path: Path) -> None:
     path = write_manifest(tmp_path, "site,t1,seg\nA,a.png,s.png\n", files="a.png s.png")
     with pytest.raises(DataError, match="has no column patient; its columns are site, t1, seg"):

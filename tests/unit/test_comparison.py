@@ -1,4 +1,3 @@
-import io
 import math
 from collections.abc import Callable
 from dataclasses import replace
@@ -6,8 +5,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from rich.console import Console
-from rich.table import Table
 
 from gcml_ray.comparison.cells import (
     COLUMNS,
@@ -24,7 +21,7 @@ from gcml_ray.comparison.cells import (
     write_cell,
 )
 from gcml_ray.comparison.config import cell_config, load_comparison
-from gcml_ray.comparison.table import csv_text, latex, markdown, method_table, site_table
+from gcml_ray.comparison.table import markdown
 from gcml_ray.config.file import load_config
 from gcml_ray.errors import ConfigError, DataError
 from tune.search_file import load_search
@@ -235,36 +232,6 @@ def test_few_cases_are_never_called_better(monkeypatch: pytest.MonkeyPatch) -> N
 
 def test_without_common_cases_there_is_no_verdict() -> None:
     assert site_verdicts([cell("gcml", 0, lift=0.1)], method="gcml", alone="local") == ()
-
-
-def shown(table: Table) -> str:
-    console = Console(width=120, file=io.StringIO(), record=True)
-    console.print(table)
-    return console.export_text()
-
-
-def test_terminal_tables_fit_120_columns_and_hold_what_the_files_hold() -> None:
-    rows = summarise(
-        [cell(name, seed, lift=0.05 * seed, sent=10**9) for name in ("local", "gossip_avg") for seed in (0, 1)]
-    )
-    text = shown(method_table(rows, title="t", unit="voxel"))
-    assert "0.573 \u00b1 0.053" in text  # 0.535 and 0.535 + 0.05 * 1.5: mean 0.5725, sd 0.075 / sqrt(2) = 0.053
-    assert "(voxel)" in text
-    assert "1000.0" in text
-    assert "\u2026" not in text
-    assert [line.split("\u2502")[2:4] for line in shown(site_table(rows)).splitlines() if "local" in line] == [
-        [" 0.550 ", " 0.595 "]
-    ]
-
-
-def test_tables_hold_the_same_rows() -> None:
-    rows = summarise([cell("local", 0, lift=0.0), cell("gossip_avg", 0, lift=0.1, sent=2_500_000)])
-    assert markdown(rows, unit="mm").splitlines()[2].startswith("| gossip_avg | 1 | 0.685 | - | best |  |  | 0.625 |")
-    assert csv_text(rows, unit="mm").splitlines()[1].split(",")[-3:] == ["2.5", "10", "100"]
-    assert r"gossip\_avg & 1 & 0.685" in latex(rows, unit="mm")
-    assert r"HD95 (mm) & surface Dice" in latex(rows, unit="mm")
-    odd = latex(summarise([cell(r"a_$b{c}^~\d", 0, lift=0.0)]), unit="mm")
-    assert r"a\_\$b\{c\}\textasciicircum{}\textasciitilde{}\textbackslash{}d & 1" in odd
 
 
 COMPARISON = """

@@ -42,6 +42,13 @@ def test_a_rounds_line_says_who_trained_who_was_skipped_and_why(tmp_path) -> Non
     assert "1/2 pushes, 2.0 MB" in line
 
 
+def test_a_rounds_line_names_nobody_where_all_trained(tmp_path) -> None:
+    everybody = replace(record(), failures=(), trained=tuple(report(site, 0.5) for site in "ABC"))
+    assert "MB  trained all 3  (left" in round_line(
+        fake_config(tmp_path, sites=("A", "B", "C")), everybody, left="0:01:00"
+    )
+
+
 def test_a_rounds_line_says_who_was_late(tmp_path) -> None:
     late = replace(record(), failures=(), late=("C",))
     assert "skipped C (late)" in round_line(fake_config(tmp_path, sites=("A", "B", "C")), late, left="")

@@ -69,12 +69,19 @@ def prepare_manifest(
     columns = _Columns(site_column, case_column or CASE, tuple(image_columns), label_column, label_rule_column, folder)
     problems: list[str] = []
     cases: dict[str, Case] = {}
+    paths: list[Path] = []
     named = [column for column in (case_column, label_rule_column) if column is not None]
     for number, line in read_rows(path, [site_column, *image_columns, label_column, *named], optional=(CASE, SPLIT)):
         wrong = _line_problems(line, columns)
+        paths += [folder / line[column] for column in (*image_columns, label_column) if line[column]]
         problems += [f"line {number}: {problem}" for problem in wrong]
         if not wrong:
             cases[f"line {number}"] = _case(line, columns)
+    if paths and not any(each.is_file() for each in paths):
+        raise DataError(
+            f"{path}: none of its {len(paths)} files exists, {paths[0]} for example; relative paths start from "
+            f"{folder}: give another folder with --root"
+        )
     problems += duplicate_problems(cases) + shared_image_problems(cases.values())
     if problems:
         raise DataError(f"{path}: {len(problems)} problem(s) in the manifest:{listed(problems)}")

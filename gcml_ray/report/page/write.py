@@ -54,9 +54,10 @@ def _page(folder: Path, *, with_images: bool, with_regions: bool) -> Page:
     cells = read_cells(folder)
     if runs or cells:
         return comparison_page(folder, runs, cells, with_images=with_images, with_regions=with_regions)
-    problem = "holds neither" if folder.is_dir() else "is not a folder that holds either"
+    if not folder.is_dir():
+        raise DataError(f"{folder} is not a folder; give that of a run, a comparison or a search")
     raise DataError(
-        f"{folder} {problem} a run (config.yaml), nor folders of runs, nor a comparison's finished cells (CSV files "
-        f"with the columns {', '.join(COLUMNS[:4])}...). Give output.folder of a run, or output "
-        "or results of a comparison"
+        f"{folder} holds neither a run (config.yaml), nor folders of runs, nor a comparison's finished cells (CSV "
+        f"files with the columns {', '.join(COLUMNS[:4])}...). Give output.folder of a run, or output or results of a "
+        "comparison"
     )
