@@ -17,11 +17,12 @@ from gcml_ray.records import PERSONALISED, RoundRecord
 from gcml_ray.report.axes import COLOURS, STYLES, figure_with_axes, save_figure
 
 MARKERS = "osD^vP*X"
+LEAST_SPAN = 0.02  # of Dice along an axis: less would make nothing look like much
 NEARLY = 1.05  # a ratio that cannot be seen along the axis of bytes
 
 
 def plot_dice_against_bytes(rows: Sequence[MethodRow], path: Path) -> None:
-    """Each method's mean test Dice against what it sent; methods that send nothing stand at the left edge.
+    """Each method's mean test Dice against what it sent; methods that send nothing stand at 0, left of all.
 
     Those that send nearly the same stand side by side, at one tick.
     """
@@ -35,13 +36,23 @@ def plot_dice_against_bytes(rows: Sequence[MethodRow], path: Path) -> None:
         axes.errorbar(place, row.dice, yerr=error, capsize=3, elinewidth=0.8, label=label(row), **_look(index))
     axes.set_xscale("log")
     ticks = [_middle([positive[index] for index in group]) for group in _nearly_equal(positive)]
-    axes.set_xticks(ticks, [f"{value:.0f}" if value >= 100 else f"{value:.3g}" for value in ticks])
+    names = [f"{value:.0f}" if value >= 100 else f"{value:.3g}" for value in ticks]
+    nothing = [left_edge] if min(sent) == 0 else []
+    axes.set_xticks([*nothing, *ticks], ["0", *names] if nothing else names)
     axes.minorticks_off()
     axes.margins(x=0.12)
-    axes.set_xlabel("MB sent in the whole run (left edge: nothing)")
+    _widen(axes)
+    axes.set_xlabel("MB sent in the whole run (logarithmic)")
     axes.set_ylabel("mean test Dice over sites")
     _add_legend(axes)
     save_figure(figure, path, dpi=150)
+
+
+def _widen(axes: Axes) -> None:
+    """Gives the axis of Dice at least :data:`LEAST_SPAN`."""
+    low, high = axes.get_ylim()
+    missing = max(0.0, LEAST_SPAN - (high - low))
+    axes.set_ylim(low - missing / 2, high + missing / 2)
 
 
 def _side_by_side(places: Sequence[float]) -> list[float]:
@@ -125,7 +136,8 @@ def plot_dice_by_round(
         line = STYLES[index // len(COLOURS) % len(STYLES)]
         marks = {"markevery": max(1, len(numbers) // 8), "markersize": 5}
         axes.plot(numbers, values, label=row.method, **(_look(index) | {"linestyle": line} | marks))
-    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
+    _widen(axes)
     axes.set_xlabel("round")
     axes.set_ylabel("validation Dice, mean over sites and seeds")
     _add_legend(axes)

@@ -37,7 +37,7 @@ def test_nearly_the_same_number_of_bytes_shares_a_place_and_a_tick(
     sent = {"none": 0, "half": 374_900_000, "one": 737_700_000, "other": 749_700_000, "tiny": 1_234_000}
     plot_dice_against_bytes(summarise([cell(name, 0, lift=0.0, sent=size) for name, size in sent.items()]), tmp_path)
     labels = [text.get_text() for text in figures[0].axes[0].get_xticklabels()]
-    assert labels == ["1.23", "375", "744"]
+    assert labels == ["0", "1.23", "375", "744"], "0: what sends nothing"
 
 
 def test_marks_are_told_apart_where_all_methods_send_the_same() -> None:
