@@ -115,7 +115,9 @@ def test_every_page_is_in_the_site() -> None:
     assert sorted(nav) == sorted(pages | {"index.md", "pages.md", "changelog.md", "notebook.md"})
 
 
-@pytest.mark.parametrize("name", ["compare_hippocampus", "compare_retina", "compare_lgg", "ablate_hippocampus", "ablate_lgg"])
+@pytest.mark.parametrize(
+    "name", ["compare_hippocampus", "compare_retina", "compare_lgg", "ablate_hippocampus", "ablate_lgg"]
+)
 def test_tables_of_the_comparison_hold_what_the_committed_cells_say(name: str) -> None:
     """All columns up to the interval, and what was sent; p-values and seconds are not compared."""
     comparison = load_comparison(ROOT / "configs" / f"{name}.yaml")
