@@ -129,6 +129,11 @@ def shared_image_problems(cases: Iterable[Case]) -> list[str]:
     ]
 
 
+def is_among(label: str, images: Iterable[str]) -> bool:
+    """Whether a case's label is one of its images, whichever way the paths are written."""
+    return os.path.normpath(label) in map(os.path.normpath, images)
+
+
 def name_problem(key: str, value: str) -> str | None:
     """Why a site's or case's name cannot be used (names become file names), or None."""
     if not value.strip():
@@ -190,10 +195,9 @@ def _entry_problems(entry: Any, *, needed: Sequence[str]) -> list[str]:
         problems.append(f"`image` must be one path or a list of channel paths, got {_shown(image)}")
     problems += [f"`{key}` is empty" for key in ("image", "label") if entry.get(key, "x") == ""]
     paths = [*(image if isinstance(image, list) else [image]), entry.get("label")]
-    if _is_text(paths[-1]) and os.path.normpath(paths[-1]) in [
-        os.path.normpath(path) for path in filter(_is_text, paths[:-1])
-    ]:
-        problems.append(f"its image and its label are one file, {_shown(paths[-1])}")
+    *images, label = paths
+    if _is_text(label) and is_among(label, filter(_is_text, images)):
+        problems.append(f"its image and its label are one file, {_shown(label)}")
     problems += [f"path {_shown(path)} holds a NUL" for path in paths if isinstance(path, str) and "\0" in path]
     if entry.get("split") is not None and entry["split"] not in SPLITS:
         problems.append(f"`split` must be one of {', '.join(SPLITS)}, got {_shown(entry['split'])}")

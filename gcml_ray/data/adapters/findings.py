@@ -181,10 +181,10 @@ def read_rows(
         raise DataError(f"{path}: has several columns {', '.join(twice)}; give each a name of its own")
     unread = [name for name in header if name not in (*columns, *optional)]
     alike = [name for name in unread if name.lower() in optional and name.lower() not in header]
-    if alike and not missing:
-        raise DataError(f"{path}: has a column {alike[0]}, which is read as {alike[0].lower()} only; rename it")
     if missing:
         raise DataError(f"{path}: has no column {', '.join(missing)}; its columns are {', '.join(header) or 'none'}")
+    if alike:
+        raise DataError(f"{path}: has a column {alike[0]}, which is read as {alike[0].lower()} only; rename it")
     if not rows:
         raise DataError(f"{path}: has a header but no line below it")
     return rows

@@ -14,6 +14,7 @@ from gcml_ray.data.datalist import (
     SPLITS,
     Case,
     duplicate_problems,
+    is_among,
     listed,
     name_from_file,
     name_problem,
@@ -98,8 +99,7 @@ def _line_problems(line: dict[str, str], columns: _Columns) -> list[str]:
             problems.append(f"{column} is empty")
         elif not (columns.root / line[column]).is_file():
             problems.append(f"{column}: no such file {columns.root / line[column]}")
-    label = os.path.normpath(line[columns.label])
-    if line[columns.label] and label in [os.path.normpath(line[column]) for column in columns.images]:
+    if line[columns.label] and is_among(line[columns.label], (line[column] for column in columns.images)):
         problems.append(f"its image and its label are one file, {line[columns.label]}")
     if line[SPLIT] and line[SPLIT] not in SPLITS:
         problems.append(f"split is {line[SPLIT]!r}; allowed are {', '.join(SPLITS)} or nothing")

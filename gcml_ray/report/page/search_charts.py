@@ -111,7 +111,8 @@ def parallel_coordinates(search: SearchRecord) -> Chart | None:
     keys = sorted({key for trial in trials for key in trial.params})
     if len(trials) < 2 or not keys:
         return None
-    values = [value_at(trial, compared_round(search), search) for trial in trials]
+    common = compared_round(search)
+    values = [value_at(trial, common, search) for trial in trials]
     scales = [_scale(key, [trial.params.get(key) for trial in trials]) for key in keys]
     scales.append(_number_scale("objective", values, is_log=False))
     figure = new_figure(height=90 + 62 * len(scales))
@@ -131,7 +132,7 @@ def parallel_coordinates(search: SearchRecord) -> Chart | None:
     figure.update_xaxes(range=[-0.09, 1.09], showticklabels=False)
     figure.update_yaxes(autorange="reversed", type="category", showgrid=True)
     words = "; ".join(f"{describe_params(t.params)}: {v:.3f}" for t, v in zip(trials, values, strict=True))
-    title = f"All values of the trials, by the objective in round {compared_round(search)}: dark and thick is better"
+    title = f"All values of the trials, by the objective in round {common}: dark and thick is better"
     return Chart(title, f"Parallel coordinates. {words}.", figure)
 
 
