@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from rich.table import Table
 
 from gcml_ray.data.datalist import SPLITS
-from gcml_ray.inspection.cases import Inspection
+from gcml_ray.inspection.facts import Inspection
 from gcml_ray.inspection.sites import Quantity
 
 FEW_SITES = 5  # for which a table has room for ranges

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from gcml_ray.files.whole_files import replace_file
-from gcml_ray.inspection.cases import CaseFacts, Inspection
+from gcml_ray.inspection.facts import CaseFacts, Inspection
 
 
 def write_cases(path: Path, inspection: Inspection) -> None:

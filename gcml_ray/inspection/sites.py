@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import numpy as np
 from scipy.stats import rankdata
 
-from gcml_ray.inspection.cases import CaseFacts, Inspection
+from gcml_ray.inspection.facts import CaseFacts, Inspection
 
 AXIS_NAMES = ("first", "second", "third")
 WORDS = ((0.4, "very different"), (0.1, "somewhat different"), (-math.inf, "alike"))

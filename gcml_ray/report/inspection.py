@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator
 from numpy.typing import NDArray
 
-from gcml_ray.inspection.cases import CaseFacts, Inspection
+from gcml_ray.inspection.facts import CaseFacts, Inspection
 from gcml_ray.inspection.sites import AXIS_NAMES, Quantity, by_verdict, quantities
 from gcml_ray.report.axes import empty_figure, save_figure, site_looks, tidy
 

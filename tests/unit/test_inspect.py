@@ -20,7 +20,8 @@ from typer.testing import CliRunner
 from gcml_ray.cli.inspect import inspect
 from gcml_ray.console.inspection import quantities_table
 from gcml_ray.data.datalist import Case, read_datalist
-from gcml_ray.inspection.cases import Inspection, channel_names, inspect_cases
+from gcml_ray.inspection.cases import channel_names, inspect_cases
+from gcml_ray.inspection.facts import Inspection
 from gcml_ray.inspection.sites import Quantity, by_verdict, quantities, site_share
 from gcml_ray.report.inspection import plot_inspection
 from tests.makers import make_datalist
@@ -154,6 +155,15 @@ def test_missing_file_is_a_problem_and_the_others_are_still_measured(tmp_path: P
     assert len(found.cases[0].channels) == 1
     Path(case.images[0]).unlink()
     assert look(case).cases[0].shape is None
+
+
+def test_a_label_on_two_different_images_is_noted_and_an_empty_one_is_not(tmp_path: Path) -> None:
+    found = look(make_case(tmp_path, "a"), make_case(tmp_path, "b", site="B"), spacing_is_real=False)
+    [note] = [note for note in found.notes if "same label" in note]
+    assert note.startswith("site B, case b has the same label as site A, case a, on other images")
+    empty = np.zeros(SHAPE, np.uint8)
+    found = look(make_case(tmp_path, "c", label=empty), make_case(tmp_path, "d", label=empty))
+    assert not [note for note in found.notes if "same label" in note]
 
 
 def test_same_images_under_two_names_are_found_across_sites(tmp_path: Path) -> None:
