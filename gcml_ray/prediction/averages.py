@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 
 from gcml_ray.records import CaseScore
 
@@ -31,3 +31,16 @@ def case_dice(scores: Iterable[CaseScore], site: str, model: str) -> dict[str, f
         if (score.site, score.model) == (site, model):
             by_case.setdefault(score.case, []).append(score.dice)
     return {case: mean(values) for case, values in by_case.items()}
+
+
+def cross_site_dice(seeds: Sequence[Sequence[CaseScore]]) -> dict[tuple[str, str], float]:
+    """Mean Dice by (whose model, where): over cases and classes, then over seeds."""
+    by_seed: dict[tuple[str, str], list[float]] = {}
+    for scores in seeds:
+        by_pair: dict[tuple[str, str], list[float]] = {}
+        for score in scores:
+            by_pair.setdefault((score.model, score.site), []).append(score.dice)
+        for pair, values in by_pair.items():
+            by_seed.setdefault(pair, []).append(mean(values))
+    means = {pair: mean(values) for pair, values in by_seed.items()}
+    return {pair: value for pair, value in means.items() if not math.isnan(value)}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -10,7 +9,7 @@ from matplotlib.figure import Figure
 
 from gcml_ray.errors import DataError
 from gcml_ray.files.run_folder import RunFolder
-from gcml_ray.prediction.averages import mean
+from gcml_ray.prediction.averages import cross_site_dice
 from gcml_ray.records import CaseScore
 from gcml_ray.report.axes import in_order, save_figure
 from gcml_ray.report.site_maps import Field, SiteMap, draw_site_maps, points_text
@@ -48,19 +47,6 @@ def plot_cross_site_by_method(runs: Mapping[str, Sequence[Sequence[CaseScore]]],
         return False
     save_figure(_draw(by_method), path, dpi=150)
     return True
-
-
-def cross_site_dice(seeds: Sequence[Sequence[CaseScore]]) -> dict[tuple[str, str], float]:
-    """Mean Dice by (whose model, where): over cases and classes, then over seeds."""
-    by_seed: dict[tuple[str, str], list[float]] = {}
-    for scores in seeds:
-        by_pair: dict[tuple[str, str], list[float]] = {}
-        for score in scores:
-            by_pair.setdefault((score.model, score.site), []).append(score.dice)
-        for pair, values in by_pair.items():
-            by_seed.setdefault(pair, []).append(mean(values))
-    means = {pair: mean(values) for pair, values in by_seed.items()}
-    return {pair: value for pair, value in means.items() if not math.isnan(value)}
 
 
 def _draw(by_method: Mapping[str, Dice]) -> Figure:

@@ -7,9 +7,10 @@ import pytest
 
 from gcml_ray.errors import DataError
 from gcml_ray.files.run_folder import RunFolder
+from gcml_ray.prediction.averages import cross_site_dice
 from gcml_ray.records import CaseScore
 from gcml_ray.report.axes import in_order
-from gcml_ray.report.cross_site import cross_site_dice, plot_cross_site, plot_cross_site_by_method
+from gcml_ray.report.cross_site import plot_cross_site, plot_cross_site_by_method
 
 
 def row(owner: str, site: str, dice: float, *, case: str = "x", class_name: str = "a") -> CaseScore:

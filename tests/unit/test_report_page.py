@@ -61,6 +61,23 @@ def test_finished_run_has_every_section_in_order(tmp_path: Path) -> None:
     assert re.findall(r'<section id="(\w+)"', page_of(make_run(tmp_path / "run"))) == SECTIONS
 
 
+def test_models_at_other_sites_have_a_section_where_they_were_tested_there(tmp_path: Path) -> None:
+    """A's model at B: 0.5 against B's own 0.6 is -10 points; B's at A: 0.85 against 0.8 is +5."""
+    folder = make_run(tmp_path / "run")
+    dice = {("A", "A"): 0.8, ("A", "B"): 0.5, ("B", "A"): 0.85, ("B", "B"): 0.6}
+    folder.write_cross_site([
+        CaseScore(site, "x", "test", owner, "a", value, 3.0, 0.5) for (owner, site), value in dice.items()
+    ])  # fmt: skip
+    page = page_of(folder)
+    assert re.findall(r'<section id="(\w+)"', page) == [*SECTIONS[:6], "cross_site", *SECTIONS[6:]]
+    assert "At A the model of B is +5.0 points above A&#39;s own." in page
+    [chart] = [chart for chart in charts_of(folder.path / "report.html") if "at home" in json.dumps(chart)]
+    cells = chart["data"][1]["text"]
+    assert sorted(cells) == [
+        "<b>0.500</b><br>-10.0", "<b>0.600</b><br>at home", "<b>0.800</b><br>at home", "<b>0.850</b><br>+5.0",
+    ]  # fmt: skip
+
+
 def test_page_asks_no_other_file_or_server_for_anything(tmp_path: Path) -> None:
     page = page_of(make_run(tmp_path / "run"))
     assert re.findall(r"<link|@import|(?:src|href)=\"(?!#|data:)[^\"]*", page) == []

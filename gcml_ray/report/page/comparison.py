@@ -23,7 +23,7 @@ from gcml_ray.report.page.comparison_charts import (
     gains_by_site,
     mean_dice_by_round,
 )
-from gcml_ray.report.page.exchange import gossip_section, regions_section
+from gcml_ray.report.page.exchange import cross_site_section, gossip_section, regions_section
 from gcml_ray.report.page.gossip_charts import gain_map
 from gcml_ray.report.page.parts import Block, Figures, Folded, Page, Pictures, Section, Table, Words, points
 from gcml_ray.report.page.records import RunRecords, faults_notice, read_run
@@ -262,12 +262,13 @@ def _closer(runs: Sequence[NamedRun], focus: str, *, with_images: bool, with_reg
     sections = [
         gossip_section(first.run),
         _teaching(own),
+        *cross_site_section([each.run for each in own], which=f"Mean over the seeds of {first.method}. "),
         overlays_section(first.run, with_images=with_images),
         regions_section(first.run, with_picture=with_images and with_regions),
     ]
     return [
         section
-        if section.name == "teaching"
+        if section.name in ("teaching", "cross_site")  # of all seeds
         else Section(section.name, section.title, which + section.lead, section.blocks)
         for section in sections
     ]

@@ -1,14 +1,22 @@
-"""The sections on what sites gave each other: who sent to whom, who taught whom, where two models agree."""
+"""The sections on what sites gave each other: pushes, who taught whom, models at other sites, regions."""
 
 from __future__ import annotations
 
 import io
+from collections.abc import Sequence
 
 from gcml_ray.config import POOLED, has_server
 from gcml_ray.errors import GcmlError
 from gcml_ray.gossip.teaching import gains_by_edge
-from gcml_ray.prediction.averages import mean
-from gcml_ray.report.page.gossip_charts import MAX_FRAMES, gain_map, gossip_graph, push_map, traffic_by_round
+from gcml_ray.prediction.averages import cross_site_dice, mean
+from gcml_ray.report.page.gossip_charts import (
+    MAX_FRAMES,
+    cross_site_map,
+    gain_map,
+    gossip_graph,
+    push_map,
+    traffic_by_round,
+)
 from gcml_ray.report.page.parts import Block, Picture, Pictures, Section, Words, picture_uri, points
 from gcml_ray.report.page.records import RunRecords
 from gcml_ray.report.page.run_charts import region_shares
@@ -68,6 +76,28 @@ def teaching_section(run: RunRecords) -> Section:
             f"({count(len(gains[last]), 'time')})."
         )
     return Section("teaching", title, lead, (Words(tuple(lines)), gain_map(gains)))
+
+
+def cross_site_section(runs: Sequence[RunRecords], *, which: str = "") -> tuple[Section, ...]:
+    """Every site's model at every site, mean over the runs (seeds of one method); none without such a test.
+
+    ``which`` begins its text: of what the runs are.
+    """
+    dice = cross_site_dice([run.folder.cross_site() for run in runs])
+    if not dice:
+        return ()
+    lead = (
+        f"{which}Each site's personalised model on the test cases of every site: the models travelled, the images did "
+        "not. Below each Dice stands how many points the model is above or below that of the site where it was "
+        "tested. These are test cases: choosing another site's model by them would flatter it."
+    )
+    better = [
+        f"At {site} the model of {owner} is {points(value - dice[site, site])} points above {site}'s own."
+        for (owner, site), value in dice.items()
+        if (site, site) in dice and value > dice[site, site]
+    ]
+    words = Words(tuple(better) or ("At no site does another site's model do better than the site's own.",))
+    return (Section("cross_site", "Every model at every site", lead, (words, cross_site_map(dice))),)
 
 
 def regions_section(run: RunRecords, *, with_picture: bool) -> Section:

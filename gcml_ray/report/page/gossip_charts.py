@@ -1,4 +1,4 @@
-"""Charts of what sites sent to each other: the gossip graph over time, traffic, and who taught whom."""
+"""Charts of what sites gave each other: the gossip graph over time, traffic, who taught whom, models at other sites."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from gcml_ray.report.page.parts import (
     whole_numbers,
 )
 from gcml_ray.report.page.records import RunRecords, natural_order
-from gcml_ray.wording import count
+from gcml_ray.wording import count, number
 
 ARROW, REFUSED = "#7F7F7F", COLOURS[1]
 GAIN, LOSS = "0,114,178", "213,94,0"
@@ -164,8 +164,29 @@ def gain_map(gains: Mapping[Edge, Sequence[float]]) -> Chart:
     return Chart("Mean change by pair, in Dice points", f"Map of sender by receiver: {text}.", figure)
 
 
+def cross_site_map(dice: Mapping[tuple[str, str], float]) -> Chart:
+    """Whose model by where it was tested: mean Dice, and points against the model of the site where it was tested."""
+    names = natural_order({name for pair in dice for name in pair})
+    values = {Edge(owner, site): value for (owner, site), value in dice.items()}
+    change = {edge: 100 * (value - dice.get((edge.receiver, edge.receiver), value)) for edge, value in values.items()}
+
+    def words(edge: Edge) -> tuple[str, str]:
+        is_home = edge.sender == edge.receiver
+        return number(values[edge]), "at home" if is_home else points(change[edge] / 100)
+
+    text = "; ".join(f"{edge.sender} at {edge.receiver} {number(value)}" for edge, value in values.items())
+    figure = pair_map(names, change, words, low=LOSS, rows="model of", columns="tested at")
+    return Chart("Mean test Dice of each model at each site", f"Map of model by site: {text}.", figure)
+
+
 def pair_map(
-    names: Sequence[str], values: Mapping[Edge, float], words: Callable[[Edge], tuple[str, str]], *, low: str
+    names: Sequence[str],
+    values: Mapping[Edge, float],
+    words: Callable[[Edge], tuple[str, str]],
+    *,
+    low: str,
+    rows: str = "sender",
+    columns: str = "receiver",
 ) -> go.Figure:
     """Senders in rows, receivers in columns; a number in each cell, its strength as a tint.
 
@@ -174,8 +195,10 @@ def pair_map(
         values: decide the tint; symmetric about 0 where one is negative.
         words: number and small print of a cell.
         low: RGB of the tint below 0.
+        rows: title of the rows.
+        columns: title of the columns.
     """
-    figure = new_figure(height=150 + 62 * min(len(names), 14), x_title="receiver", y_title="sender")
+    figure = new_figure(height=150 + 62 * min(len(names), 14), x_title=columns, y_title=rows)
     labels = [chart_text(name) for name in names]
     grid = [[values.get(Edge(sender, receiver)) for receiver in names] for sender in names]
     largest = max((abs(value) for value in values.values()), default=0.0) or 1.0
@@ -193,7 +216,7 @@ def pair_map(
         hoverinfo="text",
     )  # fmt: skip
     figure.update_xaxes(side="top", ticks="", showline=False)
-    figure.update_yaxes(autorange="reversed", showgrid=False, ticks="", showline=False)
+    figure.update_yaxes(autorange="reversed", showgrid=False, ticks="", showline=False, title_standoff=16)
     for axes in (figure.update_xaxes, figure.update_yaxes):
         axes(type="category", categoryorder="array", categoryarray=labels)
     return figure

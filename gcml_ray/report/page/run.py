@@ -11,7 +11,7 @@ from pathlib import Path
 from gcml_ray.config import POOLED
 from gcml_ray.prediction.averages import case_dice, mean, mean_change, mean_over
 from gcml_ray.records import BEFORE_GOSSIP, PERSONALISED
-from gcml_ray.report.page.exchange import gossip_section, regions_section, teaching_section
+from gcml_ray.report.page.exchange import cross_site_section, gossip_section, regions_section, teaching_section
 from gcml_ray.report.page.parts import (
     Block,
     Folded,
@@ -62,6 +62,7 @@ def run_page(run: RunRecords, *, with_images: bool, with_regions: bool) -> Page:
         overlays_section(run, with_images=with_images),
         gossip_section(run),
         teaching_section(run),
+        *cross_site_section([run]),
         regions_section(run, with_picture=with_images and with_regions),
         time_section(run),
         failures_section(run),
