@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Literal
 
 from actors.roster import Roster
-from gcml_ray.config import RESERVED_SITES, SERVER, Config
+from gcml_ray.config import RESERVED_SITES, SERVER, Config, PooledMethod
 from gcml_ray.data.datalist import read_datalist, site_names
 from gcml_ray.errors import ConfigError, DataError
 from gcml_ray.files.run_folder import RunFolder, RunState
@@ -154,11 +154,13 @@ class Attendance:
         """A site takes part as soon as it has loaded its data; one that was here before goes on from its checkpoint.
 
         Raises:
-            ConfigError: it is not in the datalist, or is here already.
+            ConfigError: it is not in the datalist, or is here already, or the run trains one model on all sites' cases.
             DataError: the datalist cannot be read.
         """
         if self._is_here(site):
             raise ConfigError(f"site {site} takes part already")
+        if isinstance(self.config.method, PooledMethod):
+            raise ConfigError(f"site {site} cannot join: this run trains one model on the cases of all sites (pooled)")
         known = site_names(read_datalist(self.config.data.datalist))
         if site not in known or site in RESERVED_SITES:
             raise ConfigError(f"site {site} is not in {self.config.data.datalist}; it has {list(known)}")

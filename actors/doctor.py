@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from gcml_ray.doctor.machine import Check, Machine, check_disk, check_environment, nearest_existing, this_machine
 
@@ -18,6 +18,8 @@ if TYPE_CHECKING:  # what they import may be what is missing here
     from gcml_ray.doctor.probe import Probe
 
 THIS_MACHINE = "this machine"
+Found = TypeVar("Found")
+Checking = Generator[Check, None, Found]  # yields its checks as they are made, and returns what they found
 
 
 def run_checks(config_path: str | None, overrides: Sequence[str]) -> Iterator[Check]:
@@ -46,8 +48,8 @@ def _check_run(config_path: str | None, overrides: Sequence[str], machine: Machi
 
         check, config = read_config(config_path, overrides)
         yield check
-    nodes: list[Node] = []
-    yield check_cluster(config.resources if config else ResourcesConfig(), machine, nodes)
+    check, nodes = check_cluster(config.resources if config else ResourcesConfig(), machine)
+    yield check
     if config is not None:
         yield from check_config(config, machine, nodes)
 
@@ -55,34 +57,36 @@ def _check_run(config_path: str | None, overrides: Sequence[str], machine: Machi
 # --- Ray ---------------------------------------------------------------------------------------
 
 
-def check_cluster(resources: ResourcesConfig, machine: Machine, nodes: list[Node]) -> Check:
+def check_cluster(resources: ResourcesConfig, machine: Machine) -> tuple[Check, list[Node]]:
     """Where the sites would run. Joins a running cluster for a moment; never starts one.
 
     Args:
         resources: says which cluster.
         machine: where a new cluster would be started.
-        nodes: gets the nodes that the sites can use.
+
+    Returns:
+        The check, and the nodes that the sites can use.
     """
     from gcml_ray.errors import ClusterError  # noqa: PLC0415 - see run_checks
 
     if resources.pool == "local":
-        return Check("ray", "PASS", "not needed: resources.pool is local, the sites take turns in one process")
+        return Check("ray", "PASS", "not needed: resources.pool is local, the sites take turns in one process"), []
     try:
         from actors import cluster  # noqa: PLC0415 - ray may be what is missing
     except ImportError as error:
         remedy = "pip install 'ray[default,tune]', or set resources.pool=local"
-        return Check("ray", "FAIL", f"cannot be imported ({error})", remedy)
+        return Check("ray", "FAIL", f"cannot be imported ({error})", remedy), []
     own = cluster.Node(THIS_MACHINE, float(machine.num_cpus), float(len(machine.gpu_bytes)), {})
     try:
         with cluster.joined(resources.address) as where:
-            nodes += cluster.nodes() if where else [own]
+            nodes = list(cluster.nodes()) if where else [own]
     except ClusterError as error:
         remedy = "start that cluster, mend RAY_ADDRESS or resources.address, or set resources.address=local"
-        return Check("ray", "FAIL", str(error), remedy)
+        return Check("ray", "FAIL", str(error), remedy), []
     if not where:
-        return Check("ray", "PASS", f"a run will start a cluster here, with {machine.num_cpus} CPUs")
+        return Check("ray", "PASS", f"a run will start a cluster here, with {machine.num_cpus} CPUs"), nodes
     cpus, gpus = sum(node.cpus for node in nodes), sum(node.gpus for node in nodes)
-    return Check("ray", "PASS", f"{where}: {len(nodes)} node(s), {cpus:g} CPUs, {gpus:g} GPUs")
+    return Check("ray", "PASS", f"{where}: {len(nodes)} node(s), {cpus:g} CPUs, {gpus:g} GPUs"), nodes
 
 
 def check_capacity(config: Config, sites: Sequence[str], nodes: Sequence[Node]) -> Check:
@@ -122,26 +126,22 @@ def check_config(config: Config, machine: Machine, nodes: Sequence[Node]) -> Ite
     yield Check("datalist", "PASS", f"{len(listed_cases)} cases; sites that take part: {', '.join(sites)}")
     if nodes:
         yield check_capacity(config, sites_of(config), nodes)
-    cases: list[Case] = []
-    yield from _check_splits(config, sites, listed_cases, cases)
-    headers: list[CaseHeader] = []
-    yield from _check_cases(config, cases, headers)
-    probes: list[Probe] = []
+    cases = yield from _check_splits(config, sites, listed_cases)
+    headers = yield from _check_cases(config, cases)
     place = _place(config, sites_of(config), machine, nodes)
-    yield from _check_steps(config, headers, probes)
+    probes = yield from _check_steps(config, headers)
     if headers:  # after the steps, whose memory is measured
         yield case_reading.check_voxels([header.case for header in headers], config.data)
     yield from _check_forecast(config, sites, headers, probes, place=place, machine=machine)
 
 
-def _check_splits(
-    config: Config, sites: Sequence[str], listed_cases: Sequence[Case], cases: list[Case]
-) -> Iterator[Check]:
-    """The splits of every site; ``cases`` gets those that have one."""
+def _check_splits(config: Config, sites: Sequence[str], listed_cases: Sequence[Case]) -> Checking[list[Case]]:
+    """The splits of every site; returns the cases that have one."""
     from gcml_ray.data.datalist import assign_splits, cases_of_site  # noqa: PLC0415
     from gcml_ray.doctor import configuration as checks  # noqa: PLC0415 - see run_checks
     from gcml_ray.errors import DataError  # noqa: PLC0415
 
+    cases: list[Case] = []
     for site in sites:
         try:
             own = assign_splits(cases_of_site(listed_cases, site), config.data.split)
@@ -151,30 +151,32 @@ def _check_splits(
             continue
         cases += own
         yield checks.check_split(site, own)
+    return cases
 
 
-def _check_cases(config: Config, cases: Sequence[Case], headers: list[CaseHeader]) -> Iterator[Check]:
-    """Files and headers of all cases; ``headers`` gets those that are in order."""
+def _check_cases(config: Config, cases: Sequence[Case]) -> Checking[Sequence[CaseHeader]]:
+    """Files and headers of all cases; returns the headers of those that are in order."""
     from gcml_ray.doctor import configuration as checks  # noqa: PLC0415 - see run_checks
 
     yield checks.check_files_exist(cases)
     present = [case for case in cases if all(Path(path).is_file() for path in (*case.images, case.label))]
-    check, good = checks.check_all_headers(present, config.data)
-    headers += good
+    check, headers = checks.check_all_headers(present, config.data)
     yield check
     yield checks.check_affines(headers, config.data)
     yield checks.check_voxel_sizes(headers, config.data)
     yield from checks.check_patches(config, headers)
     yield from checks.check_windows(config, headers)
+    return headers
 
 
-def _check_steps(config: Config, headers: Sequence[CaseHeader], probes: list[Probe]) -> Iterator[Check]:
-    """One case of every site read whole, and steps on its patches; ``probes`` gets what they cost."""
+def _check_steps(config: Config, headers: Sequence[CaseHeader]) -> Checking[list[Probe]]:
+    """One case of every site read whole, and steps on its patches; returns what they cost."""
     from gcml_ray.config import takes_coupled_steps  # noqa: PLC0415 - see run_checks
     from gcml_ray.doctor import configuration as checks  # noqa: PLC0415
     from gcml_ray.doctor import probe  # noqa: PLC0415
     from gcml_ray.errors import ConfigError, DataError  # noqa: PLC0415
 
+    probes: list[Probe] = []
     first: dict[str, Case] = {}
     for header in headers:
         if header.case.split == "train":
@@ -195,6 +197,7 @@ def _check_steps(config: Config, headers: Sequence[CaseHeader], probes: list[Pro
             continue
         probes.append(found)
         yield checks.check_probe(found, is_mutual=takes_coupled_steps(config.method))
+    return probes
 
 
 # --- forecast ----------------------------------------------------------------------------------

@@ -112,7 +112,7 @@ class Driver:
         self.last_record = 0
         self._resumable = 0
         self._written: RunState | None = None
-        self._seconds_before = 0.0  # of the rounds that this process has not run itself; infinite where all were over
+        self._seconds_before = 0.0  # of rounds before a resume; infinite if all rounds were over
         self._rounds_began = 0.0
 
     # --- the run -----------------------------------------------------------------------------

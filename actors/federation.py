@@ -96,8 +96,8 @@ def run_federation(
         status: RunOutcome = "failed"
         try:
             with (
-                ThreadPoolExecutor(1) as aside,
                 _logged_to(folder.log_file),
+                ThreadPoolExecutor(1) as aside,
                 pool_for(config, folder.path, listener=listener, stop=stop, make_trainer=make_trainer) as pool,
             ):
                 if config.chaos:

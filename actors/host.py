@@ -1,8 +1,8 @@
 """Several sites in one process, for simulations of hundreds: ``resources.sites_per_actor``.
 
-Each is a :class:`actors.site.Site` as ever, with a mailbox and keys of its own, and is called as if it were alone. Only
-what needs no owner is shared (:class:`gcml_ray.training.workbench.Workbench`). They take turns: the calls of a
-concurrency group stand in one queue, whichever site they are for, and small calls do not wait for training.
+Each is a :class:`actors.site.Site` as ever, with a mailbox and keys of its own, and is called as if it were alone. They
+share only what holds no site's own state (:class:`gcml_ray.training.workbench.Workbench`), and take turns: the calls
+of a concurrency group stand in one queue, whichever site they are for, and small calls do not wait for training.
 """
 
 from __future__ import annotations

@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from actors.host import Seating, SiteHost
-from actors.site import Site, TrainerFactory
+from actors.site import NotStartedError, Site, TrainerFactory
 from actors.site_pool import Outcome, SiteDiedError, SiteHungError, collateral_failure, refused
 from gcml_ray.config import Config
 from gcml_ray.push.wire import Payload, PushHeader
@@ -173,6 +173,6 @@ class LocalPool:
 
 def _kind_of(error: Exception) -> Literal["raised", "died", "late"]:
     """What the driver would have seen of a site in a process of its own."""
-    if isinstance(error, SiteDiedError):
+    if isinstance(error, SiteDiedError | NotStartedError):
         return "died"
     return "late" if isinstance(error, SiteHungError) else "raised"

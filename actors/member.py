@@ -59,7 +59,7 @@ class Absence:
     """A site that is being started.
 
     ``number`` is the round in which that began. ``retry_at`` is None while it is asked to start, else the time at which
-    it will be asked again. ``stays``: it is not given up even if it does not come back: no round is left to miss.
+    it will be asked again. ``stays``: after the last round, when a site that does not come back is not dropped.
     """
 
     number: int

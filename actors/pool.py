@@ -214,7 +214,7 @@ class RayPool:
         ready, _ = ray.wait(calls, num_returns=1, timeout=timeout_s, fetch_local=False)
         if ready:  # whatever else is ready comes along
             ready, _ = ray.wait(calls, num_returns=len(calls), timeout=0, fetch_local=False)
-        answered = set(ready)  # in the order of the calls: who had done its work is not to blame for what came after
+        answered = set(ready)  # in the order of the calls: a site that had finished is not blamed for a later crash
         return [self._outcome(call) for call in calls if call in answered]
 
     def _outcome(self, call: Any) -> Outcome:

@@ -27,7 +27,7 @@ log = logging.getLogger(__name__)
 POLL_S = 0.5
 STATUS_CALLS_PER_S = 40  # at most, of all sites together: they are for the screen, and the driver pays for each
 REGISTER = "register"
-BESIDE = ("start", "push", REGISTER)  # calls that do not keep a site from its work, or come before it
+BESIDE = ("start", "push", REGISTER)  # calls during which a site may still be asked to train
 
 
 class Roster:
@@ -128,31 +128,30 @@ class Roster:
         self._open(name, "start", number, timeout_s)
 
     def wait_for_start(self, names: Sequence[str], rounds: Mapping[str, int], is_stopped: Callable[[], bool]) -> bool:
-        """Waits until the last one is ready; one whose process is lost on the way is asked again, in a new one.
-
-        False where it was stopped before.
+        """Waits until all are ready; False where stopped before. All sites of a lost process are asked again.
 
         Raises:
             SiteError: one of them cannot start; the message has each one's own words.
         """
-        infos: list[SiteInfo] = []
+        infos: dict[str, SiteInfo] = {}
         waiting = list(names)
         for pause_s in (*START_PAUSES_S, None):
             outcomes = self.gather(waiting, "start", is_stopped=is_stopped)
             if is_stopped() and len(outcomes) < len(waiting):
                 return False
-            infos += [outcome.result for outcome in outcomes if outcome.failure is None]
+            infos |= {outcome.site: outcome.result for outcome in outcomes if outcome.failure is None}
             failures = [outcome.failure for outcome in outcomes if outcome.failure]
             if not failures:
                 break
             if pause_s is None or any(failure.kind != "unreachable" for failure in failures):
                 raise start_error([failure for failure in failures if not failure.culprit] or failures)
             time.sleep(pause_s)
-            waiting = [failure.site for failure in failures]
+            waiting = sorted({site for each in failures for site in (each.site, *self.pool.mates(each.site))})
+            infos = {site: info for site, info in infos.items() if site not in waiting}
             log.warning("the process of %s was lost while it started: once more", ", ".join(waiting))
             self._ask_all_to_start(waiting, rounds)
-        for info in sorted(infos, key=lambda info: info.site):
-            self._enrol(info)
+        for name in sorted(infos):
+            self._enrol(infos[name])
         self.introduce()
         self.gather(names, REGISTER)
         return True
@@ -197,7 +196,7 @@ class Roster:
     def _open(self, name: str, stage: str, number: int, timeout_s: float, *, kind: CallKind | None = None) -> None:
         """Notes a call and when it will have taken too long. Sites of one process wait for each other."""
         now = time.monotonic()
-        turns = 1 if self.pool.is_parallel else max(1, len(self._calls) + 1)
+        turns = 1 if self.pool.is_parallel else len(self._calls) + 1
         self._calls[name, stage] = OpenCall(number, kind or CallKind(stage), now, now + timeout_s * turns, timeout_s)
 
     def poll(self, wait_s: float = POLL_S) -> list[Outcome]:
@@ -240,13 +239,13 @@ class Roster:
         return True
 
     def _is_housekeeping(self, outcome: Outcome) -> bool:
-        """Handles outcomes that the driver need not see: rejoins and failed introductions."""
+        """Handles outcomes that the driver need not see: rejoins and introductions."""
         if outcome.method == "start" and outcome.site in self._absent:
             self._came_back(outcome)
             return True
-        if unheard := outcome.failure if outcome.method == REGISTER and self.is_known(outcome.site) else None:
-            log.warning("%s was not told who takes part and may refuse pushes: %s", outcome.site, unheard.message)
-        return unheard is not None
+        if outcome.method == REGISTER and outcome.failure and self.is_known(outcome.site):
+            log.warning("%s was not told who takes part; may refuse pushes: %s", outcome.site, outcome.failure.message)
+        return outcome.method == REGISTER
 
     def gather(
         self,
@@ -306,8 +305,8 @@ class Roster:
         elif decision is Decision.DROP:
             mates = self.pool.mates(failure.site) if failure.kind != "raised" else ()
             self.drop(failure.site, f"{failure.stage}, {failure.kind}: {failure.message}")
-            if mates:  # their process has ended, or has to
-                self._restart(mates[0], failure.round_number)
+            if here := [mate for mate in mates if mate in self.members]:  # their process has ended, or has to
+                self._restart(here[0], failure.round_number)
 
     def _restart(self, name: str, number: int) -> None:
         """New process for a site and those that share it, restored from their newest checkpoints; nobody waits for it.

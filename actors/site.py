@@ -104,7 +104,7 @@ class Visits(Protocol):
 
 
 TrainerFactory = Callable[..., Trainer]
-VISIT = "/visit"  # ends the run id of models that travel to be scored, so that no other push is taken for one
+VISIT = "/visit"  # added to the run id of models sent to be scored, so that no other push is taken for one
 
 
 class NotStartedError(Exception):

@@ -79,7 +79,7 @@ class SyncRounds:
         new = roster.absent - self._waited_for
         patience_s = max(LEAST_PATIENCE_S, RETURN_PATIENCE * self._round_seconds) if new else 0.0
         roster.wait_for_absent(patience_s, is_enough=driver.stop.is_set)
-        self._take_strays(work)  # who is lost by what comes late is in no plan
+        self._take_strays(work)  # a late failure may drop a site, which must not be planned
         self._waited_for = roster.absent
         has_to_wait_for_server = SERVER in roster.absent
         while roster.members and (not roster.present or has_to_wait_for_server) and not driver.stop.is_set():
@@ -116,7 +116,7 @@ class SyncRounds:
         )
 
     def _wait_for_late(self, work: _Work) -> None:
-        """When no other round follows: what late sites still have to say; before, they cannot be tested."""
+        """After the last round: waits for late sites, as a busy site cannot be tested."""
         roster = self.roster
         while any(roster.is_busy(name) for name in roster.members):
             roster.wait_for_strays()
@@ -263,7 +263,7 @@ class SyncRounds:
             self._means[outcome.site] = (info, outcome.result.round_number)
 
     def _mean_of(self, name: str) -> int:
-        """The last round whose mean the server, or a site, has: since its start, or in the checkpoint it came from."""
+        """Round of the newest mean that the server, or a site, holds: got since its start, else from its checkpoint."""
         info = self.roster.member(name).info
         started, number = self._means.get(name, (None, 0))
         return number if started is info else info.restored_round

@@ -261,6 +261,11 @@ class RoundRecord:
         trained = {report.site for report in self.trained}
         return tuple(sorted({*self.plan.sites, *self.left_out} - trained))
 
+    def missed(self, site: str) -> bool:
+        """Whether a site did not train in this round; without a barrier, whether its training failed."""
+        failed = {failure.site for failure in self.failures if failure.stage == "train"}
+        return site in self.skipped or site in failed - {report.site for report in self.trained}
+
     @property
     def validation_dice(self) -> dict[str, float]:
         """Validation Dice by site, of those that were validated in this round."""

@@ -25,8 +25,8 @@ NAME_FILE = "case_cache.txt"
 def cache_folder(search: Search) -> str | None:
     """The folder on every node, one a search; None where the federation names one itself, which stays.
 
-    Its name is a secret of the search's folder until the folder is there: other users of a node can write where it is
-    made, and must not make it first.
+    Its name is random and stands in the search's folder alone, so that no other user of a node can make a folder of
+    that name first.
     """
     if search.base.data.cache_folder is not None:
         return None

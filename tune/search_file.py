@@ -97,6 +97,12 @@ def _check(search: Search) -> None:
             f"scheduler.grace_rounds: received {search.grace_rounds}, but sites train alone in the first "
             f"{federation.num_warmup} rounds (federation.warmup_rounds), where no searched weight acts; give more"
         )
+    if federation.time_limit_s is not None:
+        problems.append(
+            f"base: federation.time_limit_s is {federation.time_limit_s:g}: trials that it ends have no last round to "
+            "be compared by; set it to null (base_overrides: [federation.time_limit_s=null]) and choose budget.trials "
+            "and federation.rounds by the time there is"
+        )
     if federation.seed in search.config.final.seeds:
         problems.append(
             f"final.seeds: {federation.seed} is the seed of the trials (federation.seed), which the winner was "

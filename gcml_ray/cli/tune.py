@@ -72,7 +72,11 @@ def _search(search: Search, console: Console, *, resume: bool, retry_failed: boo
         with SearchConsole(console, search=blank_record(search)) as live:
             record = run_search(search, views=(live, tracker), stop=stop, resume=resume, retry_failed=retry_failed)
     except KeyboardInterrupt:
+        tracker.abandon("KILLED")
         _say_stopped(console, f"--resume {in_shell(search.folder)}")
+        raise
+    except BaseException:
+        tracker.abandon("FAILED")
         raise
     plots = write_search_plots(record, search.folder / "plots")
     files = [search.folder / file for file in (SEARCH_FILE, BEST_FILE) if (search.folder / file).exists()]

@@ -116,7 +116,9 @@ class CellRow:
 
     def on_round_begin(self, plan: RoundPlan) -> None:
         """A round is planned."""
-        self.now = f"round {plan.round_number}/{self.config.federation.rounds} {plan.phase}"
+        federation = self.config.federation
+        where = f"round {plan.round_number}/{federation.rounds}"
+        self.now = f"{where if federation.mode == 'sync' else f'record {plan.round_number}'} {plan.phase}"
         self.num_sites = len(plan.sites)
 
     def on_status(self, statuses: Sequence[SiteStatus]) -> None:

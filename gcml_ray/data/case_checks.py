@@ -27,8 +27,12 @@ NOT_FINITE = "has NaN or infinite values; write it again with whole numbers"  # 
 MAX_INTENSITY = 1e18  # float32 cannot hold the square of more, of which a standard deviation is made
 
 
-def check_headers(case: Case, data: DataConfig) -> list[str]:
-    """Problems of a case that its files' headers show, without reading voxels; empty where there are none."""
+def check_headers(case: Case, data: DataConfig) -> tuple[list[Header], list[str]]:
+    """Headers of a case's images and its label, and what they show to be wrong, without reading voxels.
+
+    Returns:
+        The headers of the files that can be read, the label's last; the problems, none where all is in order.
+    """
     headers: list[Header] = []
     problems: list[str] = []
     for path in (*case.images, case.label):
@@ -42,7 +46,7 @@ def check_headers(case: Case, data: DataConfig) -> list[str]:
         problems = channel_problems(case, shapes[:-1], data)
         problems += grid_problems(case, (*case.images, case.label), shapes)
         problems += affine_problems(case, headers[0].affine, data)
-    return problems
+    return headers, problems
 
 
 def channel_problems(case: Case, shapes: Sequence[tuple[int, ...]], data: DataConfig) -> list[str]:

@@ -243,8 +243,8 @@ def _class_indices(label: Tensor, case: Case, data: DataConfig) -> Tensor:
 def _to_grid(array: Tensor, affine: NDArray[np.float64] | None, data: DataConfig, *, is_label: bool) -> MetaTensor:
     """Orient and resample (C, *spatial); the result keeps its affine.
 
-    Images shrink to half or less by the mean over each new voxel (``area``): with less of a change its voxels, made of
-    whole old ones, would lie beside their place. Else they are interpolated linearly. Labels take the nearest
+    Images that shrink to half or less are averaged over each new voxel (``area``). It averages whole old voxels, which
+    would shift an image that shrinks less: such images are interpolated linearly. Labels take the nearest
     voxel's centre (``nearest-exact``, which stays aligned with the image; ``nearest`` shifts it by half a
     voxel): it keeps the share of thin structures, which a majority vote would erase.
     """

@@ -23,6 +23,7 @@ import numpy as np
 import torch
 from monai.data.meta_tensor import MetaTensor
 from monai.transforms.spatial.array import Orientation
+from numpy.typing import NDArray
 
 from gcml_ray.config import Config, DataConfig, NetworkConfig
 from gcml_ray.config.data import AXIS_CODES
@@ -32,7 +33,7 @@ from gcml_ray.data.datalist import Case, check_files, listed
 from gcml_ray.data.loading import respaced, with_affine
 from gcml_ray.data.one_grid import on_one_grid, turned_header
 from gcml_ray.data.problems import CaseProblem, grouped
-from gcml_ray.data.reading import Header, read_header
+from gcml_ray.data.reading import Header
 from gcml_ray.data.site_data import SiteData
 from gcml_ray.doctor.forecast_costs import SiteCases
 from gcml_ray.doctor.machine import Check, nearest_existing
@@ -188,10 +189,10 @@ def check_all_headers(cases: Sequence[Case], data: DataConfig) -> tuple[Check, t
     problems: list[CaseProblem] = []
     headers: list[CaseHeader] = []
     for case in cases:
-        wrong = check_headers(case, data)
+        own, wrong = check_headers(case, data)
         problems += [(case, problem) for problem in wrong]
         if not wrong:
-            headers.append(_case_header(case, data))
+            headers.append(_case_header(case, own, data))
     if problems:
         num_bad = len(cases) - len(headers)
         detail = f"{num_bad} of {len(cases)} cases are bad:{listed(grouped(problems, len(cases)))}"
@@ -200,15 +201,15 @@ def check_all_headers(cases: Sequence[Case], data: DataConfig) -> tuple[Check, t
     return Check("headers", "PASS", detail), tuple(headers)
 
 
-def _case_header(case: Case, data: DataConfig) -> CaseHeader:
+def _case_header(case: Case, headers: Sequence[Header], data: DataConfig) -> CaseHeader:
     files = (*case.images, case.label)
-    headers = [read_header(path, spatial_dims=data.spatial_dims) for path in files]
     first = headers[0].affine
     spacing, axes = None, ""
     if first is not None:
         axes = "".join(str(code) for code in nibabel.aff2axcodes(first))  # type: ignore[no-untyped-call]
         if data.spacing_is_real:
-            spacing = tuple(float(size) for size in np.linalg.norm(first[:3, :3], axis=0)[: data.spatial_dims])
+            affine = _oriented(headers[0].shape[1:], first, data).peek_pending_affine()
+            spacing = tuple(float(size) for size in np.linalg.norm(affine[:3, :3], axis=0)[: data.spatial_dims])
     placed = zip(files, headers, strict=True)
     displaced = tuple(
         Path(file).name for file, header in placed if not on_one_grid(headers[0], turned_header(header, headers[0]))
@@ -226,13 +227,19 @@ def training_grid(header: Header, data: DataConfig) -> tuple[int, ...]:
     shape = header.shape[1:]
     if header.affine is None:
         return shape
-    grid: Any = with_affine(torch.zeros(1).expand(1, *shape), header.affine)
-    if data.spatial_dims == 3 and data.orientation is not None:
-        grid = Orientation(axcodes=data.orientation, labels=AXIS_CODES, lazy=True)(grid)
+    grid = _oriented(shape, header.affine, data)
     if data.target_spacing_mm is not None:
         turned = torch.zeros(1).expand(1, *grid.peek_pending_shape())
         grid = respaced(MetaTensor(turned, affine=grid.peek_pending_affine()), data.target_spacing_mm, lazy=True)
     return tuple(int(length) for length in grid.peek_pending_shape())
+
+
+def _oriented(shape: Sequence[int], affine: NDArray[np.float64], data: DataConfig) -> Any:
+    """A tensor of a single value whose pending shape and affine are those of an image after orientation."""
+    grid: Any = with_affine(torch.zeros(1).expand(1, *shape), affine)
+    if data.spatial_dims == 3 and data.orientation is not None:
+        grid = Orientation(axcodes=data.orientation, labels=AXIS_CODES, lazy=True)(grid)
+    return grid
 
 
 def check_voxel_sizes(headers: Sequence[CaseHeader], data: DataConfig) -> Check:
@@ -274,7 +281,9 @@ def check_affines(headers: Sequence[CaseHeader], data: DataConfig) -> Check:
         remedy = "set data.orientation: RAS" if data.spatial_dims == 3 else "export all images in one orientation"
         return Check("affines", "WARN", f"cases are stored as {', '.join(axes)} and will not be turned", remedy)
     if axes and data.spatial_dims == 3 and data.orientation is None:
-        detail = f"stored as {axes[0]} and not turned: an image on other axes would be segmented wrongly without a word"
+        detail = (
+            f"stored as {axes[0]} and not turned: an image on other axes would be segmented wrongly without a warning"
+        )
         remedy = "set data.orientation: RAS, or store every image, also of new patients, on these axes"
         return Check("affines", "WARN", detail, remedy)
     turned = f", turned to {data.orientation}" if axes and data.spatial_dims == 3 and data.orientation else ""

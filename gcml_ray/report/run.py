@@ -73,7 +73,7 @@ def write_plots(folder: RunFolder) -> tuple[Path, ...]:
 
 
 def plot_dice_by_round(folder: RunFolder) -> Figure:
-    """Validation Dice by round, one line a site; phases shaded, the best round and failures marked.
+    """Validation Dice by round, one line a site; phases shaded, the best round and missed rounds marked.
 
     Raises:
         DataError: no round is finished, or none was evaluated.
@@ -89,8 +89,8 @@ def plot_dice_by_round(folder: RunFolder) -> Figure:
         best = int(np.nanargmax(dice)) if np.isfinite(dice).any() else 0
         axes.plot(numbers, dice, color=colour, ls=style, lw=1.6, marker=".", ms=4 if len(dice) < 60 else 0)
         axes.plot(numbers[best], dice[best], marker="*", ms=12, color=colour, mec="white", zorder=5)
-        failed = [record.plan.round_number for record in rounds if any(f.site == site for f in record.failures)]
-        axes.plot(failed, np.interp(failed, numbers, dice), "x", color=colour, ms=7, mew=1.8, zorder=6)
+        missed = [record.plan.round_number for record in rounds if record.missed(site)]
+        axes.plot(missed, np.interp(missed, numbers, dice), "x", color=colour, ms=7, mew=1.8, zorder=6)
         ends.append((dice[-1], f"{site}  {dice[best]:.3f}", colour))
     if not ends:
         raise DataError(f"{folder.path}: no round has a validation score, so there is no Dice to plot")

@@ -33,9 +33,9 @@ class BackgroundTracker:
         self._thread = threading.Thread(target=self._work, name="tracking", daemon=True)
         self._thread.start()
 
-    def start(self, config: Config, *, resume_run_id: str | None = None) -> None:
+    def start(self, config: Config) -> None:
         """See :class:`gcml_ray.tracking.run.Tracker`."""
-        self._calls.put(lambda: self._tracker.start(config, resume_run_id=resume_run_id))
+        self._calls.put(lambda: self._tracker.start(config))
 
     def log_sites(self, infos: Sequence[SiteInfo]) -> None:
         """See :class:`gcml_ray.tracking.run.Tracker`."""

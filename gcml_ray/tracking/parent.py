@@ -14,8 +14,8 @@ from typing import TYPE_CHECKING
 
 from gcml_ray.config import Config
 from gcml_ray.files.run_folder import RunFolder
-from gcml_ray.files.whole_files import replace_file
 from gcml_ray.tracking.client import connect_to, find_experiment, reason, tracking_uri
+from gcml_ray.tracking.run_ids import read_run_id, write_run_id
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -95,14 +95,13 @@ class ParentRun:
         from mlflow.entities import Param  # noqa: PLC0415 - slow, and only where tracking is on
 
         self.experiment_id = find_experiment(client, self._config.tracking.experiment, uri)
-        known = json.loads(self._file.read_text(encoding="utf-8")) if self._file.exists() else {}
-        if known.get("uri") == uri and self._reopen(client, known["run_id"]):
+        known = read_run_id(self._file, uri=uri)
+        if known is not None and self._reopen(client, known):
             return
         folder = str(self._file.parent.resolve())
         tags = {"gcml.role": self._role, "gcml.folder": folder, "mlflow.source.name": "gcml"}
         self.run_id = client.create_run(self.experiment_id, tags=tags, run_name=self._name).info.run_id
-        names = {"uri": uri, "experiment_id": self.experiment_id, "run_id": self.run_id}
-        replace_file(self._file, json.dumps(names, indent=2) + "\n")
+        write_run_id(self._file, uri=uri, experiment_id=self.experiment_id, run_id=self.run_id)
         client.log_batch(self.run_id, params=[Param(key, value) for key, value in self._params.items()])
 
     def _reopen(self, client: MlflowClient, run_id: str) -> bool:

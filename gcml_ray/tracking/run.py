@@ -6,7 +6,6 @@ federation: what could not be sent is kept, and sent with the next round.
 
 from __future__ import annotations
 
-import json
 import logging
 import time
 from collections.abc import Callable, Sequence
@@ -16,7 +15,6 @@ from typing import TYPE_CHECKING, Protocol
 
 from gcml_ray.config import Config
 from gcml_ray.files.run_folder import TRACKING_FILE
-from gcml_ray.files.whole_files import replace_file
 from gcml_ray.records import EvaluationReport, RoundRecord, RunOutcome, SiteInfo
 from gcml_ray.tracking.client import children_of, connect_to, find_experiment, reason, tracking_uri
 from gcml_ray.tracking.metrics import (
@@ -28,6 +26,7 @@ from gcml_ray.tracking.metrics import (
     site_metrics,
     training_metrics,
 )
+from gcml_ray.tracking.run_ids import read_run_id, write_run_id
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -37,14 +36,14 @@ log = logging.getLogger(__name__)
 MLFLOW_STATUS = {"finished": "FINISHED", "cut": "KILLED", "stopped": "KILLED", "failed": "FAILED"}
 _MAX_METRICS, _MAX_PARAMS = 1000, 100  # a batch of MLflow's protocol
 _MAX_TAG = 5000  # characters of a tag that MLflow takes
-LASTING = {"log_artifacts", "log_model"}  # calls that nobody makes again
+LASTING = {"log_artifacts", "log_model"}  # uploads: they are not retried
 _MAX_PENDING = 200_000  # metrics kept while the server is away, about 50 MB
 
 
 class Tracker(Protocol):
     """Where the driver sends what it knows about a run."""
 
-    def start(self, config: Config, *, resume_run_id: str | None = None) -> None:
+    def start(self, config: Config) -> None:
         """Begin, or go on with, the run of a federation; a new database takes seconds."""
 
     def log_sites(self, infos: Sequence[SiteInfo]) -> None:
@@ -69,7 +68,7 @@ class Tracker(Protocol):
 class NullTracker:
     """Tracks nothing."""
 
-    def start(self, config: Config, *, resume_run_id: str | None = None) -> None:
+    def start(self, config: Config) -> None:
         """Do nothing."""
 
     def log_sites(self, infos: Sequence[SiteInfo]) -> None:
@@ -144,10 +143,10 @@ class MlflowTracker:
         self._pending: dict[str, _Pending] = {}
         self._reports: dict[tuple[str, str, str], EvaluationReport] = {}
 
-    def start(self, config: Config, *, resume_run_id: str | None = None) -> None:
-        """Begin the run, or go on with the one that ``tracking.json`` or ``resume_run_id`` names."""
+    def start(self, config: Config) -> None:
+        """Begin the run, or go on with the one that ``tracking.json`` names."""
         self._config = config
-        self._resumed_id = resume_run_id or self._recorded_run_id()
+        self._resumed_id = read_run_id(self._folder / TRACKING_FILE, uri=self._uri)
         self._guard("start", self._flush)
 
     def log_sites(self, infos: Sequence[SiteInfo]) -> None:
@@ -283,7 +282,8 @@ class MlflowTracker:
             self._pending.setdefault("", _Pending()).params = flat_params(config.model_dump(mode="json", by_alias=True))
         if config.chaos:
             client.set_tag(self._run_ids[""], "gcml.chaos", config.chaos[:_MAX_TAG])
-        self._record_run_id()
+        file, run_id = self._folder / TRACKING_FILE, self._run_ids[""]
+        write_run_id(file, uri=self._uri, experiment_id=self._experiment_id, run_id=run_id)
 
     def _create_child(self, client: MlflowClient, site: str, *, info: SiteInfo | None) -> str:
         tags = {"mlflow.parentRunId": self._run_ids[""], "gcml.role": "site", "gcml.site": site}
@@ -293,22 +293,6 @@ class MlflowTracker:
             params = flat_params({name: getattr(info, name) for name in facts})
             self._pending.setdefault(site, _Pending()).params = params
         return str(run.info.run_id)
-
-    def _recorded_run_id(self) -> str | None:
-        """The federation's run as an earlier process wrote it down, if it tracked to the same place."""
-        try:
-            recorded = json.loads((self._folder / TRACKING_FILE).read_text(encoding="utf-8"))
-        except FileNotFoundError:
-            return None
-        except ValueError as error:
-            log.warning("%s cannot be read (%s): a new MLflow run begins", self._folder / TRACKING_FILE, error)
-            return None
-        is_record = isinstance(recorded, dict) and isinstance(recorded.get("run_id"), str)
-        return recorded["run_id"] if is_record and recorded.get("uri") == self._uri else None
-
-    def _record_run_id(self) -> None:
-        names = {"uri": self._uri, "experiment_id": self._experiment_id, "run_id": self._run_ids[""]}
-        replace_file(self._folder / TRACKING_FILE, json.dumps(names, indent=2) + "\n")
 
 
 def _reopened_runs(client: MlflowClient, run_id: str) -> dict[str, str]:

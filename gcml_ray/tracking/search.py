@@ -13,7 +13,7 @@ import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean, stdev
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from gcml_ray.config import Config
 from gcml_ray.files.run_folder import TRACKING_FILE, RunFolder
@@ -72,6 +72,18 @@ class SearchTracker:
             client.set_terminated(self._parent.run_id, status="KILLED" if is_stopped else "FINISHED")
 
         self._parent.guard("finish", close)
+
+    def abandon(self, status: Literal["KILLED", "FAILED"]) -> None:
+        """Closes the runs of a search that ended before its time, if they were begun; what was sent stays."""
+
+        def close(client: MlflowClient) -> None:
+            for child in children_of(client, self._parent.experiment_id, self._parent.run_id):
+                if child.info.status == "RUNNING":
+                    client.set_terminated(child.info.run_id, status=status)
+            client.set_terminated(self._parent.run_id, status=status)
+
+        if self._parent.run_id:
+            self._parent.guard("abandon", close)
 
     def _reopen_children(self, client: MlflowClient) -> None:
         for child in children_of(client, self._parent.experiment_id, self._parent.run_id):

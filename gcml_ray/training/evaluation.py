@@ -97,7 +97,7 @@ class Evaluator:
         Args:
             learner: holds the model; its average is scored where it has one.
             num_cases: so many of the cases at most.
-            enough: patches are left out once the mean over all of them must reach this, whatever they would show.
+            enough: stops as soon as the mean over all patches is sure to reach this, even if the rest scored 0.
         """
         patches = self._patches(num_cases)
         found: list[Tensor] = []

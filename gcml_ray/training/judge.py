@@ -42,7 +42,8 @@ class Facts:
 
     ``is_replay``: the sender's last push to this receiver was the same to the last bit, and see :func:`may_repeat`.
     ``norm_ratio``: |incoming| / |own|; ``cosine``: of the angle between both; ``dice`` and ``own_dice``: mean Dice of
-    the incoming and the own model on the same patches of validation cases, ``dice`` on as many of them as decide.
+    the incoming and the own model on the same patches of validation cases, ``dice`` perhaps on the first of them alone
+    where these settled it.
     """
 
     is_replay: bool = False

@@ -382,7 +382,7 @@ class SiteTrainer:
         report = self.evaluator.evaluate(
             learner, split=split, model=model, round_number=round_number, on_progress=self.on_progress
         )
-        if model == PERSONALISED and split == "test":
+        if model == PERSONALISED and split == "test" and round_number > 0:  # else it is the initial model
             self.files.keep_personalised()
             assert isinstance(learner, Learner)
             self.evaluator.draw(learner, report.scores, self.overlays)

@@ -55,6 +55,15 @@ def test_requests_are_followed_before_the_next_round_and_a_returning_site_goes_o
     assert list((tmp_path / "run" / "requests").iterdir()) == []
 
 
+def test_no_site_joins_a_run_that_trains_one_model_on_all_cases(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = fake_config(tmp_path, method={"name": "pooled"})
+    run = run_locally(config, listener=ask(tmp_path / "run", {1: ("add", "A")}))
+    assert sites_of_rounds(run) == ["pooled"] * 4
+    assert "site A cannot join: this run trains one model on the cases of all sites (pooled)" in caplog.text
+
+
 @pytest.mark.parametrize(("wish", "site"), [("add", "A"), ("add", "stranger")])
 def test_request_that_cannot_be_followed_is_put_aside_and_the_run_goes_on(tmp_path: Path, wish: Any, site: str) -> None:
     run = run_locally(fake_config(tmp_path), listener=ask(tmp_path / "run", {1: (wish, site)}))

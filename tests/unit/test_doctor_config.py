@@ -9,6 +9,7 @@ import nibabel
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from actors.cluster import Node
 from actors.doctor import check_config
@@ -152,6 +153,20 @@ def test_a_missing_channel_fails_by_the_header(tmp_path: Path) -> None:
     assert "1 channel(s)" in check.detail
 
 
+def test_a_label_whose_pixels_are_damaged_ends_no_check_of_headers(tmp_path: Path) -> None:
+    """Of a picture's palette the header is whole; its pixels are read later."""
+    Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / "a.png")
+    label = Image.fromarray(np.zeros((8, 8), np.uint8), mode="P")
+    label.putpalette([0, 0, 0, 255, 0, 0])
+    label.save(tmp_path / "a_seg.bmp")
+    whole = (tmp_path / "a_seg.bmp").read_bytes()
+    (tmp_path / "a_seg.bmp").write_bytes(whole[:-40])
+    case = Case("A", "a", (str(tmp_path / "a.png"),), str(tmp_path / "a_seg.bmp"), "train")
+    data = {"spatial_dims": 2, "spacing_is_real": False, "patch_size": [8, 8]}
+    check, _ = config_checks.check_all_headers([case], make_config(tmp_path, data=data).data)
+    assert check.name == "headers"
+
+
 def headers(folder: Path, config: Config, names: list[str]) -> tuple[config_checks.CaseHeader, ...]:
     cases = [Case(n[0], n, (str(folder / f"{n}.nii.gz"),), str(folder / f"{n}_seg.nii.gz"), "train") for n in names]
     return config_checks.check_all_headers(cases, config.data)[1]
@@ -187,6 +202,24 @@ def test_rounding_in_a_header_is_no_difference(tmp_path: Path) -> None:
     write_case(tmp_path, "B0", spacing=1.001)
     config = make_config(tmp_path)
     assert config_checks.check_voxel_sizes(headers(tmp_path, config, ["A0", "B0"]), config.data).verdict == "PASS"
+
+
+def test_voxel_sizes_are_compared_after_orientation(tmp_path: Path) -> None:
+    """1 x 1 x 3 mm, once with the long side along the first stored axis."""
+    write_case(tmp_path, "A0")
+    write_case(tmp_path, "A1")
+    affines = {
+        "A0": np.diag([1.0, 1, 3, 1]),
+        "A1": np.array([[0, 1.0, 0, 0], [0, 0, 1, 0], [3, 0, 0, 0], [0, 0, 0, 1]]),
+    }
+    for name, stored in affines.items():
+        for file in (f"{name}.nii.gz", f"{name}_seg.nii.gz"):
+            voxels = np.asarray(nibabel.load(tmp_path / file).dataobj)
+            nibabel.save(nibabel.Nifti1Image(voxels, stored), tmp_path / file)
+    turned, left = make_config(tmp_path), make_config(tmp_path, data={"orientation": None})
+    check = config_checks.check_voxel_sizes(headers(tmp_path, turned, ["A0", "A1"]), turned.data)
+    assert (check.verdict, check.detail) == ("PASS", "1 x 1 x 3 mm in every case")
+    assert config_checks.check_voxel_sizes(headers(tmp_path, left, ["A0", "A1"]), left.data).verdict == "WARN"
 
 
 def test_a_label_that_lies_elsewhere_warns(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from PIL import Image
 
 from gcml_ray.errors import DataError
 from gcml_ray.files.run_folder import RunFolder
-from gcml_ray.records import CaseScore
+from gcml_ray.records import CaseScore, SiteFailure
 from gcml_ray.report.overlays import clearest_channel, draw_overlay
 from gcml_ray.report.run import plot_dice_by_round, plot_gossip_graph, plot_losses, plot_test_dice, write_plots
 from tests.made_up_run import made_up_run
@@ -68,6 +68,21 @@ def test_dice_lines_are_the_records_numbers(tmp_path: Path) -> None:
     expected = {record.plan.round_number: record.trained[0].validation_dice for record in folder.rounds()}
     x, y = axes.lines[0].get_data()
     assert dict(zip(x, y, strict=True)) == expected
+
+
+def test_a_cross_marks_rounds_in_which_a_site_did_not_train_not_a_push_that_failed(tmp_path: Path) -> None:
+    folder = made_up_run(tmp_path / "run", ("CS", "DU"), rounds=4)
+    records = list(folder.rounds())
+    push, restarting = SiteFailure("CS", 2, "push", "late", "no answer"), {"CS": "restarting"}
+    records[1] = replace(records[1], failures=(push,))
+    without = tuple(report for report in records[2].trained if report.site != "CS")
+    plan = replace(records[2].plan, sites=("DU",))
+    records[2] = replace(records[2], plan=plan, trained=without, failures=(), left_out=restarting)
+    folder.truncate_after(0)
+    for record in records:
+        folder.append_round(record)
+    crosses = [line.get_xdata() for line in plot_dice_by_round(folder).axes[0].lines if line.get_marker() == "x"]
+    assert [list(numbers) for numbers in crosses] == [[3], []]
 
 
 def test_best_value_stands_beside_the_sites_name(tmp_path: Path) -> None:

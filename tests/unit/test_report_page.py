@@ -78,6 +78,21 @@ def test_models_at_other_sites_have_a_section_where_they_were_tested_there(tmp_p
     ]  # fmt: skip
 
 
+def test_without_a_barrier_the_slowest_site_says_how_far_the_run_is(tmp_path: Path) -> None:
+    """Six records, and site FG is in its third round."""
+    federation = {"rounds": 6, "local_steps": 20, "mode": "async"}
+    folder = make_run(tmp_path / "run", rounds=6, federation=federation)
+    records = folder.rounds()
+    folder.truncate_after(0)
+    for record in records:
+        slow = min(record.plan.round_number, 3)
+        own = [replace(each, round_number=slow) if each.site == "FG" else each for each in record.trained]
+        folder.append_round(replace(record, trained=tuple(own)))
+    page = page_of(folder)
+    assert "the slowest site has done 3 of 6 rounds" in page
+    assert "6 of 6" not in page
+
+
 def test_page_asks_no_other_file_or_server_for_anything(tmp_path: Path) -> None:
     page = page_of(make_run(tmp_path / "run"))
     assert re.findall(r"<link|@import|(?:src|href)=\"(?!#|data:)[^\"]*", page) == []

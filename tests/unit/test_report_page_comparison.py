@@ -85,7 +85,7 @@ def test_in_a_folder_of_cells_pooled_training_is_known_by_its_name(tmp_path: Pat
     for method, lift in (("pooled_long", 0.2), ("gcml", 0.1), ("local", 0.0), ("spooled", 0.05)):
         write_cell(tmp_path / f"{method}_seed0.csv", cell_with(method, {"A": 8}, lift))
     page = write_report(tmp_path).read_text(encoding="utf-8")
-    assert "gcml reaches the highest mean Dice of all that a federation may choose" in page
+    assert "gcml has the highest mean Dice of all methods that a federation can use" in page
     assert "pooled_long: 0.800, +15.0 Dice points against gcml" in page
 
 

@@ -13,30 +13,36 @@ from actors.site_pool import Outcome
 from gcml_ray.errors import SiteError
 from gcml_ray.records import SiteFailure
 from tests.fake_runs import Run, drive
-from tests.fakes import FakeTrainers, fake_config
+from tests.fakes import FakeTrainers, calls_of, fake_config
 
 
 class LossyPool(LocalPool):
-    """Loses the process of B in its first ``num_lost`` starts, as Ray tells it."""
+    """Loses the process of a site, with all others in it, in its first ``num_lost`` starts, as Ray tells it."""
 
     num_lost: int
+    lossy: str
 
     def wait(self, timeout_s: float) -> list[Outcome]:
         """The outcomes, of which some are replaced."""
         return [self._maybe_lost(outcome) for outcome in super().wait(timeout_s)]
 
     def _maybe_lost(self, outcome: Outcome) -> Outcome:
-        if (outcome.site, outcome.method) != ("B", "start") or self.num_lost == 0:
+        if (outcome.site, outcome.method) != (self.lossy, "start") or self.num_lost == 0:
             return outcome
         self.num_lost -= 1
-        return replace(outcome, result=None, failure=SiteFailure("B", 0, "start", "unreachable", "socket closed"))
+        self.restart(self.lossy)
+        return replace(
+            outcome, result=None, failure=SiteFailure(self.lossy, 0, "start", "unreachable", "socket closed")
+        )
 
 
-def run_lossy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, num_lost: int) -> Run:
+def run_lossy(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, *, num_lost: int, lossy: str = "B", sites_per_actor: int = 1
+) -> Run:
     monkeypatch.setattr(roster, "START_PAUSES_S", (0.0, 0.0))
-    config = fake_config(tmp_path)
+    config = fake_config(tmp_path, resources={"sites_per_actor": sites_per_actor})
     pool = LossyPool(config, config.output.folder, run_id="run", make_trainer=FakeTrainers())
-    pool.num_lost = num_lost
+    pool.num_lost, pool.lossy = num_lost, lossy
     return drive(config, pool)
 
 
@@ -46,6 +52,16 @@ def test_site_that_is_lost_twice_while_it_starts_takes_part_from_the_first_round
     run = run_lossy(tmp_path, monkeypatch, num_lost=2)
     assert run.summary.status == "finished"
     assert run.trained("B") == [1, 2, 3, 4]
+    assert run.failures() == []
+
+
+def test_sites_whose_shared_process_is_lost_at_the_start_are_all_asked_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A and B have answered before the process that all share is lost: the new one knows none of them."""
+    run = run_lossy(tmp_path, monkeypatch, num_lost=1, lossy="C", sites_per_actor=3)
+    assert [calls_of(run.folder, site, "start") for site in "ABC"] == [[0, 0]] * 3
+    assert [run.trained(site) for site in "ABC"] == [[1, 2, 3, 4]] * 3
     assert run.failures() == []
 
 

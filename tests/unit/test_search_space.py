@@ -125,6 +125,12 @@ def test_a_wrong_base_is_told_as_the_key_of_the_search(tmp_path: Path) -> None:
         load_search(path)
 
 
+def test_a_base_with_a_time_limit_is_refused(tmp_path: Path) -> None:
+    path = write_search(tmp_path, base_overrides=["federation.time_limit_s=60"])
+    with pytest.raises(ConfigError, match=r"federation\.time_limit_s is 60: trials that it ends have no last round"):
+        load_search(path)
+
+
 def test_a_saved_search_needs_no_other_file_and_may_be_moved(tmp_path: Path) -> None:
     search = make_search(tmp_path, base_overrides=["federation.rounds=6"])
     save_search(search)

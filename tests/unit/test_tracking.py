@@ -279,14 +279,17 @@ def test_a_model_lies_with_its_site(tracked: tuple[Path, dict[str, Run]]) -> Non
 
 
 def test_lost_database_begins_a_new_run(tracked: tuple[Path, dict[str, Run]], caplog: pytest.LogCaptureFixture) -> None:
-    """``resume_run_id`` overrides ``tracking.json``; here it names a run that the database does not know."""
+    """``tracking.json`` names a run that the database does not know."""
     folder, _ = tracked
     config = made_up_config(folder)
-    (folder.parent / "second").mkdir()
-    tracker = build_tracker(config, folder.parent / "second")
-    tracker.start(config, resume_run_id="0" * 32)
+    second = folder.parent / "second"
+    second.mkdir()
+    recorded = json.loads((folder / "tracking.json").read_text())
+    (second / "tracking.json").write_text(json.dumps(recorded | {"run_id": "0" * 32}))
+    tracker = build_tracker(config, second)
+    tracker.start(config)
     tracker.log_sites(made_up_infos(("CS",)))
-    recorded = json.loads((folder.parent / "second" / "tracking.json").read_text())
+    recorded = json.loads((second / "tracking.json").read_text())
     assert "MLflow has no run 00000000000000000000000000000000 any more: a new one begins" in caplog.messages
     assert recorded["run_id"] != "0" * 32
 

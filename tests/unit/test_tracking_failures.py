@@ -21,6 +21,7 @@ from gcml_ray.files.log_file import logged_to
 from gcml_ray.tracking.client import connect_to, reason
 from gcml_ray.tracking.metrics import federation_metrics, site_metrics, training_metrics
 from gcml_ray.tracking.run import MlflowTracker
+from gcml_ray.tracking.run_ids import read_run_id
 from tests.made_up_run import made_up_config, made_up_evaluation, made_up_infos, made_up_round
 from tests.unit.test_tracking import SITES, make_report, make_round
 
@@ -177,8 +178,7 @@ def test_files_that_were_not_sent_are_told(tmp_path: Path, caplog: pytest.LogCap
 @pytest.mark.parametrize("content", ["[]", "3", "{}", '{"uri": 1}', '{"run_id": 3}', "x", '"run_id"'])
 def test_damaged_ids_of_a_run_begin_a_new_one(tmp_path: Path, content: str) -> None:
     (tmp_path / "tracking.json").write_text(content)
-    tracker = flaky_tracker(FlakyClient(), tmp_path)
-    assert tracker._recorded_run_id() is None
+    assert read_run_id(tmp_path / "tracking.json", uri="sqlite:///a.db") is None
 
 
 def test_a_failure_is_one_line_that_names_the_fault_at_the_bottom(monkeypatch: pytest.MonkeyPatch) -> None:

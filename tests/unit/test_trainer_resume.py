@@ -178,6 +178,14 @@ def test_the_tested_model_is_kept_under_a_name_that_does_not_change(tmp_path: Pa
     assert (facts["site"], facts["round"], facts["validation_dice"]) == ("A", "2", "0.8")
 
 
+def test_a_site_that_has_trained_in_no_round_keeps_no_model_for_later(tmp_path: Path) -> None:
+    trainer, evaluator, _ = after_scores(make_config(tmp_path), ())
+    evaluator.scores = [0.1]
+    report = trainer.evaluate(split="test", model=PERSONALISED)
+    assert report.round_number == 0
+    assert not (trainer.files.folder / "personalised.safetensors").exists()
+
+
 def test_the_model_before_gossip_is_that_of_the_last_warm_up_round(tmp_path: Path) -> None:
     config = make_config(tmp_path, federation={"rounds": 4, "warmup_rounds": 2})
     trainer, evaluator, flats = after_scores(config, (0.9, 0.1, 0.2, 0.3))

@@ -172,12 +172,12 @@ def _summary(
     ]
     lines = [_ranking(row, best) for row in rows[1 : 1 + MAX_RANKED]]
     if more := len(rows) - 1 - len(lines):
-        lines.append(f"{count(more, 'more row')}, further behind or not open to a federation, in the table of methods.")
+        lines.append(f"{count(more, 'more row')}, further behind or pooled training, in the table of methods.")
     verdicts = site_verdicts(cells, method=focus, alone=alone) if alone and focus else ()
     blocks += [
         Figures(tuple(figures)),
         Words((
-            f"{label(best)} reaches the highest mean Dice of all that a federation may choose: {number(best.dice)} "
+            f"{label(best)} has the highest mean Dice of all methods that a federation can use: {number(best.dice)} "
             "(0 is no overlap with the expert's outline, 1 a perfect one; each site counts as much as any other).",
         )),
         Words(tuple(lines), is_list=True),

@@ -42,6 +42,15 @@ class RunRecords:
         return natural_order({score.site for score in self.scores})
 
     @property
+    def rounds_done(self) -> int:
+        """Rounds that all sites have behind them; without a barrier those of the slowest that is still there."""
+        if self.config.federation.mode == "sync":
+            return len(self.rounds)
+        dropped = self.state.dropped if self.state else {}
+        own = {report.site: report.round_number for record in self.rounds for report in record.trained}
+        return min((number for site, number in own.items() if site not in dropped), default=0)
+
+    @property
     def models(self) -> tuple[str, ...]:
         """The models that were tested, in the order of :data:`MODELS`."""
         found = {score.model for score in self.scores}

@@ -35,13 +35,13 @@ MANY_POINTS = 40  # from here on a line needs no marker at every point
 
 
 def dice_by_round(run: RunRecords) -> Chart | None:
-    """Validation Dice by round, one line a site; phases shaded, best rounds and failures marked."""
+    """Validation Dice by round, one line a site; phases shaded, best rounds and missed rounds marked."""
     series = {site: validation_series(run.rounds, site) for site in run.sites}
     series = {site: values for site, values in series.items() if values}
     if not series:
         return None
     figure = new_figure(height=460, x_title="round", y_title="validation Dice")
-    best_points, failed_points = [], []
+    best_points, missed_points = [], []
     for site, each in looks(run.sites).items():
         values = series.get(site)
         if values is None:
@@ -55,11 +55,11 @@ def dice_by_round(run: RunRecords) -> Chart | None:
         best = max(values, key=lambda place: -1.0 if math.isnan(values[place]) else values[place])
         best_points.append((best, values[best], site))
         for record in run.rounds:
-            if any(failure.site == site for failure in record.failures):
+            if record.missed(site):
                 near = min(values, key=lambda place: abs(place - record.plan.round_number))
-                failed_points.append((record.plan.round_number, values[near], site))
+                missed_points.append((record.plan.round_number, values[near], site))
     _add_marks(figure, best_points, name="best round", symbol="star-open", size=17)
-    _add_marks(figure, failed_points, name="site did not train", symbol="x-thin-open", size=12)
+    _add_marks(figure, missed_points, name="site did not train", symbol="x-thin-open", size=12)
     _shade_phases(figure, run.rounds)
     best_words = "; ".join(f"{site} at best {number(value)} in round {place}" for place, value, site in best_points)
     return Chart("Validation Dice by round", f"Line chart of validation Dice by round: {best_words}.", figure)

@@ -64,7 +64,7 @@ def _summary(search: SearchRecord, final: FinalRecord | None) -> Section:
     if final is None:
         words = (
             "The best value is the highest of many on the same validation cases and one seed, and so flattering. "
-            "Whether it holds is for new seeds and test cases to say: gcml tune --final FOLDER"
+            "Check it with new seeds on the test cases: gcml tune --final FOLDER"
         )
         blocks.append(Words((words,), is_warning=True))
     return Section("summary", "Summary", "", tuple(blocks))

@@ -53,7 +53,7 @@ def _figures(run: RunRecords) -> tuple[tuple[str, str], ...]:
     sent = sum(push.size_bytes for record in run.rounds for push in record.pushes if push.accepted)
     shown = [
         (str(len(run.scored_sites or run.sites)), "sites" if len(run.scored_sites or run.sites) != 1 else "site"),
-        (f"{len(run.rounds)} of {run.config.federation.rounds}", "rounds done"),
+        (f"{run.rounds_done} of {run.config.federation.rounds}", "rounds done"),
     ]
     if dice:
         worst = min(dice, key=lambda site: dice[site])
@@ -86,7 +86,9 @@ def _progress(run: RunRecords) -> str:
     if not run.rounds:
         return f"No round of {total} has ended yet."
     status = STATUS[run.state.status] if run.state else "Whether the run goes on is not known"
-    return f"{status}: {len(run.rounds)} of {total} rounds are done ({describe_phases(run.rounds)})."
+    if run.config.federation.mode == "async":
+        return f"{status}: the slowest site has done {run.rounds_done} of {total} rounds."
+    return f"{status}: {run.rounds_done} of {total} rounds are done ({describe_phases(run.rounds)})."
 
 
 def _quality(run: RunRecords) -> list[str]:

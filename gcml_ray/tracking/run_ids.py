@@ -1,0 +1,30 @@
+"""``tracking.json``: the MLflow run that a folder belongs to, so that whoever goes on later goes on with it."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+
+from gcml_ray.files.whole_files import replace_file
+
+log = logging.getLogger(__name__)
+
+
+def read_run_id(file: Path, *, uri: str) -> str | None:
+    """The run that an earlier process wrote down; None where it tracked elsewhere than to ``uri``."""
+    try:
+        recorded = json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        log.warning("%s cannot be read (%s): a new MLflow run begins", file, error)
+        return None
+    is_record = isinstance(recorded, dict) and isinstance(recorded.get("run_id"), str)
+    return recorded["run_id"] if is_record and recorded.get("uri") == uri else None
+
+
+def write_run_id(file: Path, *, uri: str, experiment_id: str, run_id: str) -> None:
+    """Writes it in one step."""
+    names = {"uri": uri, "experiment_id": experiment_id, "run_id": run_id}
+    replace_file(file, json.dumps(names, indent=2) + "\n")
