@@ -22,12 +22,12 @@ from gcml_ray.errors import ConfigError, DataError
 from gcml_ray.files.run_folder import RunFolder, RunState
 from gcml_ray.files.site_names import check_site_name
 from gcml_ray.files.whole_files import replace_file
+from gcml_ray.records import LEFT
 
 log = logging.getLogger(__name__)
 
 Wish = Literal["add", "remove"]
 WRONG_REQUEST = (OSError, ValueError, KeyError, TypeError, ConfigError)  # what reading one can raise
-LEFT = "left"  # how the reason of a departure begins
 
 
 def request(folder: Path, wish: Wish, site: str) -> Path:
@@ -40,19 +40,27 @@ def request(folder: Path, wish: Wish, site: str) -> Path:
 
     Raises:
         CheckpointError: the folder holds no run.
-        ConfigError: the run is over, the site that is to leave has never taken part, or its name cannot be one.
+        ConfigError: the run has finished (a site that it lost may be added, to be tested), the site that is to leave
+            has never taken part, or its name cannot be one.
     """
     run = RunFolder.open(folder)
     if run.state_file.exists():
         state = run.read_state()
-        if state.status in ("finished", "failed"):
-            raise ConfigError(f"the run in {folder} has {state.status}: nobody joins or leaves any more")
+        if state.status == "finished" and not (wish == "add" and site in _lost_sites(state)):
+            raise ConfigError(f"the run in {folder} has finished: nobody joins or leaves any more")
         known = {*state.alive, *state.site_rounds, *state.dropped}
         if wish == "remove" and site not in known:
             raise ConfigError(f"site {site} takes no part in the run in {folder}; its sites are {sorted(known)}")
     path = _requests(run) / f"{time.time_ns()}.json"
     replace_file(path, json.dumps({"wish": wish, "site": check_site_name(site)}))
     return path
+
+
+def _lost_sites(state: RunState) -> list[str]:
+    """Sites that were given up, but not those that left on purpose, and have a checkpoint to go on from."""
+    return [
+        site for site, why in state.dropped.items() if not why.startswith(LEFT) and state.site_rounds.get(site, 0) > 0
+    ]
 
 
 def _requests(folder: RunFolder) -> Path:
@@ -81,16 +89,25 @@ class Attendance:
         """Sites to start with. On a resume: those of the saved state, with two exceptions.
 
         Sites that the schedule lets join after the round resumed from are left out: they will join again there. So are
-        sites that a pending request removes, as they may be unable to start.
+        sites that a pending request removes, as they may be unable to start. A run that has finished is tested with all
+        its sites, and with those it had lost that a request brings back.
         """
         if resume is None:
             return [site for site in sites if self._joins(site) <= 1]
-        for site in self._asked_to_leave(resume.alive):
-            self.roster.dropped[site] = f"{LEFT} before the run went on, on request"
+        back: list[str] = []
+        if resume.status == "finished":
+            wishes = self._newest_wishes()
+            back = [site for site in _lost_sites(resume) if wishes.get(site) == "add"]
+            for site in back:
+                del self.roster.dropped[site]
+            self.refuse_requests("all rounds are over", but_of=back)
+        else:
+            for site in self._asked_to_leave(resume.alive or _lost_sites(resume)):
+                self.roster.dropped[site] = f"{LEFT} before the run went on, on request"
         done = resume.last_complete_round
         self.followed = done if resume.followed is None else resume.followed
         first = {site for site in resume.alive if self._joins(site) <= max(1, done)}
-        return sorted(first | {site for site in resume.alive if resume.site_rounds.get(site) != 0})
+        return sorted(first | {site for site in resume.alive if resume.site_rounds.get(site) != 0} | set(back))
 
     def _joins(self, site: str) -> int:
         """The round before which a site joins by the schedule."""
@@ -115,20 +132,35 @@ class Attendance:
                     self.remove(site, f"{LEFT} before round {number}, as scheduled")
             except (ConfigError, DataError) as error:
                 log.warning("the schedule of site %s is not followed before round %d: %s", site, number, error)
+                if entry.joins == number and not self._is_here(site):
+                    self.roster.dropped[site] = f"did not join before round {number}: {error}"
 
     def _asked_to_leave(self, alive: Sequence[str]) -> list[str]:
         """Sites that pending requests remove, never the last one.
 
         The requests themselves are carried out, or refused with a warning, before the first round.
         """
+        leaving = [site for site, wish in self._newest_wishes().items() if wish == "remove" and site in alive]
+        return leaving[: len(alive) - 1]
+
+    def _newest_wishes(self) -> dict[str, Wish]:
+        """The newest pending request of each site, oldest first."""
         asked: dict[str, Wish] = {}
         for path in sorted(_requests(self.folder).glob("*.json")):
             with suppress(*WRONG_REQUEST):
                 wish, site = _read_request(path)
-                asked.pop(site, None)  # the newest request of a site counts
+                asked.pop(site, None)
                 asked[site] = wish
-        leaving = [site for site, wish in asked.items() if wish == "remove" and site in alive]
-        return leaving[: len(alive) - 1]
+        return asked
+
+    def refuse_requests(self, why: str, *, but_of: Sequence[str] = ()) -> None:
+        """Puts pending requests aside, with a warning; those of some sites were followed."""
+        for path in sorted(_requests(self.folder).glob("*.json")):
+            with suppress(*WRONG_REQUEST):
+                if _read_request(path)[1] in but_of:
+                    path.unlink()
+                    continue
+            _put_aside(path, why)
 
     def _follow(self, path: Path, number: int) -> None:
         """Does what a request asks for, and says so; one that cannot be read, or followed, is put aside."""
@@ -139,9 +171,7 @@ class Attendance:
             else:
                 self.remove(site, f"{LEFT} before round {number}, on request")
         except (*WRONG_REQUEST, DataError) as error:
-            log.warning("request %s is not followed: %s", path.name, error)
-            with suppress(OSError):  # else it is warned of again before the next round
-                path.rename(path.with_suffix(".refused"))
+            _put_aside(path, str(error))  # else it is warned of again before the next round
             return
         with suppress(OSError):
             path.unlink()
@@ -178,6 +208,13 @@ class Attendance:
         if not self.roster.members.keys() - {site}:
             raise ConfigError(f"site {site} is the last one: stop the run instead")
         self.roster.drop(site, reason)
+
+
+def _put_aside(path: Path, why: str) -> None:
+    """A request that is not followed is kept as ``.refused``."""
+    log.warning("request %s is not followed: %s", path.name, why)
+    with suppress(OSError):
+        path.rename(path.with_suffix(".refused"))
 
 
 def _read_request(path: Path) -> tuple[Wish, str]:

@@ -13,6 +13,7 @@ import threading
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import ray
@@ -98,9 +99,8 @@ def _connect(address: str) -> str:
         os.environ.setdefault(FREE_PERIOD, FREE_PERIOD_MS)
         try:
             _init("local", include_dashboard=False, resources={OWN: 1})
-        except OSError as error:
-            hint = "; set RAY_TMPDIR to a shorter folder, such as /tmp" if "AF_UNIX" in str(error) else ""
-            raise ClusterError(f"Ray cannot start a cluster here: {error}{hint}") from error
+        except Exception as error:  # ray raises OSError, RuntimeError, or nothing more special
+            raise ClusterError(f"Ray cannot start a cluster here: {error}{_start_remedy(error)}") from error
         return f"a local cluster with {sum(node.cpus for node in nodes()):g} CPUs, started for this run"
     _check_reachable(wanted)
     try:
@@ -110,11 +110,26 @@ def _connect(address: str) -> str:
     return f"the cluster at {wanted}"
 
 
+def _start_remedy(error: Exception) -> str:
+    """What to do where a cluster does not start."""
+    words = str(error)
+    if "AF_UNIX" in words:
+        return "; set RAY_TMPDIR to a shorter folder, such as /tmp"
+    if isinstance(error, OSError):
+        return f"; set HOME to a folder that this user can write in, it is {Path.home()}" if ".ray" in words else ""
+    return (
+        "\nThe machine may be overloaded, or its limits (ulimit -a) too low for Ray; its own logs are in "
+        f"{os.environ.get('RAY_TMPDIR', '/tmp')}/ray/session_latest/logs. resources.pool=local needs no Ray"  # noqa: S108
+    )
+
+
 def _init(address: str, **options: Any) -> None:
     """``ray.init``, which takes SIGTERM for itself even where the caller has a handler, without that."""
     before = signal.getsignal(signal.SIGTERM)
     try:
         ray.init(address, **options, **_QUIETLY)
+    except SystemExit as error:  # Ray's own answer to SIGTERM
+        raise KeyboardInterrupt from error
     finally:
         if callable(before) and threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, before)

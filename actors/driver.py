@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from actors.async_rounds import AsyncRounds
-from actors.attendance import LEFT, Attendance, check_schedule
+from actors.attendance import Attendance, check_schedule
 from actors.final_test import FinalTest
 from actors.listener import Listener
 from actors.roster import Roster
@@ -30,6 +30,7 @@ from gcml_ray.gossip.phases import rounds_left
 from gcml_ray.gossip.teaching import usefulness_weights
 from gcml_ray.gossip.trust import trust_of_edges
 from gcml_ray.records import (
+    LEFT,
     EvaluationReport,
     PushReceipt,
     RoundPlan,
@@ -131,6 +132,8 @@ class Driver:
         """
         began = time.perf_counter()
         done = resume.last_complete_round if resume else 0
+        if resume:
+            self._check_records()  # before sites load their data
         if not self._start(sites, resume):
             seconds = time.perf_counter() - began
             return RunSummary("stopped", done, (), (), self.roster.dropped, seconds, seconds)
@@ -148,6 +151,8 @@ class Driver:
             done = rounds.run(done)
             status: RunOutcome = "failed" if not self.roster.members else "finished" if rounds.is_over else "stopped"
             final = FinalTest(self)
+            if status == "finished":
+                self.attendance.refuse_requests("all rounds are over")
             if test and status == "finished":
                 final.run(done)
         except KeyboardInterrupt:
@@ -158,6 +163,11 @@ class Driver:
         seconds = time.perf_counter() - began
         evaluations, dropped = tuple(final.reports), self.roster.dropped
         return RunSummary(status, done, infos, evaluations, dropped, start_seconds, seconds, final.untested)
+
+    def _check_records(self) -> None:
+        """Reads what a resume builds on; CheckpointError where that is damaged."""
+        self.folder.rounds()
+        self.folder.cases()
 
     def _remember(self, done: int) -> None:
         """Goes back to the records of a round; where they end before it, that is said."""
@@ -259,8 +269,7 @@ class Driver:
         rounds = {name: member.checkpoint_round for name, member in self.roster.members.items()}
         newest = self.last_record
         if self.config.federation.mode == "sync":
-            newest = max(rounds.values(), default=self._resumable)
-            self._resumable = newest
+            self._resumable = newest = max(self._resumable, *rounds.values(), 0)
         joining = sorted(self.roster.absent - rounds.keys() - {SERVER})
         alive = (*self.roster.members, *joining)
         site_rounds = dict.fromkeys(joining, 0) | self.roster.past_rounds | rounds

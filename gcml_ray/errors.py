@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+
 
 class GcmlError(Exception):
     """Root of the errors that gcml-ray raises on purpose; the CLI prints them without a traceback."""
@@ -50,3 +52,9 @@ class SiteError(GcmlError):
 
     def __reduce__(self) -> tuple[type[SiteError], tuple[str, int, str, str]]:
         return (SiteError, (self.site, self.round_number, self.stage, self.message))
+
+
+def write_remedy(error: Exception) -> str:
+    """What to do where a file could not be written."""
+    is_forbidden = isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS)
+    return "let this user write there" if is_forbidden else "make room on this disk"

@@ -237,6 +237,9 @@ class SiteFailure:
     culprit: str = ""
 
 
+LEFT = "left"  # how the reason of a departure on purpose begins, among those of sites that were dropped
+
+
 @dataclass(frozen=True)
 class RoundRecord:
     """One line of ``rounds.jsonl``: everything the driver knows about a finished round.

@@ -145,7 +145,10 @@ def _own_folder(search: Search, *, resume: bool) -> Iterator[None]:
     if not resume:
         base_params(search)  # an error before there is a folder
     elif not ray_tune.Tuner.can_restore(str(search.folder / TUNE_FOLDER)):
-        raise CheckpointError(f"{search.folder} has no state of Ray Tune to resume from: start anew in another folder")
+        raise CheckpointError(
+            f"{search.folder} has no state of Ray Tune to resume from: no trial had begun. Give the search's file "
+            "again, as the first time"
+        )
     with held(search.folder, key="folder"):
         if not resume:
             _begin(search)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import importlib.metadata
 import io
 import json
+import os
 import sys
 import threading
 from contextlib import suppress
@@ -29,7 +30,14 @@ from gcml_ray.cli.site import site_app
 from gcml_ray.cli.tune import tune
 from gcml_ray.config import Config, LocalMethod
 from gcml_ray.config.file import load_config
-from gcml_ray.console.summary import comparison_table, comparison_verdict, run_facts, run_table, where_things_are
+from gcml_ray.console.summary import (
+    comparison_table,
+    comparison_verdict,
+    lost_words,
+    run_facts,
+    run_table,
+    where_things_are,
+)
 from gcml_ray.errors import ConfigError, GcmlError
 from gcml_ray.files.run_folder import RunFolder
 from gcml_ray.tracking.client import import_lean_client
@@ -67,6 +75,7 @@ def about(
 
 def main() -> None:
     """Runs the command line; the errors that a user can mend are shown without a traceback."""
+    _open_closed_streams()
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")  # a site's name that a terminal cannot show must not end a run
@@ -81,6 +90,17 @@ def main() -> None:
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(STOPPED)
+
+
+def _open_closed_streams() -> None:
+    """Libraries write to streams that whoever started us may have closed."""
+    if None in (sys.stdin, sys.stdout, sys.stderr):
+        while (number := os.open(os.devnull, os.O_RDWR)) <= 2:  # takes the lowest that is free
+            pass
+        os.close(number)
+        sys.stdin = sys.stdin or open(0, encoding="utf-8")  # noqa: SIM115 - open as long as we run
+        sys.stdout = sys.stdout or open(1, "w", encoding="utf-8")  # noqa: SIM115
+        sys.stderr = sys.stderr or open(2, "w", encoding="utf-8")  # noqa: SIM115
 
 
 def _check_here() -> None:
@@ -125,6 +145,9 @@ def run(
     facts = run_facts(folder.rounds(), start_seconds=summary.start_seconds, chaos="; then ".join(folder.faults()))
     console.print(facts, highlight=False, markup=False)
     console.print(where_things_are(loaded), highlight=False, markup=False)
+    lost = lost_words(summary.dropped, folder.path)
+    if lost and summary.status == "finished":
+        console.print(lost, style="yellow", highlight=False, markup=False)
     _exit_for(summary, loaded)
 
 

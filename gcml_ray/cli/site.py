@@ -8,6 +8,9 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
+from gcml_ray.files.run_folder import RunFolder
+from gcml_ray.wording import in_shell
+
 site_app = typer.Typer(no_args_is_help=True, help="Let a site join or leave a run that is going on.")
 
 Run = Annotated[Path, typer.Argument(help="The run's folder (output.folder).")]
@@ -16,10 +19,18 @@ Site = Annotated[str, typer.Argument(help="The site's name in the datalist.")]
 
 @site_app.command()
 def add(run: Run, site: Site) -> None:
-    """A site takes part from the next round on; one that was here before goes on from its checkpoint."""
+    """A site takes part from the next round on; one that was here before goes on from its checkpoint.
+
+    A site that a finished run had lost is tested with the others when the run is resumed.
+    """
     from actors.attendance import request  # noqa: PLC0415 - the command line knows all packages
 
     request(run, "add", site)
+    folder = RunFolder.open(run)
+    if folder.state_file.exists() and folder.read_state().status == "finished":
+        words = f"Asked: {site} is tested too by gcml run --resume {in_shell(run)}"
+        Console(soft_wrap=True).print(words, highlight=False, markup=False)
+        return
     _say(run, f"{site} joins before the next round")
 
 

@@ -13,7 +13,7 @@ from gcml_ray.config import Config
 from gcml_ray.config.methods import SERVER
 from gcml_ray.files.run_folder import MODEL_FILE
 from gcml_ray.prediction.averages import mean, mean_change, mean_over
-from gcml_ray.records import BEFORE_GOSSIP, PERSONALISED, CaseScore, EvaluationReport, RoundRecord
+from gcml_ray.records import BEFORE_GOSSIP, LEFT, PERSONALISED, CaseScore, EvaluationReport, RoundRecord
 from gcml_ray.stopwatch import peak_memory_bytes
 from gcml_ray.tracking.client import how_to_open, tracking_uri
 from gcml_ray.wording import count, in_shell, number
@@ -190,6 +190,16 @@ def where_things_are(config: Config) -> str:
     if config.tracking.enabled:
         lines.append(f"MLflow       {how_to_open(tracking_uri(config, folder))}")
     return "\n".join(lines)
+
+
+def lost_words(dropped: Mapping[str, str], folder: Path) -> str:
+    """Which sites a run has lost, and how to test them all the same; empty where none, or all left on purpose."""
+    lost = {site: reason for site, reason in dropped.items() if not reason.startswith(LEFT)}
+    if not lost:
+        return ""
+    lines = [f"LOST         {site} is in no result: {reason}" for site, reason in lost.items()]
+    how = f"gcml site add {in_shell(folder)} SITE, then gcml run --resume {in_shell(folder)}"
+    return "\n".join([*lines, f"             to test what it had learnt, once it works again: {how}"])
 
 
 def _is_there(path: Path, files: str) -> bool:

@@ -273,7 +273,7 @@ def check_files(cases: Iterable[Case]) -> None:
         DataError: names the first 20 missing files with site and case, and counts the rest.
     """
     missing = [
-        f"site {case.site}, case {case.name}: {path}"
+        f"site {case.site}, case {case.name}: {path}" + (" (is there, but is no file)" if os.path.lexists(path) else "")
         for case in cases
         for path in (*case.images, case.label)
         if not os.path.isfile(path)

@@ -34,7 +34,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from gcml_ray.config import Config
-from gcml_ray.errors import CheckpointError, ConfigError
+from gcml_ray.errors import CheckpointError, ConfigError, write_remedy
 from gcml_ray.files.folder_lock import not_writable
 from gcml_ray.files.record_json import from_json, to_json
 from gcml_ray.files.site_names import check_site_name
@@ -188,13 +188,13 @@ class RunFolder:
 
     @contextmanager
     def _writing(self, path: Path) -> Iterator[None]:
-        """Says what to do where the disk is full, or no longer there."""
+        """Says what to do where a file cannot be written."""
         try:
             yield
         except OSError as error:
             raise CheckpointError(
-                f"{path} cannot be written ({error.strerror}): the run stops here. Make room on this disk, then "
-                f"`gcml run --resume {in_shell(self.path)}`"
+                f"{path} cannot be written ({error.strerror}): the run stops here. {write_remedy(error).capitalize()}, "
+                f"then `gcml run --resume {in_shell(self.path)}`"
             ) from error
 
     def rounds(self) -> tuple[RoundRecord, ...]:
@@ -229,7 +229,10 @@ class RunFolder:
         try:
             return from_json(RoundRecord, line.decode())
         except ValueError as error:
-            raise CheckpointError(f"{self.rounds_file}, line {number} cannot be read: {error}") from error
+            raise CheckpointError(
+                f"{self.rounds_file}, line {number} cannot be read: {error}. Bring the file back, or take the line "
+                "out: tables, plots and the choice of peers then do without this round"
+            ) from error
 
     def truncate_after(self, round_number: int) -> None:
         """Forget the rounds after ``round_number``, as a resume from that round does.
@@ -274,7 +277,10 @@ class RunFolder:
         except FileNotFoundError as error:
             raise CheckpointError(f"{self.state_file} does not exist: no round of this run has ended yet") from error
         except (OSError, ValueError) as error:
-            raise CheckpointError(f"{self.state_file} cannot be read: {error}") from error
+            raise CheckpointError(
+                f"{self.state_file} cannot be read: {error}. Bring the file back to resume the run; its models, rounds "
+                "and scores can be used without it"
+            ) from error
 
     # --- cases ---------------------------------------------------------------------------------
 

@@ -23,7 +23,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
-from gcml_ray.errors import CheckpointError, DamagedError
+from gcml_ray.errors import CheckpointError, DamagedError, write_remedy
 from gcml_ray.files.record_json import from_json
 from gcml_ray.files.run_folder import KEPT_ROUNDS
 from gcml_ray.files.whole_files import replaced
@@ -264,7 +264,7 @@ def write_tensors(path: Path, tensors: dict[str, Array], metadata: dict[str, str
             save_file(tensors, draft, metadata=metadata | {CHECKSUM: _checksum_of(tensors, metadata)})
     except (SafetensorError, OSError) as error:
         raise CheckpointError(
-            f"{path} cannot be written ({error}): make room on this disk; until then the file before it is kept"
+            f"{path} cannot be written ({error}): {write_remedy(error)}; until then the file before it is kept"
         ) from error
 
 

@@ -10,9 +10,9 @@ into ``gradient``; so exporting, importing, mixing, clipping and stepping are op
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -35,11 +35,16 @@ NORMALISATION = (
 
 @dataclass(frozen=True)
 class Snapshot:
-    """A model as it was: (P + F,) its values, and its average's with the steps that that had seen, if it has one."""
+    """A model as it was.
+
+    ``flat``: (P + F,) its values; ``average``: those of its average, if it has one, with the steps that that had seen;
+    ``counters``: its integer buffers.
+    """
 
     flat: Tensor
     average: Tensor | None = None
     average_steps: int = 0
+    counters: Mapping[str, Tensor] = field(default_factory=dict)
 
 
 class FlatModel:
@@ -140,13 +145,16 @@ class FlatModel:
 
     def snapshot(self) -> Snapshot:
         """A copy to come back to."""
+        counters = {name: counter.clone() for name, counter in self._counters.items()}
         if self.average is None:
-            return Snapshot(self.flat.clone())
-        return Snapshot(self.flat.clone(), self.average.values.clone(), self.average.num_steps)
+            return Snapshot(self.flat.clone(), counters=counters)
+        return Snapshot(self.flat.clone(), self.average.values.clone(), self.average.num_steps, counters)
 
     def restore(self, snapshot: Snapshot) -> None:
         """Back to an earlier state of this model, average included."""
         self.flat.copy_(snapshot.flat)
+        for name, counter in snapshot.counters.items():
+            self._counters[name].copy_(counter)
         if self.average is not None:
             assert snapshot.average is not None, "the average must be as old as the model"
             self.average.restore(snapshot.average, snapshot.average_steps)

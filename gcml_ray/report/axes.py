@@ -5,9 +5,8 @@ Figures are drawn by Agg through matplotlib's objects: no display, and no state 
 
 from __future__ import annotations
 
-import re
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import IO
 
@@ -19,6 +18,7 @@ from matplotlib.ticker import MaxNLocator
 from gcml_ray.errors import DataError
 from gcml_ray.files.run_folder import RunFolder
 from gcml_ray.records import RoundRecord
+from gcml_ray.report.words import natural_order
 
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000")  # Okabe and Ito
 STYLES = ("solid", "dashed", "dotted")
@@ -38,16 +38,7 @@ def finished_rounds(folder: RunFolder) -> tuple[RoundRecord, ...]:
 
 def names_in_rounds(rounds: Sequence[RoundRecord]) -> tuple[str, ...]:
     """Every site that was ever planned, in one order for all plots."""
-    return in_order({site for record in rounds for site in record.plan.sites})
-
-
-def in_order(names: Iterable[str]) -> tuple[str, ...]:
-    """By name, ``site2`` before ``site10``."""
-
-    def key(name: str) -> list[str]:
-        return [part.zfill(9) if part.isdecimal() else part for part in re.split(r"(\d+)", name)]
-
-    return tuple(sorted(names, key=key))
+    return natural_order({site for record in rounds for site in record.plan.sites})
 
 
 def site_looks(sites: Sequence[str]) -> dict[str, tuple[str, str]]:

@@ -11,8 +11,9 @@ from gcml_ray.errors import DataError
 from gcml_ray.files.run_folder import RunFolder
 from gcml_ray.prediction.averages import cross_site_dice
 from gcml_ray.records import CaseScore
-from gcml_ray.report.axes import in_order, save_figure
-from gcml_ray.report.site_maps import Field, SiteMap, draw_site_maps, points_text
+from gcml_ray.report.axes import save_figure
+from gcml_ray.report.site_maps import Field, SiteMap, draw_site_maps
+from gcml_ray.report.words import natural_order, points
 
 CAPTION = "mean test Dice (in points against the model of the site where it was tested)"
 
@@ -50,7 +51,7 @@ def plot_cross_site_by_method(runs: Mapping[str, Sequence[Sequence[CaseScore]]],
 
 
 def _draw(by_method: Mapping[str, Dice]) -> Figure:
-    sites = in_order({name for dice in by_method.values() for pair in dice for name in pair})
+    sites = natural_order({name for dice in by_method.values() for pair in dice for name in pair})
     maps = [_map(method, dice) for method, dice in by_method.items()]
     return draw_site_maps(maps, sites, rows="model of", columns="tested at", caption=CAPTION)
 
@@ -59,6 +60,6 @@ def _map(title: str, dice: Dice) -> SiteMap:
     """Coloured by how much better a model is than the one of the site where it is tested."""
     fields = {}
     for (owner, site), value in dice.items():
-        points = 100 * (value - dice.get((site, site), value))
-        fields[owner, site] = Field(points, f"{value:.3f}", "" if owner == site else f"({points_text(points)})")
+        change = value - dice.get((site, site), value)
+        fields[owner, site] = Field(100 * change, f"{value:.3f}", "" if owner == site else f"({points(change)})")
     return SiteMap(title, fields)

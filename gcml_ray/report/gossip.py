@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from gcml_ray.files.run_folder import RunFolder
 from gcml_ray.records import PushReceipt
 from gcml_ray.report.axes import empty_figure, finished_rounds, names_in_rounds, site_looks
+from gcml_ray.report.words import megabytes
 from gcml_ray.wording import count
 
 PushesByEdge = dict[tuple[str, str], list[PushReceipt]]
@@ -47,7 +48,7 @@ def plot_gossip_graph(folder: RunFolder) -> Figure:
     total = sum(receipt.size_bytes for receipts in by_edge.values() for receipt in receipts)
     num_refused = sum(map(_num_refused, by_edge.values()))
     in_rounds = f"in {count(len(rounds), 'round')}"
-    text = f"{count(num_pushes, 'push', 'pushes')}, {num_refused} refused, {_megabytes(total)} {in_rounds}"
+    text = f"{count(num_pushes, 'push', 'pushes')}, {num_refused} refused, {megabytes(total)} {in_rounds}"
     figure.suptitle(text if num_pushes else f"no pushes {in_rounds}", fontsize=11)
     return figure
 
@@ -84,7 +85,7 @@ def _draw_graph(axes: Axes, sites: Sequence[str], by_edge: PushesByEdge) -> None
     axes.set(xlim=(-1.6, 1.6), ylim=(-1.35, 1.35), aspect="equal")
     axes.set_axis_off()
     handles = [
-        Line2D([], [], color="0.4", lw=thickest, label=_megabytes(widest)),
+        Line2D([], [], color="0.4", lw=thickest, label=megabytes(widest)),
         Line2D([], [], color=REFUSED_COLOUR, marker="x", ms=7, mew=2.2, ls="none", label="pushes were refused"),
     ]
     if by_edge:
@@ -107,7 +108,7 @@ def _draw_table(axes: Axes, sites: Sequence[str], by_edge: PushesByEdge) -> None
     size = 10 if len(sites) <= 6 else 7.5
     for (sender, receiver), receipts in by_edge.items():
         row, column = sites.index(sender), sites.index(receiver)
-        traffic = _megabytes(sum(receipt.size_bytes for receipt in receipts))
+        traffic = megabytes(sum(receipt.size_bytes for receipt in receipts))
         num_refused = _num_refused(receipts)
         axes.text(column, row - 0.14, f"{counts[row, column]:.0f}", ha="center", va="center", fontsize=size + 1)
         axes.text(column, row + 0.2, traffic, ha="center", va="center", fontsize=size - 2, color="0.25")
@@ -120,11 +121,6 @@ def _draw_table(axes: Axes, sites: Sequence[str], by_edge: PushesByEdge) -> None
     axes.set_title("accepted pushes (\u2212n: refused), traffic", fontsize=9)
     axes.tick_params(length=0)
     axes.spines[:].set_visible(False)
-
-
-def _megabytes(size_bytes: int) -> str:
-    size = size_bytes / 1e6
-    return f"{size:,.0f} MB" if size >= 100 else f"{size:.3g} MB"
 
 
 def _num_refused(receipts: Sequence[PushReceipt]) -> int:

@@ -15,7 +15,7 @@ from matplotlib.lines import Line2D
 from gcml_ray.errors import DataError
 from gcml_ray.files.run_folder import RunFolder
 from gcml_ray.prediction.averages import case_dice
-from gcml_ray.records import CaseScore, RoundRecord
+from gcml_ray.records import BEFORE_GOSSIP, PERSONALISED, CaseScore, RoundRecord
 from gcml_ray.report.axes import (
     empty_figure,
     figure_with_axes,
@@ -29,13 +29,14 @@ from gcml_ray.report.axes import (
 from gcml_ray.report.cross_site import plot_cross_site
 from gcml_ray.report.gossip import plot_gossip_graph
 from gcml_ray.report.teaching import plot_who_taught_whom
+from gcml_ray.report.words import MODELS, PHASES, validation_series
 
 __all__ = ["plot_dice_by_round", "plot_gossip_graph", "plot_losses", "plot_test_dice", "write_plots"]
 
 log = logging.getLogger(__name__)
 
-MODELS = {"before_gossip": ("before gossip", "0.75"), "personalised": ("personalised", "#0072B2")}
-PHASES = {"warmup": ("warm-up", "0.93"), "exchange": ("exchange", "1.0"), "cooldown": ("cool-down", "0.93")}
+MODEL_COLOURS = {BEFORE_GOSSIP: "0.75", PERSONALISED: "#0072B2"}
+PHASE_SHADES = {"warmup": "0.93", "exchange": "1.0", "cooldown": "0.93"}
 
 
 def write_plots(folder: RunFolder) -> tuple[Path, ...]:
@@ -83,7 +84,8 @@ def plot_dice_by_round(folder: RunFolder) -> Figure:
     figure, axes = figure_with_axes(9.0, max(4.6, 1.4 + 0.3 * len(sites)))
     ends: list[tuple[float, str, str]] = []
     for site, (colour, style) in site_looks(sites).items():
-        numbers, dice = _series(rounds, site)
+        series = validation_series(rounds, site)
+        numbers, dice = list(series), list(series.values())
         if not dice:
             continue
         best = int(np.nanargmax(dice)) if np.isfinite(dice).any() else 0
@@ -103,16 +105,6 @@ def plot_dice_by_round(folder: RunFolder) -> Figure:
     ]
     figure.legend(handles=marks, loc="outside lower center", ncols=2, frameon=False, fontsize=9)
     return figure
-
-
-def _series(rounds: Sequence[RoundRecord], site: str) -> tuple[list[int], list[float]]:
-    points = [
-        (record.plan.round_number, report.validation_dice)
-        for record in rounds
-        for report in record.trained
-        if report.site == site and report.validation_dice is not None
-    ]
-    return [number for number, _ in points], [dice for _, dice in points]
 
 
 def _dice_limits(axes: Axes) -> tuple[float, float]:
@@ -139,7 +131,7 @@ def _shade_phases(axes: Axes, rounds: Sequence[RoundRecord]) -> None:
     """A band and a name above the axes for each phase."""
     for phase, members in itertools.groupby(rounds, key=lambda record: record.plan.phase):
         numbers = [record.plan.round_number for record in members]
-        name, shade = PHASES[phase]
+        name, shade = PHASES[phase], PHASE_SHADES[phase]
         axes.axvspan(numbers[0] - 0.5, numbers[-1] + 0.5, color=shade, lw=0, zorder=0)
         axes.text(float(np.mean(numbers)), 1.015, name, transform=axes.get_xaxis_transform(), ha="center", va="bottom",
                   fontsize=9, color="0.35")  # fmt: skip
@@ -196,12 +188,12 @@ def plot_test_dice(folder: RunFolder) -> Figure:
     Raises:
         DataError: ``cases.csv`` holds no test case of either model.
     """
-    scores = [score for score in folder.cases() if score.split == "test" and score.model in MODELS]
+    scores = [score for score in folder.cases() if score.split == "test" and score.model in MODEL_COLOURS]
     sites = list(dict.fromkeys(score.site for score in scores))
-    models = [model for model in MODELS if any(score.model == model for score in scores)]
+    models = [model for model in MODEL_COLOURS if any(score.model == model for score in scores)]
     if not scores:
         raise DataError(
-            f"{folder.path}: cases.csv holds no test case of {' or '.join(MODELS)}: the final test has not run"
+            f"{folder.path}: cases.csv holds no test case of {' or '.join(MODEL_COLOURS)}: the final test has not run"
         )
     figure, axes = figure_with_axes(max(5.0, 1.3 * len(sites) + 1.5), 4.4)
     width = 0.8 / len(models)
@@ -209,7 +201,7 @@ def plot_test_dice(folder: RunFolder) -> Figure:
         places = [position + (index - (len(models) - 1) / 2) * width for index in range(len(models))]
         by_model = [case_dice(scores, site, model) for model in models]
         for model, place, dice in zip(models, places, by_model, strict=True):
-            _draw_bar(axes, place, 0.92 * width, dice, colour=MODELS[model][1])
+            _draw_bar(axes, place, 0.92 * width, dice, colour=MODEL_COLOURS[model])
         if len(models) == 2:
             for case in by_model[0].keys() & by_model[1].keys():
                 axes.plot(places, [by_model[0][case], by_model[1][case]], color="0.2", lw=0.5, alpha=0.5, zorder=3)
@@ -218,7 +210,7 @@ def plot_test_dice(folder: RunFolder) -> Figure:
     axes.grid(visible=False, axis="x")
     axes.tick_params(axis="x", length=0)
     handles: list[Line2D] = [
-        Line2D([], [], color=MODELS[model][1], marker="s", ms=9, ls="none", label=MODELS[model][0]) for model in models
+        Line2D([], [], color=MODEL_COLOURS[model], marker="s", ms=9, ls="none", label=MODELS[model]) for model in models
     ]
     handles.append(Line2D([], [], color="0.2", marker=".", ls="none", label="one case"))
     figure.legend(handles=handles, loc="outside upper center", ncols=3, frameon=False, fontsize=9)

@@ -11,6 +11,7 @@ from matplotlib.figure import Figure
 
 from gcml_ray.errors import DataError
 from gcml_ray.report.axes import COLOURS, figure_with_axes, save_figure
+from gcml_ray.report.words import OBJECTIVES
 from gcml_ray.search.records import SearchRecord, TrialRecord, TrialStatus
 
 # Colour, marker and words of each way in which a trial ends; shapes tell them apart without colour too.
@@ -21,12 +22,6 @@ LOOKS: dict[TrialStatus, tuple[str, str, str]] = {
     "running": (COLOURS[2], "^", "running"),
     "waiting": ("0.6", ".", "waiting"),
     "failed": ("0.4", "v", "failed"),
-}
-WORDS = {
-    "mean_dice": "validation Dice, mean of sites",
-    "worst_dice": "validation Dice, worst site",
-    "dice_per_megabyte": "validation Dice / (1 + MB a site)",
-    "dice_and_megabytes": "validation Dice, mean of sites",
 }
 
 
@@ -69,7 +64,7 @@ def plot_objective(search: SearchRecord) -> Figure:
         best = list(accumulate((trial.value(search.objective) for trial in finished), max))
         axes.step([trial.number for trial in finished], best, where="post", color="0.5", lw=1.2, label="best so far")
     axes.set_xlabel("trial")
-    axes.set_ylabel(WORDS[search.objective])
+    axes.set_ylabel(OBJECTIVES[search.objective])
     axes.set_title(f"{search.name}: objective by trial", loc="left")
     axes.legend(frameon=False, fontsize=9)
     return figure
@@ -117,7 +112,7 @@ def plot_curves(search: SearchRecord) -> Figure:
         axes.plot(rounds, values, color="black" if is_best else colour, label=name, **look)
     axes.set_xlim(left=0, right=search.rounds + 0.5)
     axes.set_xlabel("round")
-    axes.set_ylabel(WORDS[search.objective])
+    axes.set_ylabel(OBJECTIVES[search.objective])
     axes.set_title(f"{search.name}: learning curves", loc="left")
     axes.legend(frameon=False, fontsize=9)
     return figure
@@ -140,7 +135,7 @@ def plot_traffic(search: SearchRecord) -> Figure:
     for x, y, number in front:
         axes.annotate(f"trial {number}", (x, y), xytext=(5, 5), textcoords="offset points", fontsize=9)
     axes.set_xlabel("megabytes sent by all sites")
-    axes.set_ylabel(WORDS["mean_dice"])
+    axes.set_ylabel(OBJECTIVES["mean_dice"])
     axes.set_title(f"{search.name}: Dice by traffic", loc="left")
     axes.legend(frameon=False, fontsize=9, loc="lower right")
     return figure

@@ -64,11 +64,6 @@ def draw_site_maps(maps: Sequence[SiteMap], sites: Sequence[str], *, rows: str, 
     return figure
 
 
-def points_text(points: float) -> str:
-    """Dice points with their sign; no minus zero."""
-    return f"{round(points, 1) + 0.0:+.1f}"
-
-
 def _draw(axes: Axes, one: SiteMap, sites: Sequence[str], *, limit: float) -> AxesImage:
     colours = np.full((len(sites), len(sites)), np.nan)
     size = 9 if len(sites) <= 6 else 7

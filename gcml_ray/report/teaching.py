@@ -13,7 +13,8 @@ from gcml_ray.gossip.teaching import gains_by_edge
 from gcml_ray.prediction.averages import mean
 from gcml_ray.records import Edge, RoundRecord
 from gcml_ray.report.axes import finished_rounds, names_in_rounds, save_figure
-from gcml_ray.report.site_maps import Field, SiteMap, draw_site_maps, points_text
+from gcml_ray.report.site_maps import Field, SiteMap, draw_site_maps
+from gcml_ray.report.words import points
 
 CAPTION = (
     "mean change of the receiver's validation Dice, in points,\nover rounds with this sender's push (number of pushes)"
@@ -70,11 +71,11 @@ def _between(sites: Sequence[str], gains: Gains) -> dict[Edge, Sequence[float]]:
 
 
 def _map(title: str, gains: Gains) -> SiteMap:
-    points = {edge: 100 * mean(values) for edge, values in gains.items()}
+    means = {edge: mean(values) for edge, values in gains.items()}
     return SiteMap(
         title,
         {
-            (edge.sender, edge.receiver): Field(points[edge], points_text(points[edge]), f"({len(values)})")
+            (edge.sender, edge.receiver): Field(100 * means[edge], points(means[edge]), f"({len(values)})")
             for edge, values in gains.items()
         },
     )

@@ -16,6 +16,8 @@ from gcml_ray.tracking.run import Tracker
 log = logging.getLogger(__name__)
 
 FINISH_TIMEOUT_S = 120.0
+SILENT_TIMEOUT_S = 15.0  # where nothing has ever arrived
+QUIET_S = 3.0  # from then on it is said what is waited for
 
 
 class BackgroundTracker:
@@ -32,6 +34,11 @@ class BackgroundTracker:
         # a daemon: what was given up must not keep the process from ending, as long as a server may take
         self._thread = threading.Thread(target=self._work, name="tracking", daemon=True)
         self._thread.start()
+
+    @property
+    def is_reached(self) -> bool:
+        """See :class:`gcml_ray.tracking.run.Tracker`."""
+        return self._tracker.is_reached
 
     def start(self, config: Config) -> None:
         """See :class:`gcml_ray.tracking.run.Tracker`."""
@@ -58,13 +65,17 @@ class BackgroundTracker:
         self._calls.put(lambda: self._tracker.log_model(site, path))
 
     def finish(self, status: RunOutcome) -> None:
-        """Waits for everything that was handed over, for two minutes at most."""
+        """Waits for everything that was handed over: two minutes at most, and not as long if nothing was ever sent."""
         self._calls.put(lambda: self._tracker.finish(status))
         self._calls.put(None)
-        self._thread.join(FINISH_TIMEOUT_S)
+        timeout_s = FINISH_TIMEOUT_S if self.is_reached else SILENT_TIMEOUT_S
+        self._thread.join(min(QUIET_S, timeout_s))
+        if self._thread.is_alive():
+            log.warning("waiting for tracking (MLflow) to take what is left, at most %g s", timeout_s)
+            self._thread.join(max(0.0, timeout_s - QUIET_S))
         if self._thread.is_alive():
             self._is_given_up = True
-            log.warning("tracking is not done after %g s; the rest of it is given up", FINISH_TIMEOUT_S)
+            log.warning("tracking is not done after %g s; the rest of it is given up", timeout_s)
 
     def _work(self) -> None:
         """Does what was handed over. A tracker's own fault must neither stop training nor vanish."""

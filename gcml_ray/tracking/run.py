@@ -43,6 +43,10 @@ _MAX_PENDING = 200_000  # metrics kept while the server is away, about 50 MB
 class Tracker(Protocol):
     """Where the driver sends what it knows about a run."""
 
+    @property
+    def is_reached(self) -> bool:
+        """Whether anything has arrived there."""
+
     def start(self, config: Config) -> None:
         """Begin, or go on with, the run of a federation; a new database takes seconds."""
 
@@ -67,6 +71,8 @@ class Tracker(Protocol):
 
 class NullTracker:
     """Tracks nothing."""
+
+    is_reached = True
 
     def start(self, config: Config) -> None:
         """Do nothing."""
@@ -142,6 +148,11 @@ class MlflowTracker:
         self._resumed_id: str | None = None
         self._pending: dict[str, _Pending] = {}
         self._reports: dict[tuple[str, str, str], EvaluationReport] = {}
+
+    @property
+    def is_reached(self) -> bool:
+        """See :class:`Tracker`."""
+        return bool(self._experiment_id)
 
     def start(self, config: Config) -> None:
         """Begin the run, or go on with the one that ``tracking.json`` names."""

@@ -12,7 +12,10 @@ log = logging.getLogger(__name__)
 
 
 def read_run_id(file: Path, *, uri: str) -> str | None:
-    """The run that an earlier process wrote down; None where it tracked elsewhere than to ``uri``."""
+    """The run that an earlier process wrote down.
+
+    None where it was tracked elsewhere than to ``uri``, and where the folder is a copy of one that is still there.
+    """
     try:
         recorded = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
@@ -21,10 +24,16 @@ def read_run_id(file: Path, *, uri: str) -> str | None:
         log.warning("%s cannot be read (%s): a new MLflow run begins", file, error)
         return None
     is_record = isinstance(recorded, dict) and isinstance(recorded.get("run_id"), str)
-    return recorded["run_id"] if is_record and recorded.get("uri") == uri else None
+    if not is_record or recorded.get("uri") != uri:
+        return None
+    home = Path(str(recorded.get("folder", file.parent)))
+    if home.resolve() != file.parent.resolve() and (home / file.name).is_file():
+        log.warning("%s is a copy of %s, which keeps its MLflow run: a new one begins", file.parent, home)
+        return None
+    return str(recorded["run_id"])
 
 
 def write_run_id(file: Path, *, uri: str, experiment_id: str, run_id: str) -> None:
     """Writes it in one step."""
-    names = {"uri": uri, "experiment_id": experiment_id, "run_id": run_id}
+    names = {"uri": uri, "experiment_id": experiment_id, "run_id": run_id, "folder": str(file.parent.resolve())}
     replace_file(file, json.dumps(names, indent=2) + "\n")

@@ -14,6 +14,7 @@ import pytest
 
 from actors.attendance import Attendance, request
 from gcml_ray.config import SERVER, Config
+from gcml_ray.console.summary import lost_words
 from gcml_ray.errors import CheckpointError, ConfigError, SiteError
 from gcml_ray.files.run_folder import RunFolder, RunState
 from gcml_ray.records import RoundRecord, SiteInfo
@@ -112,6 +113,51 @@ def test_request_to_a_run_that_is_over_is_refused(tmp_path: Path) -> None:
     run_locally(fake_config(tmp_path))
     with pytest.raises(ConfigError, match="has finished: nobody joins or leaves any more"):
         request(tmp_path / "run", "add", "A")
+
+
+def test_request_that_comes_when_all_rounds_are_over_is_put_aside_and_changes_no_result(tmp_path: Path) -> None:
+    """One after the last round, and one that came in the test, when the driver looked for none any more."""
+    folder, config = tmp_path / "run", fake_config(tmp_path)
+    assert run_locally(config, listener=ask(folder, {4: ("remove", "A")})).summary.dropped == {}
+    (folder / "requests" / "9.json").write_text(json.dumps({"wish": "remove", "site": "C"}))
+    again = run_locally(config, resume=True)
+    assert {report.site for report in again.summary.evaluations} == set("ABC")
+    assert again.folder.read_state().last_complete_round == 4
+    assert {path.suffix for path in (folder / "requests").iterdir()} == {".refused"}
+
+
+def test_site_that_a_finished_run_has_lost_can_be_added_to_its_test(tmp_path: Path) -> None:
+    config = fake_config(tmp_path, federation={"rounds": 6})
+    broken = [Fault("B", number, "train", "raise") for number in (3, 4, 5)]
+    run = run_locally(config, *broken)
+    assert {report.site for report in run.summary.evaluations} == set("AC")
+    assert "LOST         B is in no result: train, raised" in lost_words(run.summary.dropped, tmp_path / "run")
+    request(tmp_path / "run", "add", "B")
+    again = run_locally(config, resume=True)
+    assert {report.site: report.round_number for report in again.summary.evaluations} == {"A": 6, "B": 2, "C": 6}
+    assert (again.summary.dropped, again.trained("B")) == ({}, [])
+    assert list((tmp_path / "run" / "requests").iterdir()) == []
+    assert again.folder.read_state().last_complete_round == 6
+
+
+def test_site_of_a_failed_run_whose_checkpoints_are_gone_can_be_left_out(tmp_path: Path) -> None:
+    config = fake_config(tmp_path, federation={"rounds": 6})
+    run_locally(config, *(Fault(site, number, "train", "raise") for site in "ABC" for number in (2, 3, 4)))
+    shutil.rmtree(tmp_path / "run" / "checkpoints" / "B")
+    request(tmp_path / "run", "remove", "B")
+    resumed = run_locally(config, resume=True)
+    assert (resumed.summary.status, list(resumed.summary.dropped)) == ("finished", ["B"])
+    assert resumed.trained("A") == [2, 3, 4, 5, 6]
+
+
+def test_rounds_that_are_done_stay_done_when_the_sites_that_did_them_leave(tmp_path: Path) -> None:
+    """B is at its checkpoint of round 1 when the others, which are at round 3, leave."""
+    broken = [Fault("B", number, "train", "raise") for number in (2, 3)]
+    listener = ask(tmp_path / "run", {3: [("remove", "A"), ("remove", "C")]}, stop_after=4)
+    config = fake_config(tmp_path, federation={"rounds": 6})
+    assert run_locally(config, *broken, listener=listener).folder.read_state().last_complete_round == 4
+    resumed = run_locally(config, resume=True)
+    assert [record.plan.round_number for record in resumed.folder.rounds()] == [1, 2, 3, 4, 5, 6]
 
 
 # --- a run that goes on ------------------------------------------------------------------------
@@ -262,6 +308,7 @@ def test_datalist_that_cannot_be_read_any_more_keeps_a_site_out_but_ends_no_run(
     config = fake_config(tmp_path, federation={"sites": sites, "schedule": schedule})
     run = run_locally(config, listener=RecordingListener(on_end=spoil))
     assert sites_of_rounds(run) == ["AC"] * 4
+    assert [why[:27] for why in run.summary.dropped.values()] == ["did not join before round 3"] * len(schedule)
 
 
 @dataclass

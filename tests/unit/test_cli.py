@@ -3,6 +3,7 @@
 import importlib.metadata
 import os
 import signal
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -142,3 +143,17 @@ def test_demo_ends_with_a_table_and_a_verdict_and_predicts(
     assert "already holds a run" in capsys.readouterr().err
     assert gcml(monkeypatch, "run", "--resume", str(run)) == 0
     assert "Personalised models on each site's own test cases" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("closed", [">&-", "2>&-", "<&-", "<&- >&- 2>&-"])
+def test_streams_that_are_closed_end_no_command(tmp_path: Path, closed: str) -> None:
+    """As under a supervisor that starts a program without them. Ray fails where there is no stderr."""
+    script = (
+        "import sys, pathlib; from gcml_ray.cli import main; main._open_closed_streams(); print('x');"
+        "print('y', file=sys.stderr); sys.stdin.read(); pathlib.Path('done').touch()"
+    )
+    started = f'exec "$0" -c "$1" {closed}'
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    command = ["/bin/sh", "-c", started, sys.executable, script]
+    subprocess.run(command, cwd=tmp_path, env=environment, stdin=subprocess.DEVNULL, timeout=120, check=True)  # noqa: S603
+    assert (tmp_path / "done").exists()

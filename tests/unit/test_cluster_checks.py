@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import gc
+import sys
 import weakref
 from typing import Any
 
@@ -144,6 +145,32 @@ def test_sites_that_share_an_actor_need_its_room_once() -> None:
 def test_federations_at_once_are_counted_in_actors() -> None:
     """Three sites in two actors: four CPUs hold two such federations."""
     assert num_that_fit(resources(sites_per_actor=2), SITES, [node(4)]) == 2
+
+
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        (Exception("The current node timed out"), "here: The current node timed out.*overloaded.*needs no Ray"),
+        (OSError("AF_UNIX path too long"), "set RAY_TMPDIR to a shorter folder"),
+        (FileNotFoundError(2, "No such file", "/nowhere/.ray/token"), "set HOME to a folder that this user can write"),
+    ],
+)
+def test_cluster_that_does_not_start_is_one_error_with_a_remedy(
+    monkeypatch: pytest.MonkeyPatch, fault: Exception, words: str
+) -> None:
+    def fail(*_: Any, **__: Any) -> None:
+        raise fault
+
+    monkeypatch.setattr(cluster.ray, "init", fail)
+    with pytest.raises(ClusterError, match=f"(?s){words}"), connected(resources(address="local")):
+        pass
+
+
+def test_termination_while_ray_starts_is_a_stop(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray answers SIGTERM with sys.exit(15) for as long as it holds the signal."""
+    monkeypatch.setattr(cluster.ray, "init", lambda *_, **__: sys.exit(15))
+    with pytest.raises(KeyboardInterrupt), connected(resources(address="local")):
+        pass
 
 
 def test_no_garbage_is_collected_while_ray_shuts_down(monkeypatch: pytest.MonkeyPatch) -> None:

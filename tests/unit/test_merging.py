@@ -13,7 +13,7 @@ from gcml_ray.methods.merging import merge_after, merge_before, own_share_by_sco
 from gcml_ray.methods.rounds import IncomingModel, RoundContext, RoundResult
 from gcml_ray.model.learner import Learner
 from gcml_ray.model.precision import Precision
-from gcml_ray.model.weights import Snapshot
+from gcml_ray.model.weights import FlatModel, Snapshot
 
 BEFORE, LOCAL, INCOMING = 0.0, 1.0, 3.0
 PRECISION = Precision("cpu", "none")
@@ -97,6 +97,16 @@ def test_share_by_score_is_the_own_part_of_the_sum(own: float, other: float, sha
 
 
 # --- before --------------------------------------------------------------------------------------
+
+
+def test_a_restored_model_has_its_counters_back() -> None:
+    """BatchNorm without a momentum weighs each batch by how many it has seen."""
+    model = FlatModel(nn.Sequential(nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2, momentum=None)), send_buffers=True)
+    before = model.snapshot()
+    model.module(torch.ones(1, 1, 4, 4))
+    assert {name: int(counter) for name, counter in model.counters().items()} == {"1.num_batches_tracked": 1}
+    model.restore(before)
+    assert {name: int(counter) for name, counter in model.counters().items()} == {"1.num_batches_tracked": 0}
 
 
 def test_merge_first_none_changes_nothing_and_scores_nothing() -> None:

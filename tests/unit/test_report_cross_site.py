@@ -9,7 +9,6 @@ from gcml_ray.errors import DataError
 from gcml_ray.files.run_folder import RunFolder
 from gcml_ray.prediction.averages import cross_site_dice
 from gcml_ray.records import CaseScore
-from gcml_ray.report.axes import in_order
 from gcml_ray.report.cross_site import plot_cross_site, plot_cross_site_by_method
 
 
@@ -45,7 +44,3 @@ def test_only_methods_that_were_scored_across_sites_get_a_map(tmp_path: Path) ->
     assert not plot_cross_site_by_method({"local": [()]}, path)
     assert plot_cross_site_by_method({"local": [()], "gcml": [MATRIX, ()]}, path)
     assert path.stat().st_size > 5000
-
-
-def test_sites_stand_in_the_order_of_their_names() -> None:
-    assert in_order({"site10", "site2", "west", "east", "B"}) == ("B", "east", "site2", "site10", "west")

@@ -25,13 +25,14 @@ from gcml_ray.errors import DataError
 from gcml_ray.files.run_folder import RunFolder, RunState
 from gcml_ray.records import CaseScore, Judgement, PushReceipt, RoundRecord, SiteFailure
 from gcml_ray.report.page.gossip_charts import gossip_graph, push_map
-from gcml_ray.report.page.parts import chart_text, points
-from gcml_ray.report.page.records import natural_order, read_run, site_dice
+from gcml_ray.report.page.parts import chart_text
+from gcml_ray.report.page.records import read_run, site_dice
 from gcml_ray.report.page.run import FAILURES, text_without_secrets
 from gcml_ray.report.page.run_charts import WAITING, stage_seconds
 from gcml_ray.report.page.summary import METHODS
 from gcml_ray.report.page.write import write_report
 from gcml_ray.report.regions import _compare, draw_regions
+from gcml_ray.report.words import natural_order, points
 from tests.made_up_run import made_up_config, made_up_round
 from tests.model_files import write_run
 from tests.report_runs import SITES, make_run, without_pushes

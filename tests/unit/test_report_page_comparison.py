@@ -32,7 +32,7 @@ def make_comparison(path: Path) -> Path:
 
 def test_comparison_ranks_methods_and_names_what_is_missing(tmp_path: Path) -> None:
     page = write_report(make_comparison(tmp_path / "runs"), with_regions=False).read_text(encoding="utf-8")
-    assert "gcml reaches the highest mean Dice" in page
+    assert "gcml has the highest mean Dice" in page
     assert "local: " in page
     assert "-10.0 Dice points against gcml" in page
     assert "Not tested yet, and so not in the tables: local (seed 1)" in page

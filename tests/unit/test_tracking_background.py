@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from gcml_ray.records import SiteInfo
+from gcml_ray.tracking import background
 from gcml_ray.tracking.background import BackgroundTracker
 from gcml_ray.tracking.run import NullTracker
 
@@ -49,6 +50,22 @@ def test_a_failing_tracker_is_said_and_the_rest_goes_on(caplog: pytest.LogCaptur
     tracker.finish("stopped")
     assert slow.seen == ["sites", "stopped"]
     assert "tracking failed: OSError: disk full" in caplog.messages
+
+
+def test_a_place_where_nothing_ever_arrived_is_not_waited_for_as_long(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(background, "SILENT_TIMEOUT_S", 0.2)
+    slow = SlowTracker()
+    slow.is_reached = False
+    tracker = BackgroundTracker(slow)
+    tracker.log_sites([])
+    tracker.finish("finished")
+    assert caplog.messages == [
+        "waiting for tracking (MLflow) to take what is left, at most 0.2 s",
+        "tracking is not done after 0.2 s; the rest of it is given up",
+    ]
+    slow.go.set()
 
 
 def test_what_was_given_up_does_not_keep_the_process_from_ending() -> None:

@@ -21,7 +21,7 @@ from gcml_ray.files.log_file import logged_to
 from gcml_ray.tracking.client import connect_to, reason
 from gcml_ray.tracking.metrics import federation_metrics, site_metrics, training_metrics
 from gcml_ray.tracking.run import MlflowTracker
-from gcml_ray.tracking.run_ids import read_run_id
+from gcml_ray.tracking.run_ids import read_run_id, write_run_id
 from tests.made_up_run import made_up_config, made_up_evaluation, made_up_infos, made_up_round
 from tests.unit.test_tracking import SITES, make_report, make_round
 
@@ -179,6 +179,21 @@ def test_files_that_were_not_sent_are_told(tmp_path: Path, caplog: pytest.LogCap
 def test_damaged_ids_of_a_run_begin_a_new_one(tmp_path: Path, content: str) -> None:
     (tmp_path / "tracking.json").write_text(content)
     assert read_run_id(tmp_path / "tracking.json", uri="sqlite:///a.db") is None
+
+
+def test_a_copy_of_a_run_folder_does_not_write_into_the_run_of_the_original(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    first, copy, moved = (tmp_path / name / "tracking.json" for name in ("first", "copy", "moved"))
+    for file in (first, copy, moved):
+        file.parent.mkdir()
+    write_run_id(first, uri="u", experiment_id="1", run_id="7")
+    copy.write_text(first.read_text())
+    assert read_run_id(first, uri="u") == "7"
+    assert read_run_id(copy, uri="u") is None
+    assert f"{copy.parent} is a copy of {first.parent}, which keeps its MLflow run" in caplog.text
+    first.rename(moved)
+    assert read_run_id(moved, uri="u") == "7"
 
 
 def test_a_failure_is_one_line_that_names_the_fault_at_the_bottom(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,7 +25,7 @@ from gcml_ray.report.page.comparison_charts import (
 )
 from gcml_ray.report.page.exchange import cross_site_section, gossip_section, regions_section
 from gcml_ray.report.page.gossip_charts import gain_map
-from gcml_ray.report.page.parts import Block, Figures, Folded, Page, Pictures, Section, Table, Words, points
+from gcml_ray.report.page.parts import Block, Figures, Folded, Page, Pictures, Section, Table, Words
 from gcml_ray.report.page.records import RunRecords, faults_notice, read_run
 from gcml_ray.report.page.run import (
     FAILURES,
@@ -35,6 +35,7 @@ from gcml_ray.report.page.run import (
 )
 from gcml_ray.report.page.run_charts import stage_chart, stage_seconds
 from gcml_ray.report.page.summary import METHODS, in_words
+from gcml_ray.report.words import points
 from gcml_ray.tracking.metrics import flat_params
 from gcml_ray.wording import count, number, probability
 

@@ -18,9 +18,10 @@ from gcml_ray.comparison.cells import (
 )
 from gcml_ray.comparison.table import label
 from gcml_ray.prediction.averages import mean
-from gcml_ray.report.page.parts import COLOURS, Chart, chart_text, looks, megabytes, new_figure, points, whole_numbers
-from gcml_ray.report.page.records import RunRecords, validation_series
+from gcml_ray.report.page.parts import COLOURS, Chart, chart_text, looks, new_figure, whole_numbers
+from gcml_ray.report.page.records import RunRecords
 from gcml_ray.report.page.run_charts import MANY_POINTS, distribution_chart
+from gcml_ray.report.words import megabytes, points, validation_series
 from gcml_ray.wording import number
 
 

@@ -17,9 +17,10 @@ from gcml_ray.report.page.gossip_charts import (
     push_map,
     traffic_by_round,
 )
-from gcml_ray.report.page.parts import Block, Picture, Pictures, Section, Words, picture_uri, points
+from gcml_ray.report.page.parts import Block, Picture, Pictures, Section, Words, picture_uri
 from gcml_ray.report.page.records import RunRecords
 from gcml_ray.report.page.run_charts import region_shares
+from gcml_ray.report.words import points
 from gcml_ray.wording import count
 
 

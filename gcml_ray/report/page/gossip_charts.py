@@ -16,12 +16,11 @@ from gcml_ray.report.page.parts import (
     chart_text,
     hatched,
     looks,
-    megabytes,
     new_figure,
-    points,
     whole_numbers,
 )
-from gcml_ray.report.page.records import RunRecords, natural_order
+from gcml_ray.report.page.records import RunRecords
+from gcml_ray.report.words import megabytes, natural_order, points
 from gcml_ray.wording import count, number
 
 ARROW, REFUSED = "#7F7F7F", COLOURS[1]

@@ -9,7 +9,6 @@ from __future__ import annotations
 import base64
 import html
 import io
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -203,21 +202,6 @@ def whole_numbers(figure: go.Figure, last: int) -> None:
 def chart_text(text: str) -> str:
     """A user's text for a chart: plotly would read ``<b>`` as bold."""
     return html.escape(text, quote=False)
-
-
-def points(value: float) -> str:
-    """A difference of Dice in points (hundredths)."""
-    return "-" if math.isnan(value) else f"{round(100 * value, 1) + 0.0:+.1f}"  # + 0.0: no minus before a zero
-
-
-def megabytes(size_bytes: float) -> str:
-    """A size to read."""
-    size = size_bytes / 1e6
-    if 0 < size < 1:
-        return f"{1e3 * size:.3g} kB"
-    if size >= 10_000:
-        return f"{size / 1e3:,.1f} GB"
-    return f"{size:,.0f} MB" if size >= 100 else f"{size:.3g} MB"
 
 
 def picture_uri(source: Path | BinaryIO) -> str:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,13 +11,7 @@ from gcml_ray.config.file import load_config
 from gcml_ray.files.run_folder import RunFolder, RunState
 from gcml_ray.prediction.averages import mean
 from gcml_ray.records import BEFORE_GOSSIP, ENSEMBLE, PERSONALISED, SHARED, CaseScore, RoundRecord
-
-MODELS = {  # as a table or legend names them
-    PERSONALISED: "personalised",
-    BEFORE_GOSSIP: "before gossip",
-    SHARED: "shared model",
-    ENSEMBLE: "with its peers",
-}
+from gcml_ray.report.words import natural_order
 
 
 @dataclass(frozen=True)
@@ -52,7 +45,7 @@ class RunRecords:
 
     @property
     def models(self) -> tuple[str, ...]:
-        """The models that were tested, in the order of :data:`MODELS`."""
+        """The models that were tested, the personalised one last."""
         found = {score.model for score in self.scores}
         return tuple(model for model in (BEFORE_GOSSIP, SHARED, ENSEMBLE, PERSONALISED) if model in found)
 
@@ -82,18 +75,6 @@ def read_run(path: Path) -> RunRecords:
     )
 
 
-def natural_order(names: Iterable[str]) -> tuple[str, ...]:
-    """``site2`` before ``site10``."""
-    return tuple(
-        sorted(
-            names,
-            key=lambda name: [
-                (not part.isdecimal(), part.zfill(9) if part.isdecimal() else part) for part in re.split(r"(\d+)", name)
-            ],
-        )
-    )
-
-
 def site_dice(scores: Sequence[CaseScore], model: str) -> dict[str, float]:
     """Mean Dice over cases and classes, by site."""
     by_site: dict[str, list[float]] = {}
@@ -101,13 +82,3 @@ def site_dice(scores: Sequence[CaseScore], model: str) -> dict[str, float]:
         if score.model == model:
             by_site.setdefault(score.site, []).append(score.dice)
     return {site: mean(by_site[site]) for site in natural_order(by_site)}
-
-
-def validation_series(rounds: Sequence[RoundRecord], site: str) -> dict[int, float]:
-    """A site's validation Dice by round, where it was scored."""
-    return {
-        record.plan.round_number: report.validation_dice
-        for record in rounds
-        for report in record.trained
-        if report.site == site and report.validation_dice is not None
-    }

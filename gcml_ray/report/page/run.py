@@ -22,9 +22,8 @@ from gcml_ray.report.page.parts import (
     Table,
     Words,
     picture_uri,
-    points,
 )
-from gcml_ray.report.page.records import MODELS, RunRecords, faults_notice, site_dice, validation_series
+from gcml_ray.report.page.records import RunRecords, faults_notice, site_dice
 from gcml_ray.report.page.run_charts import (
     case_distribution,
     class_means,
@@ -33,6 +32,7 @@ from gcml_ray.report.page.run_charts import (
     time_by_stage,
 )
 from gcml_ray.report.page.summary import METHODS, summary_section
+from gcml_ray.report.words import MODELS, points, validation_series
 from gcml_ray.wording import count, number
 
 PATIENTS = (

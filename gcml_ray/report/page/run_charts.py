@@ -12,10 +12,10 @@ import plotly.graph_objects as go
 from gcml_ray.prediction.averages import case_dice, mean
 from gcml_ray.records import BEFORE_GOSSIP, ENSEMBLE, PERSONALISED, SHARED, CaseScore, RoundRecord
 from gcml_ray.report.page.parts import Chart, chart_text, hatched, look, looks, new_figure, whole_numbers
-from gcml_ray.report.page.records import MODELS, RunRecords, natural_order, validation_series
+from gcml_ray.report.page.records import RunRecords
+from gcml_ray.report.words import MODELS, PHASES, natural_order, validation_series
 from gcml_ray.wording import number
 
-PHASES = {"warmup": "warm-up", "exchange": "exchange", "cooldown": "cool-down"}
 STAGES = {
     "train": "training",
     "judge": "checking what came in",

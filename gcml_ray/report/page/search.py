@@ -9,13 +9,13 @@ from statistics import fmean, stdev
 
 from gcml_ray.report.page.parts import Block, Figures, Folded, Page, Section, Table, Words
 from gcml_ray.report.page.search_charts import (
-    AXES,
     dice_by_traffic,
     learning_curves,
     objective_by_trial,
     parallel_coordinates,
     what_mattered,
 )
+from gcml_ray.report.words import OBJECTIVES
 from gcml_ray.search.effects import Effect, compared_round, describe, effects
 from gcml_ray.search.folder import read_final, read_search_record
 from gcml_ray.search.records import FinalRecord, SearchRecord, TrialRecord, describe_params, format_value, mean_dices
@@ -159,7 +159,7 @@ def _scores(trial: TrialRecord) -> tuple[str, str, str]:
 
 def _curves(search: SearchRecord) -> Section:
     cut = sum(trial.status == "cut" for trial in search.trials)
-    lead = f"The {AXES[search.objective]} of each trial by round, the best so far of each site."
+    lead = f"The {OBJECTIVES[search.objective]} of each trial by round, the best so far of each site."
     if cut:
         lead += f" The scheduler cut {count(cut, 'trial')} (crosses), which were behind others at the same round."
     return Section("curves", "Learning curves", lead, (learning_curves(search),))

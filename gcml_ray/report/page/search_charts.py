@@ -11,6 +11,7 @@ from typing import Any
 from plotly.colors import sample_colorscale
 
 from gcml_ray.report.page.parts import COLOURS, Chart, chart_text, hatched, look, new_figure, whole_numbers
+from gcml_ray.report.words import OBJECTIVES
 from gcml_ray.search.effects import Effect, comparable, compared_round, value_at
 from gcml_ray.search.records import SearchRecord, TrialRecord, describe_params, format_value
 
@@ -23,17 +24,11 @@ ENDINGS = {
     "failed": (6, "triangle-down", "failed"),
 }
 SHADES = [[0, "#B9C4CC"], [0.5, COLOURS[5]], [1, COLOURS[0]]]  # from the worst trial to the best
-AXES = {
-    "mean_dice": "validation Dice, mean of sites",
-    "worst_dice": "validation Dice, worst site",
-    "dice_per_megabyte": "validation Dice / (1 + MB a site)",
-    "dice_and_megabytes": "validation Dice, mean of sites",
-}
 
 
 def objective_by_trial(search: SearchRecord) -> Chart:
     """Objective of every trial by its number, and the best finished one so far as a line."""
-    figure = new_figure(height=400, x_title="trial", y_title=AXES[search.objective])
+    figure = new_figure(height=400, x_title="trial", y_title=OBJECTIVES[search.objective])
     trials = [trial for trial in search.trials if trial.points]
     for status, (index, symbol, words) in ENDINGS.items():
         own = [trial for trial in trials if trial.status == status]
@@ -70,7 +65,7 @@ def _add_own_values(figure: Any, search: SearchRecord) -> None:
 
 def learning_curves(search: SearchRecord) -> Chart:
     """The objective by round of every trial; a cross where the scheduler cut it, the best one thick."""
-    figure = new_figure(height=440, x_title="round", y_title=AXES[search.objective])
+    figure = new_figure(height=440, x_title="round", y_title=OBJECTIVES[search.objective])
     best, named = search.best, set()
     for trial in search.trials:
         if not trial.points or trial.status not in ENDINGS:
@@ -198,7 +193,7 @@ def dice_by_traffic(search: SearchRecord) -> Chart | None:
     finished = [trial for trial in search.trials if trial.status == "finished" and trial.points]
     if not finished:
         return None
-    figure = new_figure(height=400, x_title="megabytes sent by all sites", y_title=AXES["mean_dice"])
+    figure = new_figure(height=400, x_title="megabytes sent by all sites", y_title=OBJECTIVES["mean_dice"])
     front = sorted(search.front, key=lambda trial: trial.points[-1].megabytes)
     figure.add_scatter(
         x=[trial.points[-1].megabytes for trial in front], y=[trial.points[-1].mean_dice for trial in front],

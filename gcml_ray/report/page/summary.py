@@ -9,9 +9,10 @@ from gcml_ray.config import POOLED, has_peers, has_server
 from gcml_ray.console.summary import judged_counts
 from gcml_ray.prediction.averages import case_dice, mean, mean_change
 from gcml_ray.records import BEFORE_GOSSIP, PERSONALISED
-from gcml_ray.report.page.parts import Block, Figures, Section, Words, megabytes, points
+from gcml_ray.report.page.parts import Block, Figures, Section, Words
 from gcml_ray.report.page.records import RunRecords, site_dice
 from gcml_ray.report.page.run_charts import describe_phases
+from gcml_ray.report.words import megabytes, points
 from gcml_ray.wording import count, duration, in_shell, number
 
 METHODS = {
