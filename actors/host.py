@@ -141,9 +141,9 @@ class Seating:
 
     def seat_all(self, sites: Sequence[str]) -> int:
         """Seats sites that start together; returns the number of processes."""
-        guests = [site for site in sites if site != SERVER]
-        self._rows = [set() for _ in range(self._resources.num_actors(len(guests)))]
-        for index, site in enumerate(guests):
+        seated = [site for site in sites if site != SERVER]
+        self._rows = [set() for _ in range(self._resources.num_actors(len(seated)))]
+        for index, site in enumerate(seated):
             self._rows[index % len(self._rows)].add(site)
         return len(self._rows)
 

@@ -32,17 +32,18 @@ from gcml_ray.prediction.inference import logits_by, predict_labels
 from gcml_ray.prediction.predict import load_model
 from gcml_ray.records import RoundRecord
 from gcml_ray.report.axes import empty_figure, save_figure
-from gcml_ray.report.overlays import (
+from gcml_ray.report.slices import (
     PREDICTION_COLOUR,
     REFERENCE_COLOUR,
-    _axial,
-    _contour,
-    _crop,
-    _picture,
+    Mask,
+    axial,
     clearest_channel,
+    contour,
+    crop,
+    dark_legend,
+    picture,
 )
 
-Mask = NDArray[np.bool_]
 MAX_CASES = 3  # looked at before one without any structure is shown
 PULL, PUSH = "#0072B2", "#D55E00"
 PULL_HATCH, PUSH_HATCH = "//", "xx"
@@ -176,8 +177,8 @@ def _slice(volume: _Compared) -> _Compared:
         areas = np.stack([part[0].sum(axis=(0, 1)) for part in (pull, push)])
         both = areas.min(axis=0)
         index = int(both.argmax() if both.any() else areas.sum(axis=0).argmax())
-        parts = [_axial(part, index) for part in parts]
-    rows, columns = _crop(parts[4][0] | parts[5][0])
+        parts = [axial(part, index) for part in parts]
+    rows, columns = crop(parts[4][0] | parts[5][0])
     image, truths, learner, peer, pull, push = [part[:, rows, columns] for part in parts]
     return _Compared(image, truths, learner, peer, pull[0], push[0])
 
@@ -190,16 +191,16 @@ def _draw(compared: _Compared, site: str, peer: str) -> bytes:
     figure = empty_figure(8.0, 8.9)
     panels: list[Axes] = list(figure.subplots(2, 2).flat)
     titles = ("the expert's outline", f"{site}'s model", f"{peer}'s model", "R+ and R\u2212")
-    picture = _picture(compared.image)
+    shown = picture(compared.image)
     for axes, title in zip(panels, titles, strict=True):
-        axes.imshow(picture, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
+        axes.imshow(shown, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
         axes.set_title(title, fontsize=11, parse_math=False)
         axes.set_axis_off()
     for axes, masks in zip(panels, (None, compared.learner, compared.peer), strict=False):
         for truth in compared.truths:
-            _contour(axes, truth, REFERENCE_COLOUR, "solid")
+            contour(axes, truth, REFERENCE_COLOUR, "solid")
         for mask in masks if masks is not None else ():
-            _contour(axes, mask, PREDICTION_COLOUR, "dashed")
+            contour(axes, mask, PREDICTION_COLOUR, "dashed")
     _fill(panels[3], compared.pull, PULL, PULL_HATCH)
     _fill(panels[3], compared.push, PUSH, PUSH_HATCH)
     handles = [
@@ -208,10 +209,7 @@ def _draw(compared: _Compared, site: str, peer: str) -> bytes:
         Patch(facecolor=PULL, edgecolor="white", hatch=PULL_HATCH, label="R+: peer right, pull"),
         Patch(facecolor=PUSH, edgecolor="white", hatch=PUSH_HATCH, label="R\u2212: peer wrong, push"),
     ]
-    legend = figure.legend(handles=handles, loc="outside lower center", ncols=2, fontsize=11, handlelength=3)
-    legend.get_frame().set(facecolor="0.25", edgecolor="none")
-    for text in legend.get_texts():
-        text.set_color("white")
+    dark_legend(figure, handles, fontsize=11)
     buffer = io.BytesIO()
     save_figure(figure, buffer, dpi=110)
     return buffer.getvalue()

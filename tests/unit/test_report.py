@@ -14,8 +14,9 @@ from PIL import Image
 from gcml_ray.errors import DataError
 from gcml_ray.files.run_folder import RunFolder
 from gcml_ray.records import CaseScore, SiteFailure
-from gcml_ray.report.overlays import clearest_channel, draw_overlay
+from gcml_ray.report.overlays import draw_overlay
 from gcml_ray.report.run import plot_dice_by_round, plot_gossip_graph, plot_losses, plot_test_dice, write_plots
+from gcml_ray.report.slices import clearest_channel
 from tests.made_up_run import made_up_run
 
 ALL = ["dice_by_round.png", "losses.png", "gossip_graph.png", "test_dice.png"]

@@ -20,7 +20,6 @@ STAGES = {
     "train": "training",
     "judge": "checking what came in",
     "merge": "merging models",
-    "adopt": "taking the server's model",
     "validate": "validation",
     "checkpoint": "saving",
 }
