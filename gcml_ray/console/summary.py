@@ -198,7 +198,8 @@ def lost_words(dropped: Mapping[str, str], folder: Path) -> str:
     if not lost:
         return ""
     lines = [f"LOST         {site} is in no result: {reason}" for site, reason in lost.items()]
-    how = f"gcml site add {in_shell(folder)} SITE, then gcml run --resume {in_shell(folder)}"
+    site = in_shell(next(iter(lost))) if len(lost) == 1 else "SITE"
+    how = f"gcml site add {in_shell(folder)} {site}, then gcml run --resume {in_shell(folder)}"
     return "\n".join([*lines, f"             to test what it had learnt, once it works again: {how}"])
 
 
