@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import logging
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Literal
@@ -46,8 +46,8 @@ def request(folder: Path, wish: Wish, site: str) -> Path:
     run = RunFolder.open(folder)
     if run.state_file.exists():
         state = run.read_state()
-        if state.status == "finished" and not (wish == "add" and site in _lost_sites(state)):
-            raise ConfigError(f"the run in {folder} has finished: nobody joins or leaves any more")
+        if state.status == "finished":
+            _check_late_request(run, state, wish, site)
         known = {*state.alive, *state.site_rounds, *state.dropped}
         if wish == "remove" and site not in known:
             raise ConfigError(f"site {site} takes no part in the run in {folder}; its sites are {sorted(known)}")
@@ -56,11 +56,12 @@ def request(folder: Path, wish: Wish, site: str) -> Path:
     return path
 
 
-def _lost_sites(state: RunState) -> list[str]:
-    """Sites that were given up, but not those that left on purpose, and have a checkpoint to go on from."""
-    return [
-        site for site, why in state.dropped.items() if not why.startswith(LEFT) and state.site_rounds.get(site, 0) > 0
-    ]
+def _check_late_request(run: RunFolder, state: RunState, wish: Wish, site: str) -> None:
+    """All that a finished run can still do is to test a site that it has lost."""
+    if wish == "remove" or site not in state.lost:
+        raise ConfigError(f"the run in {run.path} has finished: nobody joins or leaves any more")
+    if not state.site_rounds.get(site):
+        raise ConfigError(f"the run in {run.path} has finished, and site {site} has no checkpoint that could be tested")
 
 
 def _requests(folder: RunFolder) -> Path:
@@ -77,6 +78,7 @@ class Attendance:
 
     Attributes:
         followed: the round up to which the schedule was followed.
+        settled: sites whose pending requests the start of a resumed run has followed.
     """
 
     def __init__(self, config: Config, folder: RunFolder, roster: Roster) -> None:
@@ -84,26 +86,27 @@ class Attendance:
         self.folder = folder
         self.roster = roster
         self.followed = 0
+        self.settled: set[str] = set()
 
     def at_start(self, sites: Sequence[str], resume: RunState | None) -> list[str]:
-        """Sites to start with. On a resume: those of the saved state, with two exceptions.
+        """Sites to start with. On a resume: those of the saved state, with three exceptions.
 
         Sites that the schedule lets join after the round resumed from are left out: they will join again there. So are
-        sites that a pending request removes, as they may be unable to start. A run that has finished is tested with all
-        its sites, and with those it had lost that a request brings back.
+        sites that a pending request removes, as they may be unable to start. Where all rounds are over and a test is
+        all that is left, lost sites that a request adds are there for it.
         """
         if resume is None:
             return [site for site in sites if self._joins(site) <= 1]
+        wishes = self._newest_wishes()
         back: list[str] = []
-        if resume.status == "finished":
-            wishes = self._newest_wishes()
-            back = [site for site in _lost_sites(resume) if wishes.get(site) == "add"]
-            for site in back:
-                del self.roster.dropped[site]
-            self.refuse_requests("all rounds are over", but_of=back)
-        else:
-            for site in self._asked_to_leave(resume.alive or _lost_sites(resume)):
-                self.roster.dropped[site] = f"{LEFT} before the run went on, on request"
+        if are_rounds_over(self.config, resume):
+            back = [site for site in resume.lost if wishes.get(site) == "add" and resume.site_rounds.get(site)]
+        for site in back:
+            del self.roster.dropped[site]
+        leaving = [] if resume.status == "finished" else _asked_to_leave(wishes, resume.alive or resume.lost)
+        for site in leaving:
+            self.roster.dropped[site] = f"{LEFT} before the run went on, on request"
+        self.settled = {*back, *leaving}
         done = resume.last_complete_round
         self.followed = done if resume.followed is None else resume.followed
         first = {site for site in resume.alive if self._joins(site) <= max(1, done)}
@@ -135,14 +138,6 @@ class Attendance:
                 if entry.joins == number and not self._is_here(site):
                     self.roster.dropped[site] = f"did not join before round {number}: {error}"
 
-    def _asked_to_leave(self, alive: Sequence[str]) -> list[str]:
-        """Sites that pending requests remove, never the last one.
-
-        The requests themselves are carried out, or refused with a warning, before the first round.
-        """
-        leaving = [site for site, wish in self._newest_wishes().items() if wish == "remove" and site in alive]
-        return leaving[: len(alive) - 1]
-
     def _newest_wishes(self) -> dict[str, Wish]:
         """The newest pending request of each site, oldest first."""
         asked: dict[str, Wish] = {}
@@ -153,14 +148,14 @@ class Attendance:
                 asked[site] = wish
         return asked
 
-    def refuse_requests(self, why: str, *, but_of: Sequence[str] = ()) -> None:
-        """Puts pending requests aside, with a warning; those of some sites were followed."""
+    def close(self) -> None:
+        """All rounds are over: requests that the start has followed are done, all others put aside with a warning."""
         for path in sorted(_requests(self.folder).glob("*.json")):
             with suppress(*WRONG_REQUEST):
-                if _read_request(path)[1] in but_of:
+                if _read_request(path)[1] in self.settled:
                     path.unlink()
                     continue
-            _put_aside(path, why)
+            _put_aside(path, "all rounds are over")
 
     def _follow(self, path: Path, number: int) -> None:
         """Does what a request asks for, and says so; one that cannot be read, or followed, is put aside."""
@@ -208,6 +203,25 @@ class Attendance:
         if not self.roster.members.keys() - {site}:
             raise ConfigError(f"site {site} is the last one: stop the run instead")
         self.roster.drop(site, reason)
+
+
+def _asked_to_leave(wishes: Mapping[str, Wish], alive: Sequence[str]) -> list[str]:
+    """Sites that pending requests remove, never the last one.
+
+    Before the next round, if there is one, the requests themselves are carried out, or refused with a warning.
+    """
+    leaving = [site for site, wish in wishes.items() if wish == "remove" and site in alive]
+    return leaving[: len(alive) - 1]
+
+
+def are_rounds_over(config: Config, state: RunState) -> bool:
+    """Whether a run that is resumed has no round to train any more."""
+    rounds = config.federation.rounds
+    if state.status == "finished":  # also by its time limit
+        return True
+    if config.federation.mode == "sync":
+        return state.last_complete_round >= rounds
+    return bool(state.alive) and all(state.site_rounds.get(site, 0) >= rounds for site in state.alive)
 
 
 def _put_aside(path: Path, why: str) -> None:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from actors.async_rounds import AsyncRounds
-from actors.attendance import Attendance, check_schedule
+from actors.attendance import Attendance, are_rounds_over, check_schedule
 from actors.final_test import FinalTest
 from actors.listener import Listener
 from actors.roster import Roster
@@ -113,7 +113,7 @@ class Driver:
         self.last_record = 0
         self._resumable = 0
         self._written: RunState | None = None
-        self._seconds_before = 0.0  # of rounds before a resume; infinite if all rounds were over
+        self._seconds_before = 0.0  # of rounds before a resume
         self._rounds_began = 0.0
 
     # --- the run -----------------------------------------------------------------------------
@@ -141,18 +141,19 @@ class Driver:
         start_seconds = time.perf_counter() - began
         if resume:
             self._remember(done)
-            if resume.status == "finished":
-                self._seconds_before = float("inf")
         self._rounds_began = time.monotonic()
         self.last_record = self._resumable = done
         self.write_state("running")
-        rounds = self._make_rounds()
+        is_over = resume is not None and are_rounds_over(self.config, resume)
         try:
-            done = rounds.run(done)
-            status: RunOutcome = "failed" if not self.roster.members else "finished" if rounds.is_over else "stopped"
+            if not is_over:
+                rounds = self._make_rounds()
+                done = rounds.run(done)
+                is_over = rounds.is_over
+            status: RunOutcome = "failed" if not self.roster.members else "finished" if is_over else "stopped"
             final = FinalTest(self)
             if status == "finished":
-                self.attendance.refuse_requests("all rounds are over")
+                self.attendance.close()
             if test and status == "finished":
                 final.run(done)
         except KeyboardInterrupt:

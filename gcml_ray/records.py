@@ -267,7 +267,8 @@ class RoundRecord:
     def missed(self, site: str) -> bool:
         """Whether a site did not train in this round; without a barrier, whether its training failed."""
         failed = {failure.site for failure in self.failures if failure.stage == "train"}
-        return site in self.skipped or site in failed - {report.site for report in self.trained}
+        trained = {*(report.site for report in self.trained), *self.late}  # a late site's report comes later
+        return site in {*self.skipped, *failed} - trained
 
     @property
     def validation_dice(self) -> dict[str, float]:

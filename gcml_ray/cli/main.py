@@ -96,7 +96,7 @@ def _open_closed_streams() -> None:
     """Libraries write to streams that whoever started us may have closed."""
     if None in (sys.stdin, sys.stdout, sys.stderr):
         while (number := os.open(os.devnull, os.O_RDWR)) <= 2:  # takes the lowest that is free
-            pass
+            os.set_inheritable(number, True)
         os.close(number)
         sys.stdin = sys.stdin or open(0, encoding="utf-8")  # noqa: SIM115 - open as long as we run
         sys.stdout = sys.stdout or open(1, "w", encoding="utf-8")  # noqa: SIM115
@@ -145,8 +145,7 @@ def run(
     facts = run_facts(folder.rounds(), start_seconds=summary.start_seconds, chaos="; then ".join(folder.faults()))
     console.print(facts, highlight=False, markup=False)
     console.print(where_things_are(loaded), highlight=False, markup=False)
-    lost = lost_words(summary.dropped, folder.path)
-    if lost and summary.status == "finished":
+    if summary.status == "finished" and (lost := lost_words(folder.read_state(), folder.path)):
         console.print(lost, style="yellow", highlight=False, markup=False)
     _exit_for(summary, loaded)
 

@@ -11,9 +11,9 @@ from rich.table import Table
 
 from gcml_ray.config import Config
 from gcml_ray.config.methods import SERVER
-from gcml_ray.files.run_folder import MODEL_FILE
+from gcml_ray.files.run_folder import MODEL_FILE, RunState
 from gcml_ray.prediction.averages import mean, mean_change, mean_over
-from gcml_ray.records import BEFORE_GOSSIP, LEFT, PERSONALISED, CaseScore, EvaluationReport, RoundRecord
+from gcml_ray.records import BEFORE_GOSSIP, PERSONALISED, CaseScore, EvaluationReport, RoundRecord
 from gcml_ray.stopwatch import peak_memory_bytes
 from gcml_ray.tracking.client import how_to_open, tracking_uri
 from gcml_ray.wording import count, in_shell, number
@@ -192,15 +192,15 @@ def where_things_are(config: Config) -> str:
     return "\n".join(lines)
 
 
-def lost_words(dropped: Mapping[str, str], folder: Path) -> str:
-    """Which sites a run has lost, and how to test them all the same; empty where none, or all left on purpose."""
-    lost = {site: reason for site, reason in dropped.items() if not reason.startswith(LEFT)}
-    if not lost:
-        return ""
-    lines = [f"LOST         {site} is in no result: {reason}" for site, reason in lost.items()]
-    site = in_shell(next(iter(lost))) if len(lost) == 1 else "SITE"
-    how = f"gcml site add {in_shell(folder)} {site}, then gcml run --resume {in_shell(folder)}"
-    return "\n".join([*lines, f"             to test what it had learnt, once it works again: {how}"])
+def lost_words(state: RunState, folder: Path) -> str:
+    """Which sites a run has lost, and how to test those that have a checkpoint; empty where none was lost."""
+    lines = [f"LOST         {site} is in no result: {state.dropped[site]}" for site in state.lost]
+    testable = [in_shell(site) for site in state.lost if state.site_rounds.get(site)]
+    if testable:
+        site = testable[0] if len(testable) == 1 else f"SITE (of {', '.join(testable)})"
+        how = f"gcml site add {in_shell(folder)} {site}, then gcml run --resume {in_shell(folder)}"
+        lines.append(f"             to test what it had learnt, once it works again: {how}")
+    return "\n".join(lines)
 
 
 def _is_there(path: Path, files: str) -> bool:

@@ -95,6 +95,7 @@ def _select_best(
     best = max(("local_after", "mix", "incoming_after", "local_before"), key=lambda name: scores[name])
     if best == "incoming_after":
         local.model.load(incoming.model.flat)  # with its statistics and norms, as it was scored, not with the own ones
+        local.model.load_counters(incoming.model.counters())
     elif best != "local_before":
         local.model.restore(after if best == "local_after" else mixed)
     result.merge = best

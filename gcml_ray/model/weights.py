@@ -153,11 +153,15 @@ class FlatModel:
     def restore(self, snapshot: Snapshot) -> None:
         """Back to an earlier state of this model, average included."""
         self.flat.copy_(snapshot.flat)
-        for name, counter in snapshot.counters.items():
-            self._counters[name].copy_(counter)
+        self.load_counters(snapshot.counters)
         if self.average is not None:
             assert snapshot.average is not None, "the average must be as old as the model"
             self.average.restore(snapshot.average, snapshot.average_steps)
+
+    def load_counters(self, counters: Mapping[str, Tensor]) -> None:
+        """Takes over integer buffers, which :meth:`load` leaves as they are."""
+        for name, counter in counters.items():
+            self._counters[name].copy_(counter)
 
     @contextmanager
     def averaged(self) -> Iterator[None]:

@@ -36,9 +36,9 @@ class BackgroundTracker:
         self._thread.start()
 
     @property
-    def is_reached(self) -> bool:
+    def is_unreachable(self) -> bool:
         """See :class:`gcml_ray.tracking.run.Tracker`."""
-        return self._tracker.is_reached
+        return self._tracker.is_unreachable
 
     def start(self, config: Config) -> None:
         """See :class:`gcml_ray.tracking.run.Tracker`."""
@@ -65,10 +65,10 @@ class BackgroundTracker:
         self._calls.put(lambda: self._tracker.log_model(site, path))
 
     def finish(self, status: RunOutcome) -> None:
-        """Waits for everything that was handed over: two minutes at most, and not as long if nothing was ever sent."""
+        """Waits for everything that was handed over: two minutes at most, and not as long if MLflow never answered."""
         self._calls.put(lambda: self._tracker.finish(status))
         self._calls.put(None)
-        timeout_s = FINISH_TIMEOUT_S if self.is_reached else SILENT_TIMEOUT_S
+        timeout_s = SILENT_TIMEOUT_S if self.is_unreachable else FINISH_TIMEOUT_S
         self._thread.join(min(QUIET_S, timeout_s))
         if self._thread.is_alive():
             log.warning("waiting for tracking (MLflow) to take what is left, at most %g s", timeout_s)

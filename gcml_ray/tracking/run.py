@@ -44,8 +44,8 @@ class Tracker(Protocol):
     """Where the driver sends what it knows about a run."""
 
     @property
-    def is_reached(self) -> bool:
-        """Whether anything has arrived there."""
+    def is_unreachable(self) -> bool:
+        """Whether every attempt to reach the place has failed."""
 
     def start(self, config: Config) -> None:
         """Begin, or go on with, the run of a federation; a new database takes seconds."""
@@ -72,7 +72,7 @@ class Tracker(Protocol):
 class NullTracker:
     """Tracks nothing."""
 
-    is_reached = True
+    is_unreachable = False
 
     def start(self, config: Config) -> None:
         """Do nothing."""
@@ -150,9 +150,9 @@ class MlflowTracker:
         self._reports: dict[tuple[str, str, str], EvaluationReport] = {}
 
     @property
-    def is_reached(self) -> bool:
+    def is_unreachable(self) -> bool:
         """See :class:`Tracker`."""
-        return bool(self._experiment_id)
+        return self.num_failures > 0 and not self._experiment_id
 
     def start(self, config: Config) -> None:
         """Begin the run, or go on with the one that ``tracking.json`` names."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+from contextlib import suppress
 from pathlib import Path
 
 from gcml_ray.files.whole_files import replace_file
@@ -26,10 +27,13 @@ def read_run_id(file: Path, *, uri: str) -> str | None:
     is_record = isinstance(recorded, dict) and isinstance(recorded.get("run_id"), str)
     if not is_record or recorded.get("uri") != uri:
         return None
-    home = Path(str(recorded.get("folder", file.parent)))
-    if home.resolve() != file.parent.resolve() and (home / file.name).is_file():
-        log.warning("%s is a copy of %s, which keeps its MLflow run: a new one begins", file.parent, home)
-        return None
+    original = Path(str(recorded.get("folder", file.parent))) / file.name
+    with suppress(OSError):
+        if not original.samefile(file) and original.read_bytes() == file.read_bytes():
+            log.warning(
+                "%s is a copy of %s, which keeps its MLflow run: a new one begins", file.parent, original.parent
+            )
+            return None
     return str(recorded["run_id"])
 
 

@@ -149,8 +149,9 @@ def test_demo_ends_with_a_table_and_a_verdict_and_predicts(
 def test_streams_that_are_closed_end_no_command(tmp_path: Path, closed: str) -> None:
     """As under a supervisor that starts a program without them. Ray fails where there is no stderr."""
     script = (
-        "import sys, pathlib; from gcml_ray.cli import main; main._open_closed_streams(); print('x');"
-        "print('y', file=sys.stderr); sys.stdin.read(); pathlib.Path('done').touch()"
+        "import os, pathlib, subprocess, sys; from gcml_ray.cli import main; main._open_closed_streams(); print('x');"
+        "print('y', file=sys.stderr); sys.stdin.read(); [os.fstat(number) for number in (0, 1, 2)];"
+        "subprocess.run(['/bin/sh', '-c', 'echo x; echo y >&2'], check=True); pathlib.Path('done').touch()"
     )
     started = f'exec "$0" -c "$1" {closed}'
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}

@@ -71,7 +71,7 @@ def test_models_at_other_sites_have_a_section_where_they_were_tested_there(tmp_p
     ])  # fmt: skip
     page = page_of(folder)
     assert re.findall(r'<section id="(\w+)"', page) == [*SECTIONS[:6], "cross_site", *SECTIONS[6:]]
-    assert "At A the model of B is +5.0 points above A&#39;s own." in page
+    assert "At A the model of B is 5.0 points above A&#39;s own." in page
     [chart] = [chart for chart in charts_of(folder.path / "report.html") if "at home" in json.dumps(chart)]
     cells = chart["data"][1]["text"]
     assert sorted(cells) == [

@@ -57,7 +57,7 @@ def test_a_place_where_nothing_ever_arrived_is_not_waited_for_as_long(
 ) -> None:
     monkeypatch.setattr(background, "SILENT_TIMEOUT_S", 0.2)
     slow = SlowTracker()
-    slow.is_reached = False
+    slow.is_unreachable = True
     tracker = BackgroundTracker(slow)
     tracker.log_sites([])
     tracker.finish("finished")

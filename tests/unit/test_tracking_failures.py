@@ -194,6 +194,8 @@ def test_a_copy_of_a_run_folder_does_not_write_into_the_run_of_the_original(
     assert f"{copy.parent} is a copy of {first.parent}, which keeps its MLflow run" in caplog.text
     first.rename(moved)
     assert read_run_id(moved, uri="u") == "7"
+    write_run_id(first, uri="u", experiment_id="1", run_id="8")
+    assert read_run_id(moved, uri="u") == "7", "another run has taken the old place"
 
 
 def test_a_failure_is_one_line_that_names_the_fault_at_the_bottom(monkeypatch: pytest.MonkeyPatch) -> None:

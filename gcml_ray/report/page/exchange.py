@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 from collections.abc import Sequence
 
 from gcml_ray.config import POOLED, has_server
@@ -20,8 +21,10 @@ from gcml_ray.report.page.gossip_charts import (
 from gcml_ray.report.page.parts import Block, Picture, Pictures, Section, Words, picture_uri
 from gcml_ray.report.page.records import RunRecords
 from gcml_ray.report.page.run_charts import region_shares
-from gcml_ray.report.words import points
+from gcml_ray.report.words import natural_order, points
 from gcml_ray.wording import count
+
+LEAST_GAIN = 0.0005  # of Dice: what rounds to a tenth of a point
 
 
 def gossip_section(run: RunRecords) -> Section:
@@ -92,11 +95,12 @@ def cross_site_section(runs: Sequence[RunRecords], *, which: str = "") -> tuple[
         "not. Below each Dice stands how many points the model is above or below that of the site where it was "
         "tested. These are test cases: choosing another site's model by them would flatter it."
     )
-    better = [
-        f"At {site} the model of {owner} is {points(value - dice[site, site])} points above {site}'s own."
-        for (owner, site), value in dice.items()
-        if (site, site) in dice and value > dice[site, site]
-    ]
+    better = []
+    for site in natural_order({site for _, site in dice}):
+        own = dice.get((site, site), math.nan)
+        value, owner = max((value, owner) for (owner, where), value in dice.items() if where == site)
+        if value - own >= LEAST_GAIN:
+            better.append(f"At {site} the model of {owner} is {100 * (value - own):.1f} points above {site}'s own.")
     words = Words(tuple(better) or ("At no site does another site's model do better than the site's own.",))
     return (Section("cross_site", "Every model at every site", lead, (words, cross_site_map(dice))),)
 
