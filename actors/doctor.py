@@ -124,6 +124,9 @@ def check_config(config: Config, machine: Machine, nodes: Sequence[Node]) -> Ite
         yield Check("datalist", "FAIL", str(error), remedy)
         return
     yield Check("datalist", "PASS", f"{len(listed_cases)} cases; sites that take part: {', '.join(sites)}")
+    if len(sites) == 1:
+        remedy = "list cases of further sites, or name more in federation.sites"
+        yield Check("sites", "WARN", f"{sites[0]} is the only one: there is nobody to learn from", remedy)
     if nodes:
         yield check_capacity(config, sites_of(config), nodes)
     cases = yield from _check_splits(config, sites, listed_cases)

@@ -118,13 +118,16 @@ class Driver:
 
     # --- the run -----------------------------------------------------------------------------
 
-    def run(self, sites: Sequence[str], *, resume: RunState | None, test: bool = True) -> RunSummary:
+    def run(
+        self, sites: Sequence[str], *, resume: RunState | None, test: bool = True, finish: bool = False
+    ) -> RunSummary:
         """All rounds from the first, or from where ``resume`` says, and the test at the end.
 
         Args:
             sites: names of the sites.
             resume: the state of an earlier run in the same folder.
             test: whether test cases are scored at the end; a search must not look at them.
+            finish: train no round that is left: the run to resume ends with the models as they are.
 
         Raises:
             SiteError: a site cannot start; bad input is for the user to mend.
@@ -144,7 +147,7 @@ class Driver:
         self._rounds_began = time.monotonic()
         self.last_record = self._resumable = done
         self.write_state("running")
-        is_over = resume is not None and are_rounds_over(self.config, resume)
+        is_over = resume is not None and (finish or are_rounds_over(self.config, resume))
         try:
             if not is_over:
                 rounds = self._make_rounds()

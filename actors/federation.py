@@ -74,6 +74,7 @@ def run_federation(
     resume: bool = False,
     make_trainer: TrainerFactory | None = None,
     test: bool = True,
+    finish: bool = False,
 ) -> RunSummary:
     """Runs a federation to its end, or to where it is stopped.
 
@@ -84,6 +85,7 @@ def run_federation(
         resume: go on in ``config.output.folder``, which then must hold a run.
         make_trainer: see :class:`actors.site.Site`.
         test: whether test cases are scored at the end and plots are drawn; a trial of a search does neither.
+        finish: with ``resume``: train no round that is left, and test the models as they are.
 
     Raises:
         GcmlError: the input, the cluster or a site's start is at fault; the message says what to change.
@@ -104,7 +106,7 @@ def run_federation(
                     log.warning("faults on purpose (chaos: %s): what this run gives is no result", config.chaos)
                     folder.note_faults(config.chaos)
                 driver = Driver(config, pool, folder, tracker=tracker, listener=listener, stop=stop)
-                summary = driver.run(sites, resume=state, test=test)
+                summary = driver.run(sites, resume=state, test=test, finish=finish)
                 if test:  # while the sites' processes end
                     kept = aside.submit(_keep_artifacts, folder, tracker, sites)
             status = summary.status

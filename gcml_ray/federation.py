@@ -19,6 +19,7 @@ from gcml_ray.errors import ConfigError
 from gcml_ray.files.run_folder import RunFolder
 from gcml_ray.prediction.averages import mean
 from gcml_ray.records import PERSONALISED, CaseScore, RoundRecord, RunStatus
+from gcml_ray.wording import count
 
 if TYPE_CHECKING:
     from gcml_ray.prediction.predict import PersonalModel
@@ -132,7 +133,8 @@ class FederationResult:
 
     def __str__(self) -> str:
         """Status and table."""
-        return f"{self.config.name}: {self.status}, {len(self.rounds)} rounds, {self.folder}\n{self.table()}"
+        table = self.table() if self.scores else "not tested yet"
+        return f"{self.config.name}: {self.status}, {count(len(self.rounds), 'round')}, {self.folder}\n{table}"
 
 
 class Federation:
@@ -182,13 +184,16 @@ class Federation:
 
         return sites_of(self.config)
 
-    def run(self, callbacks: Sequence[object] | None = None, *, resume: bool = False) -> FederationResult:
+    def run(
+        self, callbacks: Sequence[object] | None = None, *, resume: bool = False, finish: bool = False
+    ) -> FederationResult:
         """Runs to the end, or to where :meth:`stop` or an interrupt ends it.
 
         Args:
             callbacks: see :mod:`gcml_ray.callbacks`; None shows one line of progress, an empty list nothing.
             resume: go on with the run in :attr:`folder`; what does not decide the result may have changed since:
                 ``tracking``, ``output``, timeouts, and ``resources`` but for ``amp`` and ``compile``.
+            finish: with ``resume``: train no round that is left; test the models as they are, and keep them.
 
         Returns:
             The result; its ``status`` says whether the run finished. One that was stopped before all sites were ready
@@ -200,13 +205,16 @@ class Federation:
         """
         from actors.federation import run_federation  # noqa: PLC0415 - composition root
 
+        if finish and not resume:
+            raise ConfigError("finish=True ends a run that has begun: give resume=True with it")
         if resume:
             self._check_resumed()
         listener = CallbackList([Progress()] if callbacks is None else callbacks)
         self._stop.clear()
         status = "failed"
         try:
-            status = run_federation(self.config, listener=listener, stop=self._stop, resume=resume).status
+            summary = run_federation(self.config, listener=listener, stop=self._stop, resume=resume, finish=finish)
+            status = summary.status
         except KeyboardInterrupt:
             status = "stopped"
             raise
@@ -217,7 +225,10 @@ class Federation:
         return FederationResult.read(self.folder)
 
     def stop(self) -> None:
-        """Asks the run to end after the round in flight; from a callback or another thread. It can be resumed."""
+        """Asks the run to end after the round in flight; from a callback or another thread.
+
+        It can be resumed, and with ``run(resume=True, finish=True)`` it is tested as it is.
+        """
         self._stop.set()
 
     def _check_resumed(self) -> None:

@@ -116,7 +116,14 @@ class Run:
         return [info.restored_round for info in self.listener.ready if info.site == site]
 
 
-def drive(config: Config, pool: SitePool, *, resume: bool = False, listener: RecordingListener | None = None) -> Run:
+def drive(
+    config: Config,
+    pool: SitePool,
+    *,
+    resume: bool = False,
+    finish: bool = False,
+    listener: RecordingListener | None = None,
+) -> Run:
     """Runs a driver over a pool and ends the pool."""
     began = time.perf_counter()
     path = Path(config.output.folder)
@@ -126,13 +133,19 @@ def drive(config: Config, pool: SitePool, *, resume: bool = False, listener: Rec
     tracker = RecordingTracker()
     driver = Driver(config, pool, folder, tracker=tracker, listener=listener, stop=listener.stop)
     try:
-        summary = driver.run(sites_of(config), resume=state)
+        summary = driver.run(sites_of(config), resume=state, finish=finish)
     finally:
         pool.shutdown()
     return Run(summary, folder, listener, tracker, time.perf_counter() - began)
 
 
-def run_locally(config: Config, *faults: Fault, resume: bool = False, listener: RecordingListener | None = None) -> Run:
+def run_locally(
+    config: Config,
+    *faults: Fault,
+    resume: bool = False,
+    finish: bool = False,
+    listener: RecordingListener | None = None,
+) -> Run:
     """A run of fake trainers in this process."""
     pool = LocalPool(config, config.output.folder, run_id="run", make_trainer=FakeTrainers(faults))
-    return drive(config, pool, resume=resume, listener=listener)
+    return drive(config, pool, resume=resume, finish=finish, listener=listener)

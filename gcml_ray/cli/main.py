@@ -115,15 +115,24 @@ def run(
     config: Annotated[Path | None, typer.Argument(help="Configuration file (YAML).")] = None,
     overrides: Overrides = [],  # noqa: B006 - typer copies it
     resume: Annotated[Path | None, typer.Option(help="Go on with the run in this folder.")] = None,
+    finish: Annotated[
+        bool, typer.Option("--finish", help="With --resume: train no further round, test the models as they are.")
+    ] = False,
     chaos: Annotated[
         str | None, typer.Option(help="Faults on purpose, e.g. 'kill:CS@r3,slow:HTx5'; with --resume '' drops them.")
     ] = None,
 ) -> None:
     """Train a personalised model at every site of a federation."""
     if (config is None) == (resume is None):
-        raise ConfigError("give a configuration file, or --resume with the folder of a run")
+        both = "not both: the run folder has its configuration" if config is not None else "one of them"
+        raise ConfigError(f"give a configuration file, or --resume with the folder of a run, {both}")
     if resume is not None and overrides:
-        raise ConfigError("--resume continues with the configuration in the run folder: --set cannot change it")
+        raise ConfigError(
+            "--resume continues with the configuration in the run folder: --set cannot change it. For other settings "
+            "begin a new run; network.start_from lets it begin with the models of this one (gcml export)"
+        )
+    if finish and resume is None:
+        raise ConfigError("--finish ends a run that has begun: give its folder with --resume")
     if resume is not None:
         loaded = load_config(RunFolder.open(resume).config_file).in_folder(resume)
         if chaos is not None:
@@ -134,7 +143,7 @@ def run(
         loaded = load_config(config, [*overrides, *([] if chaos is None else [f"chaos={json.dumps(chaos)}"])])
     console = Console(soft_wrap=True)
     try:
-        summary, _ = _run_once(loaded, console, title=loaded.name, resume=resume is not None)
+        summary, _ = _run_once(loaded, console, title=loaded.name, resume=resume is not None, finish=finish)
     except KeyboardInterrupt:
         if RunFolder(Path(loaded.output.folder)).config_file.exists():
             _stopped(loaded)
@@ -202,7 +211,9 @@ def doctor(
         raise typer.Exit(1)
 
 
-def _run_once(config: Config, console: Console, *, title: str, resume: bool = False) -> tuple[RunSummary, bool]:
+def _run_once(
+    config: Config, console: Console, *, title: str, resume: bool = False, finish: bool = False
+) -> tuple[RunSummary, bool]:
     """One federation with its console and its signal handling; and whether it was asked to stop, in time or not."""
     console.print(f"{title}: starting", highlight=False, markup=False)
     from actors.federation import run_federation  # noqa: PLC0415 - the one place that knows all packages
@@ -210,7 +221,8 @@ def _run_once(config: Config, console: Console, *, title: str, resume: bool = Fa
     if config.tracking.enabled:  # beside Ray's start; the tracker's own thread waits for it
         threading.Thread(target=_import_ahead, daemon=True).start()
     with watched(console, title) as (listener, stop):
-        return run_federation(config, listener=listener, stop=stop, resume=resume), stop.is_set()
+        summary = run_federation(config, listener=listener, stop=stop, resume=resume, finish=finish)
+        return summary, stop.is_set()
 
 
 def _import_ahead() -> None:

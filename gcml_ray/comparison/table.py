@@ -39,7 +39,7 @@ def cells(row: MethodRow, *, is_best: bool) -> list[str]:
     """A row as text."""
     against = ["best", "", ""]
     if math.isnan(row.difference):
-        against = ["no common seed", "", ""]
+        against = ["nothing in common", "", ""]
     elif not is_best:
         interval = "-" if math.isnan(row.low) else f"{100 * row.low:+.1f} to {100 * row.high:+.1f}"
         against = [f"{100 * row.difference:+.1f}", interval, probability(row.p_value)]

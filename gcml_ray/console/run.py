@@ -227,7 +227,7 @@ class RunConsole(LiveTable):
     def on_evaluated(self, report: EvaluationReport) -> None:
         """A site has scored a model."""
         if report.site in self.rows:
-            self.rows[report.site].stage = f"tested {report.model}"
+            self.rows[report.site].stage = "tested"
         self.round_line = "testing"
         self._refresh()
 
@@ -243,7 +243,7 @@ class RunConsole(LiveTable):
         table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, collapse_padding=True, pad_edge=False)
         table.add_column("site")
         table.add_column("cases", justify="right", min_width=7)
-        table.add_column("stage", min_width=18, no_wrap=True)
+        table.add_column("stage", min_width=10, no_wrap=True)
         table.add_column("learns from")
         has_epsilon = any(row.epsilon is not None for row in self.rows.values())
         for heading in ("loss", "val Dice", "best", "sent MB", "recv MB", *(("epsilon",) if has_epsilon else ())):

@@ -35,12 +35,14 @@ def run_table(reports: Sequence[EvaluationReport], *, unit: str) -> Table:
     after = site_dice(reports, PERSONALISED)
     table = Table(title="Personalised models on each site's own test cases", title_justify="left")
     table.add_column("site")
-    for heading in ("cases", "Dice before gossip", "Dice", "gain", f"HD95 ({unit})", "surface Dice"):
-        table.add_column(heading, justify="right")
+    headings = ("cases", "Dice before gossip", "Dice", "gain", f"HD95 ({unit})", "surface Dice")
+    # without a warm-up there is no model before gossip
+    shown = [at for at, heading in enumerate(headings) if before or heading not in ("Dice before gossip", "gain")]
+    for at in shown:
+        table.add_column(headings[at], justify="right")
     for site in sorted(after):
         scores = scores_of(reports, site, PERSONALISED)
-        table.add_row(
-            site,
+        row = (
             str(len({score.case for score in scores})),
             number(before.get(site, math.nan)),
             number(after[site]),
@@ -48,8 +50,10 @@ def run_table(reports: Sequence[EvaluationReport], *, unit: str) -> Table:
             number(mean(score.hd95 for score in scores), digits=1),
             number(mean(score.surface_dice for score in scores)),
         )
+        table.add_row(site, *(row[at] for at in shown))
     table.add_section()
-    table.add_row("mean of sites", "", *_means(before, after), "", "", style="bold")
+    means = ("", *_means(before, after), "", "")
+    table.add_row("mean of sites", *(means[at] for at in shown), style="bold")
     return table
 
 

@@ -160,7 +160,8 @@ def _value_problem(case: Case, foreign: Sequence[float], data: DataConfig) -> st
         )
     return (
         f"label {case.label} holds the values {values_text(foreign)}, data.labels allows {dict(data.labels)}; "
-        "add them there, or set label_threshold for a grey mask"
+        "add them there if they are classes of their own, set label_threshold for a grey mask, or write the file again "
+        "if a class has another value here than elsewhere"
     )
 
 

@@ -69,7 +69,10 @@ def _from_datalist(path: Path, data: DataConfig, *, site: str, split: Split | No
     if twice:
         raise DataError(f"{path}: {'; '.join(twice)}")
     if not own:
-        raise DataError(f"{path} holds {count(len(entries), 'case')}, none of site {site}; sites are {_sites(entries)}")
+        raise DataError(
+            f"{path} holds {count(len(entries), 'case')}, none of site {site}; sites are {_sites(entries)}. For cases "
+            "of another hospital give a folder of images, or leave `site` out of the entries"
+        )
     if split is not None:
         own = with_splits(own, data)
         own = tuple(case for case in own if case.split == split)

@@ -101,7 +101,7 @@ def _monai_parts(config: Config) -> Json:
     evaluation = config.evaluation
     return {
         **_datalist(config.data),
-        "preprocessing": {"_target_": "Compose", "transforms": _preparation(config.data)},
+        "preprocessing": {"_target_": "Compose", "transforms": preparation(config.data)},
         "dataset": {"_target_": "Dataset", "data": "@cases", "transform": "@preprocessing"},
         "dataloader": {"_target_": "DataLoader", "dataset": "@dataset", "batch_size": 1, "num_workers": 0},
         "inferer": {
@@ -142,7 +142,7 @@ def _datalist(data: DataConfig) -> Json:
     }
 
 
-def _preparation(data: DataConfig) -> list[Json]:
+def preparation(data: DataConfig) -> list[Json]:
     """From a file to what the network sees: :func:`gcml_ray.data.loading.prepare_image`."""
     steps: list[Json] = [
         {

@@ -24,6 +24,7 @@ from torch import Tensor, nn
 
 from gcml_ray.config import POOLED, RESERVED_SITES, Config
 from gcml_ray.errors import ConfigError, ExportError
+from gcml_ray.export.bundle_config import own_code_reason, preparation
 from gcml_ray.export.model_card import CARD_FILE, WEIGHTS_FILE, ModelCard, make_card, write_card, write_json
 from gcml_ray.files.run_folder import MODEL_FILE, RunFolder
 from gcml_ray.networks.registry import forward_heads
@@ -303,6 +304,8 @@ def _write_graph_facts(source: Source, folder: Path, difference: tuple[float, fl
         "outputs": names,
         "activation": "sigmoid" if data.is_sigmoid else "softmax",
         "window_overlap": source.config.evaluation.window_overlap,
+        "window_blend": "gaussian",
+        "preparation": preparation(data) if own_code_reason(data) is None else own_code_reason(data),
         "largest_difference": difference[0],
     }
     write_json(folder / GRAPH_FILE, facts)

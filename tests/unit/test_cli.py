@@ -32,7 +32,9 @@ def gcml(monkeypatch: pytest.MonkeyPatch, *arguments: str) -> int:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("run",), "give a configuration file, or --resume with the folder of a run"),
+        (("run",), "give a configuration file, or --resume with the folder of a run, one of them"),
+        (("run", "a.yaml", "--resume", "x"), "not both: the run folder has its configuration"),
+        (("run", "a.yaml", "--finish"), "--finish ends a run that has begun: give its folder with --resume"),
         (("run", "nowhere.yaml"), "nowhere.yaml"),
         (("run", "--resume", "nowhere"), "nowhere is not the folder of a run"),
         (("run", "--resume", "x", "--set", "a=1"), "--set cannot change it"),

@@ -96,7 +96,7 @@ def test_half_finished_methods_are_compared_over_their_common_seeds() -> None:
     assert [rows[name].num_seeds for name in "abc"] == [3, 1, 1]
     assert rows["b"].difference == pytest.approx(-0.15)  # 0.1 at A and 0.2 at B, over seed 0 alone
     assert math.isnan(rows["c"].difference)
-    assert "no common seed" in markdown(tuple(rows.values()), unit="mm")
+    assert "nothing in common" in markdown(tuple(rows.values()), unit="mm")
     assert site_verdicts(cells, method="c", alone="a") == ()
 
 

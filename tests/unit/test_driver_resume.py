@@ -98,6 +98,18 @@ def test_dropped_site_stays_dropped_after_a_resume(tmp_path: Path) -> None:
     assert list(resumed.summary.dropped) == ["B"]
 
 
+@pytest.mark.parametrize("mode", ["sync", "async"])
+def test_a_stopped_run_can_be_finished_as_it_is(tmp_path: Path, mode: str) -> None:
+    config = fake_config(tmp_path, federation={"rounds": 50, "mode": mode})
+    stopped = run_locally(config, listener=stopped_after(2))
+    done = {site: len(stopped.trained(site)) for site in "ABC"}
+    finished = run_locally(config, resume=True, finish=True)
+    assert (finished.summary.status, finished.listener.trained) == ("finished", [])
+    assert {report.site: report.round_number for report in finished.summary.evaluations} == done
+    again = run_locally(config, resume=True)
+    assert (again.summary.status, again.listener.trained) == ("finished", [])
+
+
 def test_resume_of_a_stop_in_the_last_round_only_tests(tmp_path: Path) -> None:
     config = fake_config(tmp_path)
     run_locally(config, listener=stopped_after(4))

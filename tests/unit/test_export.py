@@ -142,6 +142,8 @@ def test_graph_facts_say_shape_channels_and_activation(tmp_path: Path, source: S
         ["background", "box"],
         "softmax",
     )
+    assert facts["window_blend"] == "gaussian"
+    assert [step["_target_"] for step in facts["preparation"]] == ["LoadImaged", "Orientationd", "NormalizeIntensityd"]
 
 
 def test_a_graph_that_differs_from_the_network_is_an_error(source: Source) -> None:

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from gcml_ray.comparison.cells import Cell, Score, mean_interval, summarise, write_cell
+from gcml_ray.errors import DataError
 from gcml_ray.report.page.comparison_charts import dice_against_bytes, gains_by_site, mean_dice_by_round
 from gcml_ray.report.page.records import read_run
 from gcml_ray.report.page.write import write_report
@@ -36,6 +37,13 @@ def test_comparison_ranks_methods_and_names_what_is_missing(tmp_path: Path) -> N
     assert "local: " in page
     assert "-10.0 Dice points against gcml" in page
     assert "Not tested yet, and so not in the tables: local (seed 1)" in page
+
+
+def test_runs_without_a_common_case_are_not_compared(tmp_path: Path) -> None:
+    make_run(tmp_path / "runs" / "one", ("A", "B"), rounds=2)
+    make_run(tmp_path / "runs" / "other", ("C", "D"), rounds=2)
+    with pytest.raises(DataError, match="have no test case in common"):
+        write_report(tmp_path / "runs", with_regions=False)
 
 
 def test_comparison_shows_the_settings_that_differ_and_no_others(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from gcml_ray.comparison.output import make_cell
 from gcml_ray.comparison.table import cells as table_cells
 from gcml_ray.comparison.table import headings, label
 from gcml_ray.config import POOLED
+from gcml_ray.errors import DataError
 from gcml_ray.gossip.teaching import gains_by_edge
 from gcml_ray.records import Edge, EvaluationReport
 from gcml_ray.report.page.comparison_charts import (
@@ -144,6 +145,11 @@ def _differences_of_cases(cells: Sequence[Cell]) -> tuple[str, ...]:
     tested = {frozenset((score.site, score.case) for score in cell.scores) for cell in cells}
     if len(tested) < 2:
         return ()
+    if not frozenset.intersection(*tested):
+        raise DataError(
+            "its runs have no test case in common, so there is nothing to compare: give the folder of one run, or one "
+            "with runs on the same cases"
+        )
     return ("These runs were not all tested on the same cases: their means do not compare like with like.",)
 
 
