@@ -204,7 +204,10 @@ def _read_label(case: Case, dims: int, problems: list[str]) -> NDArray[np.int64]
         return None
     classes = label.astype(np.int64)
     if (num_values := np.count_nonzero(np.bincount(classes.ravel()))) > MAX_CLASSES:
-        problems.append(f"its label holds {num_values} different values, more than {MAX_CLASSES}: is it an image?")
+        problems.append(
+            f"its label holds {num_values} different values, more than {MAX_CLASSES}: is it an image? A grey mask "
+            "needs label_threshold"
+        )
         return None
     return classes
 

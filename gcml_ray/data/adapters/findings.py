@@ -145,7 +145,7 @@ def find_nifti(folder: Path, stem: str, problems: list[str]) -> Path:
 
 
 def read_rows(
-    path: str | Path, columns: Sequence[str], *, optional: Sequence[str] = ()
+    path: str | Path, columns: Sequence[str], *, optional: Sequence[str] = (), remedy: str = ""
 ) -> list[tuple[int, dict[str, str]]]:
     """(line number, column -> cell) of every line of a CSV table, cells stripped, empty lines left out.
 
@@ -153,6 +153,7 @@ def read_rows(
         path: the table, with a header line; what stands most often in that line, comma, semicolon or tab, separates.
         columns: what it must have.
         optional: more columns, whose cells are empty where it has none.
+        remedy: what to do where a column is missing.
 
     Raises:
         DataError: the file cannot be read, lacks a column, or has no line below its header.
@@ -182,7 +183,8 @@ def read_rows(
     unread = [name for name in header if name not in (*columns, *optional)]
     alike = [name for name in unread if name.lower() in optional and name.lower() not in header]
     if missing:
-        raise DataError(f"{path}: has no column {', '.join(missing)}; its columns are {', '.join(header) or 'none'}")
+        known = ", ".join(header) or "none"
+        raise DataError(f"{path}: has no column {', '.join(missing)}; its columns are {known}{remedy}")
     if alike:
         raise DataError(f"{path}: has a column {alike[0]}, which is read as {alike[0].lower()} only; rename it")
     if not rows:

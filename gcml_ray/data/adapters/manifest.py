@@ -72,7 +72,9 @@ def prepare_manifest(
     cases: dict[str, Case] = {}
     paths: list[Path] = []
     named = [column for column in (case_column, label_rule_column) if column is not None]
-    for number, line in read_rows(path, [site_column, *image_columns, label_column, *named], optional=(CASE, SPLIT)):
+    wanted = [site_column, *image_columns, label_column, *named]
+    remedy = "; name yours with --site, --image and --label"
+    for number, line in read_rows(path, wanted, optional=(CASE, SPLIT), remedy=remedy):
         wrong = _line_problems(line, columns)
         paths += [folder / line[column] for column in (*image_columns, label_column) if line[column]]
         problems += [f"line {number}: {problem}" for problem in wrong]
