@@ -116,7 +116,8 @@ def test_every_page_is_in_the_site() -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["compare_hippocampus", "compare_retina", "compare_lgg", "ablate_hippocampus", "ablate_lgg"]
+    "name",
+    ["compare_hippocampus", "compare_retina", "compare_lgg", "ablate_hippocampus", "ablate_lgg", "ablate_retina"],
 )
 def test_tables_of_the_comparison_hold_what_the_committed_cells_say(name: str) -> None:
     """All columns up to the interval, and what was sent; p-values and seconds are not compared."""
