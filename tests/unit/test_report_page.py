@@ -32,7 +32,6 @@ from gcml_ray.report.page.run_charts import WAITING, stage_seconds
 from gcml_ray.report.page.summary import METHODS
 from gcml_ray.report.page.write import write_report
 from gcml_ray.report.regions import _compare, draw_regions
-from gcml_ray.report.words import natural_order, points
 from tests.made_up_run import made_up_config, made_up_round
 from tests.model_files import write_run
 from tests.report_runs import SITES, make_run, without_pushes
@@ -60,23 +59,6 @@ def charts_of(page: Path) -> list[dict[str, Any]]:
 
 def test_finished_run_has_every_section_in_order(tmp_path: Path) -> None:
     assert re.findall(r'<section id="(\w+)"', page_of(make_run(tmp_path / "run"))) == SECTIONS
-
-
-def test_models_at_other_sites_have_a_section_where_they_were_tested_there(tmp_path: Path) -> None:
-    """A's model at B: 0.5 against B's own 0.6 is -10 points; B's at A: 0.85 against 0.8 is +5."""
-    folder = make_run(tmp_path / "run")
-    dice = {("A", "A"): 0.8, ("A", "B"): 0.5, ("B", "A"): 0.85, ("B", "B"): 0.6}
-    folder.write_cross_site([
-        CaseScore(site, "x", "test", owner, "a", value, 3.0, 0.5) for (owner, site), value in dice.items()
-    ])  # fmt: skip
-    page = page_of(folder)
-    assert re.findall(r'<section id="(\w+)"', page) == [*SECTIONS[:6], "cross_site", *SECTIONS[6:]]
-    assert "At A the model of B is 5.0 points above A&#39;s own." in page
-    [chart] = [chart for chart in charts_of(folder.path / "report.html") if "at home" in json.dumps(chart)]
-    cells = chart["data"][1]["text"]
-    assert sorted(cells) == [
-        "<b>0.500</b><br>-10.0", "<b>0.600</b><br>at home", "<b>0.800</b><br>at home", "<b>0.850</b><br>+5.0",
-    ]  # fmt: skip
 
 
 def test_without_a_barrier_the_slowest_site_says_how_far_the_run_is(tmp_path: Path) -> None:
@@ -123,15 +105,6 @@ def test_summary_gives_the_mean_over_sites_of_the_personalised_models(tmp_path: 
     folder.write_cases(CaseScore(s, c, "test", "personalised", "x", value, 1, 1) for (s, c), value in dice.items())
     assert site_dice(folder.cases(), "personalised") == pytest.approx({"A": 0.7, "B": 0.3})
     assert "the mean Dice of the sites is 0.500" in page_of(folder)
-
-
-def test_sites_are_in_the_order_of_their_numbers_then_names() -> None:
-    assert natural_order(["west", "site10", "north", "site2"]) == ("north", "site2", "site10", "west")
-
-
-@pytest.mark.parametrize(("value", "text"), [(0.0123, "+1.2"), (-0.00001, "+0.0"), (float("nan"), "-")])
-def test_differences_are_dice_points(value: float, text: str) -> None:
-    assert points(value) == text
 
 
 def test_every_method_is_explained() -> None:
