@@ -13,6 +13,7 @@ import hashlib
 import json
 import logging
 import os
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -27,6 +28,7 @@ from gcml_ray.records import Split
 log = logging.getLogger(__name__)
 
 MAX_LISTED = 20
+PLACE = re.compile(r"((?:line|entry) \d+|site [^:]+, case [^:]+): (.+)", re.DOTALL)  # before what is wrong there
 MAX_THRESHOLD = 1e30
 FIRST_PRINTED = 32  # characters before this one control a terminal
 SPLITS: tuple[Split, ...] = get_args(Split)
@@ -52,11 +54,23 @@ class Case:
 
 
 def listed(problems: Sequence[str]) -> str:
-    """Problems as an indented list, the first 20 and then a count."""
-    lines = [f"\n  - {problem}" for problem in problems[:MAX_LISTED]]
-    if len(problems) > MAX_LISTED:
-        lines.append(f"\n  - and {len(problems) - MAX_LISTED} more")
+    """Problems as an indented list, the first 20 and then a count; what is said of several places stands once."""
+    places: dict[str, list[str]] = {}
+    for problem in problems:
+        found = PLACE.fullmatch(problem)
+        place, words = found.groups() if found else ("", problem)
+        places.setdefault(words, []).append(place)
+    texts = [_with_places(words, where) for words, where in places.items()]
+    lines = [f"\n  - {text}" for text in texts[:MAX_LISTED]]
+    if len(texts) > MAX_LISTED:
+        lines.append(f"\n  - and {len(texts) - MAX_LISTED} more")
     return "".join(lines)
+
+
+def _with_places(words: str, places: Sequence[str]) -> str:
+    """``line 3 (and 9 more): words``."""
+    more = f" (and {len(places) - 1} more)" if len(places) > 1 else ""
+    return f"{places[0]}{more}: {words}" if places[0] else words + more
 
 
 # --- reading and writing -----------------------------------------------------------------------

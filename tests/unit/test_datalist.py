@@ -12,6 +12,7 @@ from gcml_ray.data.datalist import (
     assign_splits,
     cases_of_site,
     check_files,
+    listed,
     read_datalist,
     site_names,
     write_datalist,
@@ -257,3 +258,8 @@ def test_contract_changes_with_what_gives_channels_their_meaning(change: dict[st
 def test_contract_ignores_paths_patches_and_augmentation() -> None:
     changed = DataConfig(**(DATA.model_dump() | {"datalist": "b.json", "patch_size": (4, 4, 4), "batch_size": 9}))
     assert data_contract(changed) == data_contract(DATA)
+
+
+def test_what_is_said_of_several_places_stands_once() -> None:
+    problems = ["line 2: no site", "line 3: no site", "line 4: no image", "site A, case x: no site", "whole"]
+    assert listed(problems).split("\n  - ")[1:] == ["line 2 (and 2 more): no site", "line 4: no image", "whole"]
