@@ -241,10 +241,10 @@ class RunConsole(LiveTable):
         title = f"{self.title}: {self.round_line}, {self.clock.elapsed} gone"
         # Few lines between columns: numbers have to be whole in 80 columns.
         table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, collapse_padding=True, pad_edge=False)
-        table.add_column("site")
+        table.add_column("site", overflow="fold")
         table.add_column("cases", justify="right", min_width=7)
         table.add_column("stage", min_width=10, no_wrap=True)
-        table.add_column("learns from")
+        table.add_column("learns from", overflow="fold")
         has_epsilon = any(row.epsilon is not None for row in self.rows.values())
         for heading in ("loss", "val Dice", "best", "sent MB", "recv MB", *(("epsilon",) if has_epsilon else ())):
             table.add_column(heading, justify="right", min_width=5)
