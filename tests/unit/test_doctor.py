@@ -149,21 +149,20 @@ def test_an_address_that_does_not_answer_fails() -> None:
     with socket.socket() as taken:  # bound, but nobody listens
         taken.bind(("127.0.0.1", 0))
         address = f"127.0.0.1:{taken.getsockname()[1]}"
-        check = check_cluster(ResourcesConfig(address=address), MACHINE, [])
+        check, _ = check_cluster(ResourcesConfig(address=address), MACHINE)
     assert check.verdict == "FAIL"
     assert address in check.detail
 
 
 def test_ray_address_of_the_environment_is_tried(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RAY_ADDRESS", "nonsense")
-    check = check_cluster(ResourcesConfig(), MACHINE, [])
+    check, _ = check_cluster(ResourcesConfig(), MACHINE)
     assert check.verdict == "FAIL"
     assert "'nonsense' is not host:port" in check.detail
 
 
 def test_without_a_cluster_one_would_be_started_here() -> None:
-    nodes: list[cluster.Node] = []
-    check = check_cluster(ResourcesConfig(address="local"), MACHINE, nodes)
+    check, nodes = check_cluster(ResourcesConfig(address="local"), MACHINE)
     assert (check.verdict, check.detail) == ("PASS", "a run will start a cluster here, with 4 CPUs")
     assert [node.cpus for node in nodes] == [4.0]
 
@@ -176,14 +175,13 @@ def test_a_running_cluster_is_joined_and_counted(monkeypatch: pytest.MonkeyPatch
     two = (cluster.Node("n1", 8, 1, {}), cluster.Node("n2", 8, 1, {}))
     monkeypatch.setattr(cluster, "joined", joined)
     monkeypatch.setattr(cluster, "nodes", lambda: two)
-    nodes: list[cluster.Node] = []
-    check = check_cluster(ResourcesConfig(address="head:6379"), MACHINE, nodes)
+    check, nodes = check_cluster(ResourcesConfig(address="head:6379"), MACHINE)
     assert check.detail == "the cluster at head:6379: 2 node(s), 16 CPUs, 2 GPUs"
     assert nodes == list(two)
 
 
 def test_the_local_pool_needs_no_cluster() -> None:
-    assert check_cluster(ResourcesConfig(pool="local"), MACHINE, []).verdict == "PASS"
+    assert check_cluster(ResourcesConfig(pool="local"), MACHINE)[0].verdict == "PASS"
 
 
 def test_sites_that_do_not_fit_fail(tmp_path: Path) -> None:
