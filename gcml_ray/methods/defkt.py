@@ -29,5 +29,5 @@ def train_round(
     for push, num_steps in zip(incoming, share_steps(context.num_steps, len(incoming)), strict=True):
         learner = context.open_incoming(push)
         run_mutual_steps(local, learner, context, result, num_steps=num_steps, dcml=MUTUAL, weight=method.weight)
-        local.model.load(learner.model.flat)  # with the statistics that it gathered here
+        local.model.take_over(learner.model)  # with the statistics that it gathered here
     return result

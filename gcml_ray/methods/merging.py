@@ -64,7 +64,7 @@ def merge_after(
         local.model.mix(incoming_weights, own_share=share)
         result.candidate_dice = scores
     elif mode == "replace":
-        local.model.load(incoming.model.flat)  # with the statistics and norms that it trained here
+        local.model.take_over(incoming.model)  # with the statistics and norms that it trained here
     elif mode == "select_best":
         assert before is not None
         _select_best(local, incoming, push, context, result, before=before)
@@ -94,8 +94,7 @@ def _select_best(
     scores["local_before"] = context.score(local)
     best = max(("local_after", "mix", "incoming_after", "local_before"), key=lambda name: scores[name])
     if best == "incoming_after":
-        local.model.load(incoming.model.flat)  # with its statistics and norms, as it was scored, not with the own ones
-        local.model.load_counters(incoming.model.counters())
+        local.model.take_over(incoming.model)  # with its statistics and norms, as it was scored, not with the own ones
     elif best != "local_before":
         local.model.restore(after if best == "local_after" else mixed)
     result.merge = best

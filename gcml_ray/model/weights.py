@@ -153,13 +153,17 @@ class FlatModel:
     def restore(self, snapshot: Snapshot) -> None:
         """Back to an earlier state of this model, average included."""
         self.flat.copy_(snapshot.flat)
-        self.load_counters(snapshot.counters)
+        self._load_counters(snapshot.counters)
         if self.average is not None:
             assert snapshot.average is not None, "the average must be as old as the model"
             self.average.restore(snapshot.average, snapshot.average_steps)
 
-    def load_counters(self, counters: Mapping[str, Tensor]) -> None:
-        """Takes over integer buffers, which :meth:`load` leaves as they are."""
+    def take_over(self, other: FlatModel) -> None:
+        """Becomes another model of the same architecture: all its weights and statistics, and its counters."""
+        self.load(other.flat)
+        self._load_counters(other.counters())
+
+    def _load_counters(self, counters: Mapping[str, Tensor]) -> None:
         for name, counter in counters.items():
             self._counters[name].copy_(counter)
 

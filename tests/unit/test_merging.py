@@ -109,6 +109,17 @@ def test_a_restored_model_has_its_counters_back() -> None:
     assert {name: int(counter) for name, counter in model.counters().items()} == {"1.num_batches_tracked": 0}
 
 
+def test_a_model_that_is_taken_over_brings_its_counters() -> None:
+    own, other = (
+        FlatModel(nn.Sequential(nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2, momentum=None)), send_buffers=False)
+        for _ in range(2)
+    )
+    other.module(torch.ones(1, 1, 4, 4))
+    own.take_over(other)
+    assert torch.equal(own.flat, other.flat)
+    assert {name: int(counter) for name, counter in own.counters().items()} == {"1.num_batches_tracked": 1}
+
+
 def test_merge_first_none_changes_nothing_and_scores_nothing() -> None:
     local = make_learner(LOCAL)
     merge_before(local, make_learner(INCOMING), message(), context(), mode="none")
