@@ -78,7 +78,6 @@ class Attendance:
 
     Attributes:
         followed: the round up to which the schedule was followed.
-        settled: sites whose pending requests the start of a resumed run has followed.
     """
 
     def __init__(self, config: Config, folder: RunFolder, roster: Roster) -> None:
@@ -86,7 +85,7 @@ class Attendance:
         self.folder = folder
         self.roster = roster
         self.followed = 0
-        self.settled: set[str] = set()
+        self._settled: set[str] = set()  # sites whose pending requests the start of a resume has followed
 
     def at_start(self, sites: Sequence[str], resume: RunState | None) -> list[str]:
         """Sites to start with. On a resume: those of the saved state, with three exceptions.
@@ -106,7 +105,7 @@ class Attendance:
         leaving = [] if resume.status == "finished" else _asked_to_leave(wishes, resume.alive or resume.lost)
         for site in leaving:
             self.roster.dropped[site] = f"{LEFT} before the run went on, on request"
-        self.settled = {*back, *leaving}
+        self._settled = {*back, *leaving}
         done = resume.last_complete_round
         self.followed = done if resume.followed is None else resume.followed
         first = {site for site in resume.alive if self._joins(site) <= max(1, done)}
@@ -122,7 +121,7 @@ class Attendance:
         for due in range(self.followed + 1, number + 1):
             self._follow_schedule(due)
         self.followed = max(self.followed, number)
-        for path in sorted(_requests(self.folder).glob("*.json")):
+        for path in self._pending():
             self._follow(path, number)
 
     def _follow_schedule(self, number: int) -> None:
@@ -138,10 +137,14 @@ class Attendance:
                 if entry.joins == number and not self._is_here(site):
                     self.roster.dropped[site] = f"did not join before round {number}: {error}"
 
+    def _pending(self) -> list[Path]:
+        """The files of requests that were not looked at yet, oldest first."""
+        return sorted(_requests(self.folder).glob("*.json"))
+
     def _newest_wishes(self) -> dict[str, Wish]:
         """The newest pending request of each site, oldest first."""
         asked: dict[str, Wish] = {}
-        for path in sorted(_requests(self.folder).glob("*.json")):
+        for path in self._pending():
             with suppress(*WRONG_REQUEST):
                 wish, site = _read_request(path)
                 asked.pop(site, None)
@@ -150,9 +153,9 @@ class Attendance:
 
     def close(self) -> None:
         """All rounds are over: requests that the start has followed are done, all others put aside with a warning."""
-        for path in sorted(_requests(self.folder).glob("*.json")):
+        for path in self._pending():
             with suppress(*WRONG_REQUEST):
-                if _read_request(path)[1] in self.settled:
+                if _read_request(path)[1] in self._settled:
                     path.unlink()
                     continue
             _put_aside(path, "all rounds are over")

@@ -30,7 +30,6 @@ from gcml_ray.gossip.phases import rounds_left
 from gcml_ray.gossip.teaching import usefulness_weights
 from gcml_ray.gossip.trust import trust_of_edges
 from gcml_ray.records import (
-    LEFT,
     EvaluationReport,
     PushReceipt,
     RoundPlan,
@@ -38,6 +37,7 @@ from gcml_ray.records import (
     RunOutcome,
     RunStatus,
     SiteInfo,
+    lost_sites,
 )
 from gcml_ray.tracking.run import Tracker
 
@@ -221,7 +221,7 @@ class Driver:
             CheckpointError: all of them left on purpose.
         """
         reasons = "; ".join(f"{site}: {reason}" for site, reason in self.roster.dropped.items())
-        again = sorted(site for site, reason in self.roster.dropped.items() if not reason.startswith(LEFT))
+        again = sorted(lost_sites(self.roster.dropped))
         if not again:
             raise CheckpointError(f"{self.folder.path} cannot be resumed, all its sites have left ({reasons})")
         log.warning("all sites were given up and are tried again (%s)", reasons)

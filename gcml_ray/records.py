@@ -6,6 +6,7 @@ Everything a site tells the driver is one of these. None holds weights, images o
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -238,6 +239,11 @@ class SiteFailure:
 
 
 LEFT = "left"  # how the reason of a departure on purpose begins, among those of sites that were dropped
+
+
+def lost_sites(dropped: Mapping[str, str]) -> tuple[str, ...]:
+    """Of dropped sites, with the reason of each, those that were given up, not those that left on purpose."""
+    return tuple(site for site, reason in dropped.items() if not reason.startswith(LEFT))
 
 
 @dataclass(frozen=True)

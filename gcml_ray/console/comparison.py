@@ -116,9 +116,9 @@ class CellRow:
 
     def on_round_begin(self, plan: RoundPlan) -> None:
         """A round is planned."""
-        federation = self.config.federation
-        where = f"round {plan.round_number}/{federation.rounds}"
-        self.now = f"{where if federation.mode == 'sync' else f'record {plan.round_number}'} {plan.phase}"
+        federation, number = self.config.federation, plan.round_number
+        where = f"round {number}/{federation.rounds}" if federation.mode == "sync" else f"record {number}"
+        self.now = f"{where} {plan.phase}"
         self.num_sites = len(plan.sites)
 
     def on_status(self, statuses: Sequence[SiteStatus]) -> None:

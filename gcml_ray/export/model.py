@@ -305,7 +305,7 @@ def _write_graph_facts(source: Source, folder: Path, difference: tuple[float, fl
         "activation": "sigmoid" if data.is_sigmoid else "softmax",
         "window_overlap": source.config.evaluation.window_overlap,
         "window_blend": "gaussian",
-        "preparation": preparation(data) if own_code_reason(data) is None else own_code_reason(data),
+        "preparation": own_code_reason(data) or preparation(data),
         "largest_difference": difference[0],
     }
     write_json(folder / GRAPH_FILE, facts)

@@ -40,7 +40,7 @@ from gcml_ray.files.record_json import from_json, to_json
 from gcml_ray.files.site_names import check_site_name
 from gcml_ray.files.tables import case_table, read_case_table, transfer_rows, transfer_table
 from gcml_ray.files.whole_files import replace_file
-from gcml_ray.records import LEFT, CaseScore, PushReceipt, RoundRecord, RunStatus
+from gcml_ray.records import CaseScore, PushReceipt, RoundRecord, RunStatus, lost_sites
 from gcml_ray.wording import in_shell
 
 KEPT_ROUNDS = 3  # of a site's checkpoints: without a barrier it may be two rounds ahead of what the driver has written
@@ -71,7 +71,7 @@ class RunState:
     @property
     def lost(self) -> tuple[str, ...]:
         """The sites that were given up, without those that left on purpose."""
-        return tuple(site for site, reason in self.dropped.items() if not reason.startswith(LEFT))
+        return lost_sites(self.dropped)
 
 
 class RunFolder:

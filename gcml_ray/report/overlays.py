@@ -12,20 +12,20 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
 from gcml_ray.errors import DataError
 from gcml_ray.report.axes import empty_figure, save_figure
 from gcml_ray.report.slices import (
-    PREDICTION_COLOUR,
-    REFERENCE_COLOUR,
+    PREDICTION,
+    REFERENCE,
     Mask,
     axial,
     clearest_channel,
     contour,
     crop,
     dark_legend,
+    outline_handle,
     picture,
 )
 
@@ -79,8 +79,8 @@ def draw_overlay(
     shown_image = picture(image)[rows, columns]
     for axes, i in zip(panels, shown, strict=True):
         axes.imshow(shown_image, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-        contour(axes, references[i][rows, columns], REFERENCE_COLOUR, "solid")
-        contour(axes, predictions[i][rows, columns], PREDICTION_COLOUR, "dashed")
+        contour(axes, references[i][rows, columns], REFERENCE)
+        contour(axes, predictions[i][rows, columns], PREDICTION)
         axes.set_title(names[i], fontsize=9, parse_math=False)
     path.parent.mkdir(parents=True, exist_ok=True)
     save_figure(figure, path, dpi=150)
@@ -120,8 +120,8 @@ def _panels(num_panels: int, *, title: str) -> tuple[Figure, list[Axes]]:
         axes.set_axis_off()
     figure.suptitle(title, fontsize=10, parse_math=False)
     handles = [
-        Line2D([], [], color=REFERENCE_COLOUR, lw=2, label="reference"),
-        Line2D([], [], color=PREDICTION_COLOUR, lw=2, ls="dashed", label="prediction"),
+        outline_handle("reference", REFERENCE),
+        outline_handle("prediction", PREDICTION),
     ]
     dark_legend(figure, handles, fontsize=9)
     return figure, panels[:num_panels]

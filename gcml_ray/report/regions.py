@@ -18,7 +18,6 @@ import numpy as np
 import torch
 from matplotlib.axes import Axes
 from matplotlib.colors import ListedColormap, to_rgba
-from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
 from numpy.typing import NDArray
 from torch import Tensor
@@ -33,14 +32,15 @@ from gcml_ray.prediction.predict import load_model
 from gcml_ray.records import RoundRecord
 from gcml_ray.report.axes import empty_figure, save_figure
 from gcml_ray.report.slices import (
-    PREDICTION_COLOUR,
-    REFERENCE_COLOUR,
+    PREDICTION,
+    REFERENCE,
     Mask,
     axial,
     clearest_channel,
     contour,
     crop,
     dark_legend,
+    outline_handle,
     picture,
 )
 
@@ -198,14 +198,14 @@ def _draw(compared: _Compared, site: str, peer: str) -> bytes:
         axes.set_axis_off()
     for axes, masks in zip(panels, (None, compared.learner, compared.peer), strict=False):
         for truth in compared.truths:
-            contour(axes, truth, REFERENCE_COLOUR, "solid")
+            contour(axes, truth, REFERENCE)
         for mask in masks if masks is not None else ():
-            contour(axes, mask, PREDICTION_COLOUR, "dashed")
+            contour(axes, mask, PREDICTION)
     _fill(panels[3], compared.pull, PULL, PULL_HATCH)
     _fill(panels[3], compared.push, PUSH, PUSH_HATCH)
     handles = [
-        Line2D([], [], color=REFERENCE_COLOUR, lw=2, label="expert"),
-        Line2D([], [], color=PREDICTION_COLOUR, lw=2, ls="dashed", label="model"),
+        outline_handle("expert", REFERENCE),
+        outline_handle("model", PREDICTION),
         Patch(facecolor=PULL, edgecolor="white", hatch=PULL_HATCH, label="R+: peer right, pull"),
         Patch(facecolor=PUSH, edgecolor="white", hatch=PUSH_HATCH, label="R\u2212: peer wrong, push"),
     ]

@@ -13,10 +13,13 @@ import numpy as np
 from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
 Mask = NDArray[np.bool_]
-REFERENCE_COLOUR, PREDICTION_COLOUR = "#56B4E9", "#F0E442"  # of Okabe and Ito, told apart by the colour-blind
+Look = tuple[str, str]  # of an outline: colour and line style
+REFERENCE: Look = ("#56B4E9", "solid")  # colours of Okabe and Ito, told apart by the colour-blind
+PREDICTION: Look = ("#F0E442", "dashed")
 MIN_SIDE, MARGIN = 48, 0.35  # of the crop: pixels, and share of the structure's extent
 
 
@@ -64,16 +67,23 @@ def picture(image: NDArray[Any]) -> NDArray[np.float64]:
     return scaled.clip(0, 1)
 
 
-def contour(axes: Axes, mask: Mask, colour: str, style: str) -> None:
+def contour(axes: Axes, mask: Mask, look: Look) -> None:
     """The outline of (H, W) ``mask``, nothing where it is empty."""
     if not mask.any():
         return
+    colour, style = look
     padded = np.pad(mask.astype(np.float64), 1)  # closes contours at the crop's border
     rows, columns = (np.arange(-1, size + 1) for size in mask.shape)
     lines = axes.contour(columns, rows, padded, levels=[0.5], colors=[colour], linewidths=1.4, linestyles=[style])
     lines.set_path_effects([effects.Stroke(linewidth=2.4, foreground="black", alpha=0.55), effects.Normal()])
     axes.set_xlim(-0.5, mask.shape[1] - 0.5)
     axes.set_ylim(mask.shape[0] - 0.5, -0.5)
+
+
+def outline_handle(label: str, look: Look) -> Line2D:
+    """What stands for an outline in a legend."""
+    colour, style = look
+    return Line2D([], [], color=colour, lw=2, ls=style, label=label)
 
 
 def dark_legend(figure: Figure, handles: Sequence[Artist], *, fontsize: int) -> None:
