@@ -81,8 +81,9 @@ class AsyncRounds:
             self._done[name] = self.roster.members[name].checkpoint_round
 
     def _drain(self) -> None:
-        """Waits for the rounds in flight."""
-        while any(self.roster.is_busy(name) for name in self.roster.members):
+        """Waits for the rounds in flight, and for the receipts of the last pushes."""
+        roster = self.roster
+        while any(roster.is_busy(name) or roster.has_open_push(name) for name in roster.members):
             self._take_in(self.roster.poll())
 
     # --- asking ------------------------------------------------------------------------------

@@ -19,7 +19,7 @@ from actors.listener import Listener
 from actors.site import TrainerFactory
 from gcml_ray.comparison.cells import read_cell, write_cell
 from gcml_ray.comparison.config import ComparisonConfig, cell_config
-from gcml_ray.comparison.output import Tables, cell_file, draw_plots, make_cell, write_tables
+from gcml_ray.comparison.output import Tables, cell_file, make_cell, write_tables
 from gcml_ray.config import Config
 from gcml_ray.config.file import load_config
 from gcml_ray.errors import ConfigError, GcmlError
@@ -108,7 +108,6 @@ def run_comparison(
         return Ending(False, _conclude(comparison, unit)[0])
     check_writable(Path(comparison.results), key="results")
     tracker = ComparisonTracker(comparison, todo[0].config)
-    endings: dict[str, str] = {}
     status: RunOutcome = "stopped"
     try:
         with ray_session(todo[0].config):
@@ -118,16 +117,7 @@ def run_comparison(
             tracker.begin()
             with open_views(number) as views:
                 attempt = _Attempt(comparison, views, make_trainer)
-                run = _one_by_one(todo, attempt) if number == 1 else _side_by_side(todo, attempt, number)
-                with closing(run) as ended:  # whatever happens here, no cell goes on without us
-                    for task, ending in ended:
-                        endings[task.title] = ending
-                        tracker.on_cell(task.folder)
-                        if not ending:
-                            write_tables(comparison, unit=unit)
-                            say(f"{task.title} finished ({len(endings)} of {len(todo)} cells)")
-                        elif ending != STOPPED:
-                            say(f"{task.title} failed: {ending.splitlines()[0]}")
+                endings = _run_cells(todo, attempt, number, tracker=tracker, say=say)
         failures = {title: ending for title, ending in endings.items() if ending not in ("", STOPPED)}
         is_stopped = STOPPED in endings.values() or len(endings) < len(todo)
         status = "stopped" if is_stopped else "failed" if failures else "finished"
@@ -137,8 +127,28 @@ def run_comparison(
     return Ending(is_stopped, tables, failures)
 
 
+def _run_cells(
+    todo: Sequence[Task], attempt: _Attempt, number: int, *, tracker: ComparisonTracker, say: Callable[[str], None]
+) -> dict[str, str]:
+    """Runs cells, ``number`` at a time, and writes the tables after each; how each ended, by its title."""
+    endings: dict[str, str] = {}
+    run = _one_by_one(todo, attempt) if number == 1 else _side_by_side(todo, attempt, number)
+    with closing(run) as ended:  # whatever happens here, no cell goes on without us
+        for task, ending in ended:
+            endings[task.title] = ending
+            tracker.on_cell(task.folder)
+            if not ending:
+                write_tables(attempt.comparison, unit=task.config.data.distance_unit)
+                say(f"{task.title} finished ({len(endings)} of {len(todo)} cells)")
+            elif ending != STOPPED:
+                say(f"{task.title} failed: {ending.splitlines()[0]}")
+    return endings
+
+
 def _conclude(comparison: ComparisonConfig, unit: str) -> tuple[Tables, tuple[Path, ...]]:
     """Tables and plots of all that is finished."""
+    from gcml_ray.report.comparison import draw_plots  # noqa: PLC0415 - matplotlib, slow
+
     tables = write_tables(comparison, unit=unit)
     with PLOTTING:
         return tables, draw_plots(comparison, tables.rows)

@@ -12,7 +12,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from actors.async_rounds import AsyncRounds
@@ -36,7 +36,9 @@ from gcml_ray.records import (
     RoundRecord,
     RunOutcome,
     RunStatus,
+    SiteFailure,
     SiteInfo,
+    TrainReport,
     lost_sites,
 )
 from gcml_ray.tracking.run import Tracker
@@ -267,6 +269,17 @@ class Driver:
         self.write_state("running")
         self.tracker.log_round(record)
         self.listener.on_round_end(record)
+
+    def complete_record(self, trained: Sequence[TrainReport], failures: Sequence[SiteFailure]) -> None:
+        """What sites have reported since the last record, and what has failed, goes into it, as none follows."""
+        if not (trained or failures) or not self.recent:
+            return
+        last = self.recent.pop()
+        record = replace(last, trained=(*last.trained, *trained), failures=(*last.failures, *failures))
+        self.recent.append(record)
+        self.folder.replace_last_round(record)
+        self.write_state("running")
+        self.tracker.log_round(record)
 
     def write_state(self, status: RunStatus) -> None:
         """Where a resume goes on: with a barrier at the newest checkpoint of any site, else after the last record."""

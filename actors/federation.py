@@ -197,7 +197,7 @@ def pool_for(
             local.shutdown()
         return
     from actors.cluster import connected  # noqa: PLC0415 - a plain GPU machine has no ray
-    from actors.pool import RayPool  # noqa: PLC0415
+    from actors.ray_pool import RayPool  # noqa: PLC0415
 
     with connected(config.resources) as where:
         log.info("running on %s", where)

@@ -96,6 +96,7 @@ class LocalPool:
                 use_gpu=self._config.resources.gpus_per_site > 0,
                 make_trainer=self._make_trainer,
             )
+        self._release(site)
         self._sites[site] = self._hosts[row].create(site)
 
     def _create_anew(self, site: str) -> None:
@@ -158,7 +159,7 @@ class LocalPool:
     def remove(self, site: str) -> None:
         """See :class:`actors.site_pool.SitePool`."""
         self._queue = deque(call for call in self._queue if call[0] != site)
-        self._sites.pop(site, None)
+        self._release(site)
         host = self._hosts.get(self._seating.row_of(site))
         if host is not None:
             host.dismiss(site)
@@ -167,8 +168,14 @@ class LocalPool:
     def shutdown(self) -> None:
         """See :class:`actors.site_pool.SitePool`."""
         self._queue.clear()
-        self._sites.clear()
+        for site in tuple(self._sites):
+            self._release(site)
         self._hosts.clear()
+
+    def _release(self, site: str) -> None:
+        """Frees what a site holds; nothing where it is not there."""
+        if (old := self._sites.pop(site, None)) is not None:
+            old.release()
 
 
 def _kind_of(error: Exception) -> Literal["raised", "died", "late"]:

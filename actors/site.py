@@ -1,4 +1,4 @@
-"""A site: one hospital's data, model and mailbox. A plain class; ``actors/pool.py`` makes it a Ray actor.
+"""A site: one hospital's data, model and mailbox. A plain class; ``actors/ray_pool.py`` makes it a Ray actor.
 
 Its methods are called from several threads at a time: ``train``, ``adopt``, ``evaluate``, ``visit`` and
 ``score_visitor`` in one, ``push`` in one, ``receive`` in two, ``register`` and ``status`` in one more. What they share
@@ -338,6 +338,10 @@ class Site:
     def status(self) -> SiteStatus:
         """What this site is doing."""
         return self.current
+
+    def release(self) -> None:
+        """Lets data and model go at once, as trainer and site hold each other; nothing may be asked of it any more."""
+        self.trainer = None
 
     def stop(self) -> None:
         """Ends the work in progress at its next step."""

@@ -1,6 +1,6 @@
 """What the driver knows of the sites: :class:`SitePool`, by name and by call, whatever they run in.
 
-:class:`actors.local_pool.LocalPool` has them in this process, :class:`actors.pool.RayPool` as Ray actors.
+:class:`actors.local_pool.LocalPool` has them in this process, :class:`actors.ray_pool.RayPool` as Ray actors.
 """
 
 from __future__ import annotations

@@ -55,17 +55,20 @@ class SyncRounds:
     def run(self, done: int) -> int:
         """See :class:`actors.driver.Rounds`."""
         rounds = self.config.federation.rounds
+        rest = _Work()  # what comes after the last record
         for number in range(done + 1, rounds + 1):
             if self.driver.is_time_up():
-                self._wait_for_late(_Work())
+                self._wait_for_late(rest)
                 self.is_over = True
-                return done
-            work = _Work()
-            if not self._is_ready(number, work):
-                return done
+                break
+            if not self._is_ready(number, rest):
+                break
+            work, rest = rest, _Work()
             self._round(number, work)
             done = number
-        self.is_over = done == rounds
+        self.is_over = self.is_over or done == rounds
+        self._take_strays(rest)
+        self.driver.complete_record(rest.trained, self.roster.take_failures())
         return done
 
     def _is_ready(self, number: int, work: _Work) -> bool:

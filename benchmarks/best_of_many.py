@@ -12,7 +12,8 @@ import argparse
 
 import numpy as np
 
-from gcml_ray.comparison.cells import Cell, Score, summarise
+from gcml_ray.comparison.cells import Cell, summarise
+from gcml_ray.records import CaseScore
 
 SITES = "ABCD"
 MEAN, SPREAD_OF_CASES, NOISE = 0.77, 0.04, 0.01  # about those of configs/compare_retina.yaml
@@ -26,7 +27,7 @@ def draw_table(num_methods: int, num_cases: int, rng: np.random.Generator) -> li
     for method in range(num_methods):
         dice = cases + rng.normal(0, NOISE, num_cases)
         scores = tuple(
-            Score(site, f"case{index}", "personalised", "lesion", float(value), 1.0, 1.0)
+            CaseScore(site, f"case{index}", "test", "personalised", "lesion", float(value), 1.0, 1.0)
             for index, (site, value) in enumerate(zip(sites, dice, strict=True))
         )
         cells.append(Cell(f"method{method}", 0, "none", 0, 1.0, 1, scores))

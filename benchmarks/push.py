@@ -29,7 +29,7 @@ from ray.cluster_utils import Cluster
 
 from actors.cluster import FREE_PERIOD, FREE_PERIOD_MS, connected
 from actors.object_store import ObjectStoreTransport
-from actors.pool import SiteActor
+from actors.ray_pool import SiteActor
 from gcml_ray.config import Config, ResourcesConfig
 from gcml_ray.config.file import parse_config
 from gcml_ray.push.wire import WIRE_DTYPE, Buffer, Expectation, PushHeader, TensorSpec, checksum

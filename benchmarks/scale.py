@@ -202,7 +202,7 @@ def _run_on(config: Config, *, processes: int) -> Row:
     if config.resources.pool == "local":
         return measure_sites(config, LocalPool, processes=processes)
     from actors.cluster import connected  # noqa: PLC0415 - not for --pool local
-    from actors.pool import RayPool  # noqa: PLC0415 - as above
+    from actors.ray_pool import RayPool  # noqa: PLC0415 - as above
 
     with connected(config.resources):
         return measure_sites(config, RayPool, processes=processes)

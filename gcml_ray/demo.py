@@ -7,7 +7,7 @@ from importlib.resources import as_file, files
 from pathlib import Path
 
 from gcml_ray.config import Config
-from gcml_ray.config.file import load_config
+from gcml_ray.config.file import load_config, setting
 from gcml_ray.data.datalist import write_datalist
 from gcml_ray.data.phantom import prepare_phantom
 
@@ -33,6 +33,6 @@ def demo_config(datalist: Path, output: Path, overrides: Sequence[str]) -> Confi
         output: the run folder.
         overrides: as for ``gcml run --set``.
     """
-    own = (f"data.datalist={datalist}", f"output.folder={output}")
+    own = (setting("data.datalist", str(datalist)), setting("output.folder", str(output)))
     with as_file(files("gcml_ray") / "demo.yaml") as path:
         return load_config(path, (*own, *overrides))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 import shlex
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,6 +11,11 @@ from pathlib import Path
 NO_PROCESS = (  # of a site that a cluster has been asked for
     "no process yet; other jobs hold the CPUs or GPUs that are asked for (see `ray status`), or a machine is slow to "
     "start one"
+)
+
+_SECRETS = (
+    (re.compile(r"(?<=://)\S+(?=@)"), "***"),  # user and password in an address; a password may hold @, / and quotes
+    (re.compile(r"(?<=[?&])([^\s=&]+=)[^\s&]+"), r"\1***"),  # what stands behind the ? of an address: tokens, keys
 )
 
 
@@ -23,6 +29,13 @@ def duration(seconds: float) -> str:
 def in_shell(path: str | Path) -> str:
     """A path as it can be pasted into a shell."""
     return shlex.quote(str(path))
+
+
+def without_secrets(text: str) -> str:
+    """A text with user, password and the values of a query taken out of the addresses in it."""
+    for pattern, replacement in _SECRETS:
+        text = pattern.sub(replacement, text)
+    return text
 
 
 def some(names: Sequence[str], at_most: int) -> str:

@@ -11,7 +11,7 @@ from actors import roster
 from actors.local_pool import LocalPool
 from actors.site_pool import Outcome
 from gcml_ray.config import Config
-from tests.fake_runs import Run, drive
+from tests.fake_runs import RecordingListener, Run, drive
 from tests.fakes import FakeTrainers, Fault
 from tests.waiting import Clock
 
@@ -31,11 +31,11 @@ class TimedPool(LocalPool):
         self.clock.sleep(sum(seconds) if outcomes else timeout_s)
         return outcomes
 
-    def drive(self) -> Run:
-        """A run by that clock."""
+    def drive(self, *, stop_after: int = 0) -> Run:
+        """A run by that clock, stopped after a round if one is given."""
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(roster, "time", self.clock)
-            return drive(self._config, self)
+            return drive(self._config, self, listener=RecordingListener(stop_after=stop_after))
 
 
 class DeafPool(TimedPool):

@@ -17,7 +17,7 @@ from gcml_ray.errors import CheckpointError, ClusterError, ConfigError
 from gcml_ray.files.record_json import to_json
 from gcml_ray.files.run_folder import RunFolder
 from gcml_ray.files.whole_files import replace_file
-from gcml_ray.prediction.averages import mean
+from gcml_ray.prediction.averages import site_means
 from gcml_ray.records import PERSONALISED
 from gcml_ray.search.folder import FINAL_FILE, read_final
 from gcml_ray.search.records import FinalRecord, FinalScore
@@ -183,8 +183,4 @@ def _check_same_sites(found: Sequence[tuple[_Run, FinalScore]]) -> None:
 def _score(run: _Run) -> FinalScore:
     """Test Dice of each site's personalised model, mean over cases and classes."""
     scores = [score for score in run.folder.cases() if (score.split, score.model) == ("test", PERSONALISED)]
-    dice = {
-        site: mean(score.dice for score in scores if score.site == site)
-        for site in sorted({score.site for score in scores})
-    }
-    return FinalScore(run.seed, dice)
+    return FinalScore(run.seed, site_means(scores))

@@ -28,9 +28,9 @@ class TrialProgress:
         """Takes a finished round; a point where any site was evaluated in it."""
         self._size_bytes += sum(receipt.size_bytes for receipt in record.pushes)
         self._seconds += record.seconds
-        scores = {report.site: report.validation_dice for report in record.trained}
-        known = {site: score for site, score in scores.items() if score is not None and math.isfinite(score)}
-        for site, score in known.items():
+        scores = [(report.site, report.validation_dice) for report in record.trained]  # two of a site that was late
+        known = [(site, score) for site, score in scores if score is not None and math.isfinite(score)]
+        for site, score in known:
             self._dice[site] = max(self._dice.get(site, 0.0), score)
         if not known:
             return None

@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from pydantic import ValidationError
 
 from gcml_ray.config import GcmlMethod, dcml_keys
-from gcml_ray.config.file import apply_override, find_base, load_config, read_sections, save_config, save_sections
+from gcml_ray.config.file import (
+    apply_override,
+    find_base,
+    load_config,
+    read_sections,
+    save_config,
+    save_sections,
+    setting,
+)
 from gcml_ray.config.problems import describe_problems
 from gcml_ray.errors import CheckpointError, ConfigError
 from tune.space import ChoiceDomain, Domain, SearchConfig
@@ -43,7 +50,7 @@ def load_search(path: str | Path, overrides: tuple[str, ...] = (), base_override
     base_file = find_base(Path(path).resolve(), config.base)
     changes = (*config.base_overrides, *base_overrides)
     try:
-        base = load_config(base_file, (*changes, f"output.folder={config.folder}"))
+        base = load_config(base_file, (*changes, setting("output.folder", config.folder)))
     except ConfigError as error:
         made_of = "base, base_overrides and --base-set" if changes else "base"
         raise ConfigError(f"search {path}, the federation of its {made_of}: {error}") from error
@@ -86,7 +93,7 @@ def reopen_search(folder: Path) -> Search:
     path = folder / SEARCH_FILE
     if not path.is_file():
         raise CheckpointError(f"{folder} is not the folder of a search: it holds no {SEARCH_FILE}")
-    return load_search(path, (f"folder={json.dumps(str(folder.resolve()))}",))
+    return load_search(path, (setting("folder", str(folder.resolve())),))
 
 
 def _check(search: Search) -> None:

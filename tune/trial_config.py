@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from gcml_ray.config import Config, dcml_keys
-from gcml_ray.config.file import apply_override, parse_config
+from gcml_ray.config.file import apply_override, parse_config, setting
 from gcml_ray.errors import ConfigError
 from gcml_ray.search.records import describe_params
 from tune.space import ChoiceDomain, Domain, SearchConfig
@@ -60,7 +60,7 @@ def trial_config(search: Search, params: dict[str, Any], *, folder: Path, cache:
     if base.resources.placement == "pg":  # the trial has a placement group of its own
         values["resources"]["placement"] = "none"
     drawn = {key: _value(search.config.space[key], param) for key, param in params.items()}
-    overrides = [f"{key}={json.dumps(value)}" for key, value in sorted(drawn.items())]
+    overrides = [setting(key, value) for key, value in sorted(drawn.items())]
     problems = [problem for override in overrides for problem in apply_override(values, override)]
     if problems:
         raise ConfigError("\n".join(["trial", *problems]))

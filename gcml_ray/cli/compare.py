@@ -42,7 +42,7 @@ def compare(
     comparison = load_comparison(config, overrides)
 
     def say(line: str) -> None:
-        console.print(line, highlight=False, markup=False)
+        console.print(line)
 
     @contextmanager
     def open_views(at_once: int) -> Iterator[Views]:
@@ -80,13 +80,13 @@ def _show(console: Console, comparison: ComparisonConfig, ending: Ending) -> Non
             console.print(table, soft_wrap=False)
         console.print(site_table(rows), soft_wrap=False)
     for line in ending.tables.verdicts:
-        console.print(line, highlight=False, markup=False)
+        console.print(line)
     by_reason: dict[str, list[str]] = {}
     for title, reason in ending.failures.items():
         by_reason.setdefault(reason, []).append(title)
     for reason, titles in by_reason.items():
         text = reason.replace("\n", "\n  ")
-        console.print(f"failed: {'; '.join(titles)}\n  {text}", style="red", highlight=False, markup=False)
+        console.print(f"failed: {'; '.join(titles)}\n  {text}", style="red")
 
 
 def where_things_are(comparison: ComparisonConfig, overrides: Sequence[str]) -> dict[str, str]:

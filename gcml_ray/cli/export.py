@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
-from rich.console import Console
 
+from gcml_ray.console.terminal import terminal
 from gcml_ray.errors import CheckpointError, ConfigError
 
 if TYPE_CHECKING:
@@ -37,7 +37,7 @@ def export(
         raise ConfigError(f"--register and --tracking-uri would be ignored by --format {format_}: only pyfunc has them")
     if tracking_uri and not register:
         raise ConfigError("--tracking-uri would be ignored without --register")
-    console = Console(soft_wrap=True)
+    console = terminal()
     sites = sites_to_export(run, site)
     several = len(sites) > 1 or "all" in site
     write = _exporter(format_)
@@ -53,12 +53,12 @@ def export(
         registry = _registry(source, tracking_uri) if register else ""
         with fresh_folder(folder, force=force) as draft:
             line = write(source, draft)
-        console.print(f"{source.card.provenance.site} -> {folder}: {line}", highlight=False, markup=False)
+        console.print(f"{source.card.provenance.site} -> {folder}: {line}")
         if register:
-            console.print(_registered(source, folder, registry), highlight=False, markup=False)
+            console.print(_registered(source, folder, registry))
     missing += missing_models(run, sites) if "all" in site else []
     for each in missing:
-        console.print(f"not exported: {each}", style="red", highlight=False, markup=False)
+        console.print(f"not exported: {each}", style="red")
     if missing:
         raise typer.Exit(1)
 

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.progress import Progress
 
+from gcml_ray.console.terminal import terminal
 from gcml_ray.data.datalist import listed, read_datalist
 
 
@@ -41,16 +41,16 @@ def inspect(
     folder = out or datalist.with_name(f"{datalist.stem}_inspect")
     write_inspection(folder / "sites.png", inspection, title=datalist.stem)
     write_cases(folder / "cases.csv", inspection)
-    console = Console(soft_wrap=True)
+    console = terminal()
     found = quantities(inspection)
     console.print(sites_table(inspection))
     if not inspection.is_quick and found:
         console.print(quantities_table(inspection, found))
     for heading, lines, style in (("note", inspection.notes, "yellow"), ("problem", inspection.problems, "red")):
         if lines:
-            console.print(f"{len(lines)} {heading}(s):{listed(lines)}", style=style, highlight=False, markup=False)
+            console.print(f"{len(lines)} {heading}(s):{listed(lines)}", style=style)
     if not inspection.problems:
         console.print("No problem found.", style="green")
-    console.print(f"Picture: {folder / 'sites.png'}\nEvery case: {folder / 'cases.csv'}", highlight=False, markup=False)
+    console.print(f"Picture: {folder / 'sites.png'}\nEvery case: {folder / 'cases.csv'}")
     if inspection.problems:
         raise typer.Exit(1)

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import importlib.metadata
 import io
-import json
 import os
 import sys
 import threading
@@ -17,6 +16,7 @@ from typing import TYPE_CHECKING, Annotated, NoReturn
 
 import typer
 from rich.console import Console
+from rich.text import Text
 
 from gcml_ray.chaos import parse_chaos
 from gcml_ray.cli.compare import compare
@@ -29,7 +29,7 @@ from gcml_ray.cli.running import STOPPED, watched
 from gcml_ray.cli.site import site_app
 from gcml_ray.cli.tune import tune
 from gcml_ray.config import Config, LocalMethod
-from gcml_ray.config.file import load_config
+from gcml_ray.config.file import load_config, setting
 from gcml_ray.console.summary import (
     comparison_table,
     comparison_verdict,
@@ -38,6 +38,7 @@ from gcml_ray.console.summary import (
     run_table,
     where_things_are,
 )
+from gcml_ray.console.terminal import terminal
 from gcml_ray.errors import ConfigError, GcmlError
 from gcml_ray.files.run_folder import RunFolder
 from gcml_ray.tracking.client import import_lean_client
@@ -86,7 +87,7 @@ def main() -> None:
         words = str(error)
         if isinstance(error, OSError) and error.filename:
             words = f"{error.filename}: {error.strerror}"
-        Console(stderr=True, soft_wrap=True).print(f"error: {words}", style="red", highlight=False, markup=False)
+        terminal(is_error=True).print(f"error: {words}", style="red")
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(STOPPED)
@@ -140,8 +141,8 @@ def run(
             loaded = loaded.model_copy(update={"chaos": chaos})
     else:
         assert config is not None
-        loaded = load_config(config, [*overrides, *([] if chaos is None else [f"chaos={json.dumps(chaos)}"])])
-    console = Console(soft_wrap=True)
+        loaded = load_config(config, [*overrides, *([] if chaos is None else [setting("chaos", chaos)])])
+    console = terminal()
     try:
         summary, _ = _run_once(loaded, console, title=loaded.name, resume=resume is not None, finish=finish)
     except KeyboardInterrupt:
@@ -152,10 +153,10 @@ def run(
         console.print(run_table(summary.evaluations, unit=loaded.data.distance_unit))
     folder = RunFolder(Path(loaded.output.folder))
     facts = run_facts(folder.rounds(), start_seconds=summary.start_seconds, chaos="; then ".join(folder.faults()))
-    console.print(facts, highlight=False, markup=False)
-    console.print(where_things_are(loaded), highlight=False, markup=False)
+    console.print(facts)
+    console.print(where_things_are(loaded))
     if summary.status == "finished" and (lost := lost_words(folder.read_state(), folder.path)):
-        console.print(lost, style="yellow", highlight=False, markup=False)
+        console.print(lost, style="yellow")
     _exit_for(summary, loaded)
 
 
@@ -167,9 +168,9 @@ def demo(
     from actors.federation import ray_session  # noqa: PLC0415 - the one place that knows all packages
     from gcml_ray.demo import demo_config, prepare_demo  # noqa: PLC0415 - scipy only where phantoms are made
 
-    console = Console(soft_wrap=True)
+    console = terminal()
     target = _fresh_folder(folder)
-    console.print(f"Making phantom sites in {target / 'data'}", highlight=False)
+    console.print(f"Making phantom sites in {target / 'data'}")
     datalist = prepare_demo(target / "data")
     gcml = demo_config(datalist, target / "gcml", overrides)
     alone_too = gcml.model_copy(update={"name": "local", "method": LocalMethod(name="local")})
@@ -179,13 +180,13 @@ def demo(
         _exit_for(together, gcml)
         if is_enough:  # Ctrl-C in its last round, or in its test
             console.print(run_table(together.evaluations, unit=gcml.data.distance_unit))
-            console.print("stopped before the run of sites alone, the other half of the demo", highlight=False)
+            console.print("stopped before the run of sites alone, the other half of the demo")
             raise typer.Exit(STOPPED)
         alone, _ = _run_once(local, console, title="alone (local)")
         _exit_for(alone, local)
     console.print(comparison_table(alone.evaluations, together.evaluations, unit=gcml.data.distance_unit))
-    console.print(comparison_verdict(alone.evaluations, together.evaluations), highlight=False)
-    console.print(where_things_are(gcml), highlight=False, markup=False)
+    console.print(comparison_verdict(alone.evaluations, together.evaluations))
+    console.print(where_things_are(gcml))
 
 
 def doctor(
@@ -197,16 +198,16 @@ def doctor(
         raise ConfigError("--set changes a configuration: name its file too, gcml doctor CONFIG --set ...")
     from actors.doctor import run_checks  # noqa: PLC0415 - the one place that knows all packages
 
-    console = Console(soft_wrap=True)
+    console = terminal()
     colours = {"PASS": "green", "WARN": "yellow", "FAIL": "bold red"}
     counts = dict.fromkeys(colours, 0)
     for check in run_checks(None if config is None else str(config), overrides):
         counts[check.verdict] += 1
-        console.print(f"[{colours[check.verdict]}]{check.verdict}[/]  [bold]{check.name}[/]: ", end="")
-        console.print(check.detail, highlight=False, markup=False)
+        verdict = Text(check.verdict, style=colours[check.verdict])
+        console.print(Text.assemble(verdict, "  ", (check.name, "bold"), f": {check.detail}"))
         if check.remedy:
-            console.print(f"      -> {check.remedy}", highlight=False, markup=False)
-    console.print(", ".join(f"{count} {verdict}" for verdict, count in counts.items()), highlight=False)
+            console.print(f"      -> {check.remedy}")
+    console.print(", ".join(f"{count} {verdict}" for verdict, count in counts.items()))
     if counts["FAIL"]:
         raise typer.Exit(1)
 
@@ -215,7 +216,7 @@ def _run_once(
     config: Config, console: Console, *, title: str, resume: bool = False, finish: bool = False
 ) -> tuple[RunSummary, bool]:
     """One federation with its console and its signal handling; and whether it was asked to stop, in time or not."""
-    console.print(f"{title}: starting", highlight=False, markup=False)
+    console.print(f"{title}: starting")
     from actors.federation import run_federation  # noqa: PLC0415 - the one place that knows all packages
 
     if config.tracking.enabled:  # beside Ray's start; the tracker's own thread waits for it
@@ -233,25 +234,25 @@ def _import_ahead() -> None:
 
 def _exit_for(summary: RunSummary, config: Config) -> None:
     """Ends with an exit code, and what to do next, where a run did not finish or its test did not; else nothing."""
-    console = Console(stderr=True, soft_wrap=True)
+    console = terminal(is_error=True)
     folder = config.output.folder
     if summary.status == "stopped":
         _stopped(config)
     if summary.status == "failed":
         words = f"every site was lost; see {folder}/log.txt, mend the cause and try again: gcml run --resume "
-        console.print(words + in_shell(folder), style="red", highlight=False, markup=False)
+        console.print(words + in_shell(folder), style="red")
         raise typer.Exit(1)
     if summary.untested:
         names = ", ".join(summary.untested)
         words = f"not tested: {names}; see {folder}/log.txt. Test again: gcml run --resume {in_shell(folder)}"
-        console.print(words, style="red", highlight=False, markup=False)
+        console.print(words, style="red")
         raise typer.Exit(1)
 
 
 def _stopped(config: Config) -> NoReturn:
     """Ends with the exit code of a run that was asked to stop."""
     words = f"stopped; continue with: gcml run --resume {in_shell(config.output.folder)}"
-    Console(stderr=True, soft_wrap=True).print(words, highlight=False)
+    terminal(is_error=True).print(words)
     raise typer.Exit(STOPPED)
 
 

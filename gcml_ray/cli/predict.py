@@ -16,6 +16,7 @@ from rich.table import Table
 
 from gcml_ray.config import POOLED, Config
 from gcml_ray.config.file import load_config
+from gcml_ray.console.terminal import terminal
 from gcml_ray.data.datalist import SPLITS, Case, cases_of_site, read_datalist, site_names
 from gcml_ray.data.pooling import as_pooled
 from gcml_ray.errors import ConfigError, DataError, GcmlError
@@ -59,7 +60,7 @@ def predict(
     from gcml_ray.data.image_cases import find_cases  # noqa: PLC0415 - torch only when a model runs
     from gcml_ray.prediction.predict import load_model  # noqa: PLC0415
 
-    console = Console(soft_wrap=True)
+    console = terminal()
     model = load_model(run, site, device=device, ensemble=ensemble, peers=peers)
     found = find_cases(images, model.config.data, site=site or model.facts[0].site, split=_split(split))
     if split is not None:
@@ -80,11 +81,11 @@ def predict(
                 problems.append(problem)
                 _say_failed(console, problem)
             elif not console.is_terminal:
-                console.print(f"predicted: {case.name}", highlight=False, markup=False)
+                console.print(f"predicted: {case.name}")
             bar.advance(task)
     done = len(todo) - (len(problems) - len(found.problems))
     note = f", {skipped} skipped (their files exist; --overwrite replaces them)" if skipped else ""
-    console.print(f"{done} predicted, {len(problems)} failed{note} -> {out}", highlight=False, markup=False)
+    console.print(f"{done} predicted, {len(problems)} failed{note} -> {out}")
     if problems:
         raise typer.Exit(1)
 
@@ -94,9 +95,9 @@ def _say_what(console: Console, model: PersonalModel, found: FoundCases) -> None
     for facts in model.facts:
         dice = f", validation Dice {float(facts.validation_dice):.3f}" if facts.validation_dice else ""
         line = f"model of site {facts.site}: {facts.method}, round {facts.round_number}{dice}"
-        console.print(line, highlight=False, markup=False)
+        console.print(line)
     for note in found.notes:
-        console.print(f"note: {note}", highlight=False, markup=False)
+        console.print(f"note: {note}")
 
 
 def _to_do(cases: Sequence[Case], out: Path, model: PersonalModel, *, overwrite: bool) -> tuple[list[Case], int]:
@@ -143,7 +144,7 @@ def _predict_one(model: PersonalModel, case: Case, out: Path, *, flips: bool, la
 
 
 def _say_failed(console: Console, problem: str) -> None:
-    console.print(f"failed: {problem}", style="red", highlight=False, markup=False)
+    console.print(f"failed: {problem}", style="red")
 
 
 def _progress(console: Console) -> Progress:
@@ -165,7 +166,7 @@ def evaluate(
     """Score label files against references, each on its own grid."""
     from gcml_ray.prediction.score_files import score_files  # noqa: PLC0415 - torch only when there is something to score
 
-    console = Console(soft_wrap=True)
+    console = terminal()
     config = load_config(RunFolder.open(run).config_file)
     cases = _reference_cases(datalist, config, run, site=site, split=_split(split))
     if not predictions.is_dir():
@@ -180,14 +181,14 @@ def evaluate(
     if result.missing:
         names = ", ".join(f"{case.site}/{case.name}" for case in result.missing[:MAX_NAMED])
         more = f" and {len(result.missing) - MAX_NAMED} more" if len(result.missing) > MAX_NAMED else ""
-        console.print(f"without a prediction: {names}{more}", highlight=False, markup=False)
+        console.print(f"without a prediction: {names}{more}")
     if result.scores:
         console.print(_score_table(result.scores, unit=config.data.distance_unit))
     if out is not None and result.scores:
         replace_file(out, case_table(result.scores))
     scored = len({(score.site, score.case) for score in result.scores})
     counts = f"{scored} scored, {len(result.problems)} failed, {len(result.missing)} without a prediction"
-    console.print(counts, highlight=False)
+    console.print(counts)
     if result.problems or not scored or (split is not None and result.missing):
         raise typer.Exit(1)
 
@@ -234,6 +235,7 @@ def _score_table(scores: Sequence[CaseScore], *, unit: str) -> Table:
     for row in summarise(scores):
         dice = _mean_sd(row.dice_mean, row.dice_sd)
         hd95 = _mean_sd(row.hd95_mean, row.hd95_sd, digits=1)
+        hd95 += f", {row.num_undefined_hd95} without" if row.num_undefined_hd95 else ""
         surface = _mean_sd(row.surface_dice_mean, row.surface_dice_sd)
         table.add_row(row.site, row.split, row.class_name, str(row.num_cases), dice, hd95, surface)
     return table

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 from rich.progress import Progress
 
+from gcml_ray.console.terminal import terminal
 from gcml_ray.data.datalist import SPLITS, Case, cases_of_site, few_cases_problem, site_names, write_datalist
 from gcml_ray.wording import count
 
@@ -155,10 +155,10 @@ def nnunet(
             folder, site_regex=site_regex, site_csv=site_csv, skip_faulty=skip_faulty, progress=progress
         )
     _write(out, found.cases, description=f"nnU-Net data set {folder.name}")
-    console = Console(soft_wrap=True)
-    console.print("For the data section of the configuration:", highlight=False)
+    console = terminal()
+    console.print("For the data section of the configuration:")
     for line in config_lines(found.meaning):
-        console.print(f"  {line}", highlight=False, markup=False)
+        console.print(f"  {line}")
 
 
 @prepare_app.command()
@@ -220,15 +220,15 @@ def _progress(task_name: str) -> Iterator[Callable[[int, int], None]]:
 def _write(out: Path, cases: Sequence[Case], *, description: str) -> None:
     """The datalist, and one line a site."""
     write_datalist(out, cases, description=description)
-    console = Console(soft_wrap=True)
+    console = terminal()
     sites = site_names(cases)
     for site in sites:
         own = cases_of_site(cases, site)
-        console.print(f"{site}: {count(len(own), 'case')}{_split_note(own)}", highlight=False, markup=False)
+        console.print(f"{site}: {count(len(own), 'case')}{_split_note(own)}")
         problem = few_cases_problem(site, [case.name for case in own])
         if problem and any(case.split != "test" for case in own):  # sites held back are not trained
-            console.print(problem, style="yellow", highlight=False, markup=False)
-    console.print(f"{count(len(cases), 'case')} of {count(len(sites), 'site')} -> {out}", highlight=False, markup=False)
+            console.print(problem, style="yellow")
+    console.print(f"{count(len(cases), 'case')} of {count(len(sites), 'site')} -> {out}")
 
 
 def _split_note(cases: Sequence[Case]) -> str:

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
+from gcml_ray.console.terminal import terminal
 from gcml_ray.errors import ConfigError
 
 
@@ -30,9 +30,9 @@ def report(
         if (error.name or "").partition(".")[0] not in ("plotly", "jinja2"):
             raise
         raise ConfigError(f"gcml report needs {error.name}: pip install 'gcml-ray[report]'") from error
-    console = Console(soft_wrap=True)
+    console = terminal()
     hint = "; an example of the regions, if there is one, takes longest (--no-regions)" if images and regions else ""
-    console.print(f"reading {folder}, drawing its charts{hint}", highlight=False, markup=False)
+    console.print(f"reading {folder}, drawing its charts{hint}")
     with console.status("drawing"):
         page = write_report(folder, out, with_images=images, with_regions=regions)
-    console.print(f"report  {page}  ({page.stat().st_size / 1e6:.1f} MB, one file)", highlight=False, markup=False)
+    console.print(f"report  {page}  ({page.stat().st_size / 1e6:.1f} MB, one file)")

@@ -12,6 +12,7 @@ from rich.console import Console
 
 from gcml_ray.console.comparison import CellsConsole
 from gcml_ray.console.run import RunConsole
+from gcml_ray.console.terminal import terminal
 from gcml_ray.signals import ENDINGS, endings_handled_by
 
 STOPPED = 130  # what a shell reports for a program ended by Ctrl-C
@@ -20,7 +21,7 @@ WIDTH = 120  # columns of tables in a file or a pipe
 
 def wide_console() -> Console:
     """Standard output, wide enough for tables where it is no terminal."""
-    return Console(soft_wrap=True, width=None if sys.stdout.isatty() else WIDTH)
+    return terminal(width=None if sys.stdout.isatty() else WIDTH)
 
 
 @contextmanager

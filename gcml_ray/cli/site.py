@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.console import Console
 
+from gcml_ray.console.terminal import terminal
 from gcml_ray.files.run_folder import RunFolder
 from gcml_ray.wording import in_shell
 
@@ -29,7 +29,7 @@ def add(run: Run, site: Site) -> None:
     folder = RunFolder.open(run)
     if folder.state_file.exists() and folder.read_state().status == "finished":
         words = f"Asked: {site} is tested too by gcml run --resume {in_shell(run)}"
-        Console(soft_wrap=True).print(words, highlight=False, markup=False)
+        terminal().print(words)
         return
     _say(run, f"{site} joins before the next round")
 
@@ -44,4 +44,4 @@ def remove(run: Run, site: Site) -> None:
 
 
 def _say(run: Path, what: str) -> None:
-    Console(soft_wrap=True).print(f"Asked: {what}. {run / 'log.txt'} tells when it has happened.", highlight=False)
+    terminal().print(f"Asked: {what}. {run / 'log.txt'} tells when it has happened.")

@@ -82,19 +82,19 @@ def _search(search: Search, console: Console, *, resume: bool, retry_failed: boo
     files = [search.folder / file for file in (SEARCH_FILE, BEST_FILE) if (search.folder / file).exists()]
     tracker.finish(record, [*files, *plots], is_stopped=stop.is_set())
     console.print(search_table(record))
-    console.print(search_verdict(record), highlight=False, markup=False)
-    console.print(f"search folder {search.folder}", highlight=False, markup=False, soft_wrap=True)
+    console.print(search_verdict(record))
+    console.print(f"search folder {search.folder}", soft_wrap=True)
     if stop.is_set():
         _say_stopped(console, f"--resume {in_shell(search.folder)}")
         raise typer.Exit(STOPPED)
     if record.best is None:
         raise typer.Exit(1)
-    console.print(f"train it      gcml run {in_shell(search.folder / BEST_FILE)}", highlight=False, markup=False)
-    console.print(f"look at it    gcml report {in_shell(search.folder)}", highlight=False, markup=False)
+    console.print(f"train it      gcml run {in_shell(search.folder / BEST_FILE)}")
+    console.print(f"look at it    gcml report {in_shell(search.folder)}")
     if search.config.final.at_end:
         _final(search, console)
     else:
-        console.print(f"test it once  gcml tune --final {in_shell(search.folder)}", highlight=False, markup=False)
+        console.print(f"test it once  gcml tune --final {in_shell(search.folder)}")
 
 
 def _final(search: Search, console: Console) -> None:
@@ -109,8 +109,8 @@ def _final(search: Search, console: Console) -> None:
         _say_stopped(console, f"--final {in_shell(search.folder)}")
         raise typer.Exit(STOPPED)
     console.print(final_table(final))
-    console.print(final.verdict, highlight=False, markup=False)
+    console.print(final.verdict)
 
 
 def _say_stopped(console: Console, options: str) -> None:
-    console.print(f"stopped; continue with: gcml tune {options}", highlight=False, markup=False)
+    console.print(f"stopped; continue with: gcml tune {options}")

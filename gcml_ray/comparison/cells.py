@@ -9,7 +9,7 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Literal
@@ -18,9 +18,10 @@ import numpy as np
 from numpy.typing import NDArray
 
 from gcml_ray.errors import DataError
+from gcml_ray.files.tables import case_row, case_score
 from gcml_ray.files.whole_files import replace_file
-from gcml_ray.prediction.averages import mean
-from gcml_ray.records import ENSEMBLE, PERSONALISED, SHARED
+from gcml_ray.prediction.averages import mean, site_means
+from gcml_ray.records import ENSEMBLE, PERSONALISED, SHARED, CaseScore
 from gcml_ray.wording import count
 
 COLUMNS = (
@@ -34,24 +35,11 @@ MIN_CASES = 6  # with 5 even five differences of one sign have p = 2 / 2**5 = 0.
 
 
 @dataclass(frozen=True)
-class Score:
-    """One case, class and model of a cell. A distance is NaN where it is undefined."""
-
-    site: str
-    case: str
-    model: str
-    class_name: str
-    dice: float
-    hd95: float
-    surface_dice: float
-
-
-@dataclass(frozen=True)
 class Cell:
     """One finished run of one method with one seed.
 
     ``identity`` is the configuration's (``Config.identity``), ``sent_bytes`` what all accepted pushes weighed,
-    ``num_steps`` the optimiser steps of all models at all sites together.
+    ``num_steps`` the optimiser steps of all models at all sites together; ``scores`` are of test cases.
     """
 
     method: str
@@ -60,7 +48,7 @@ class Cell:
     sent_bytes: int
     seconds: float
     num_steps: int
-    scores: tuple[Score, ...]
+    scores: tuple[CaseScore, ...]
 
 
 @dataclass(frozen=True)
@@ -97,8 +85,8 @@ def write_cell(path: Path, cell: Cell) -> None:
     writer.writerow(COLUMNS)
     facts = (cell.method, cell.seed, cell.identity, cell.sent_bytes, f"{cell.seconds:.1f}", cell.num_steps)
     for score in cell.scores:
-        numbers = ("" if math.isnan(value) else repr(value) for value in (score.dice, score.hd95, score.surface_dice))
-        writer.writerow((*facts, score.site, score.case, score.model, score.class_name, *numbers))
+        site, case, _, *rest = case_row(score)
+        writer.writerow((*facts, site, case, *rest))
     replace_file(path, buffer.getvalue())
 
 
@@ -109,18 +97,12 @@ def read_cell(path: Path) -> Cell:
         DataError: the file is not one that :func:`write_cell` wrote.
     """
     try:
-        with path.open(encoding="utf-8", newline="") as file:
-            rows = list(csv.DictReader(file))
-        if any(value is None for row in rows for value in row.values()):
-            raise ValueError("a line is cut off")
+        text = path.read_text(encoding="utf-8")
+        if not text.endswith("\n"):
+            raise ValueError("it ends within a row")
+        rows = list(csv.DictReader(io.StringIO(text)))
         first = rows[0]
-        scores = tuple(
-            Score(
-                row["site"], row["case"], row["model"], row["class_name"],
-                *(float(row[key] or "nan") for key in ("dice", "hd95", "surface_dice")),
-            )
-            for row in rows
-        )  # fmt: skip
+        scores = tuple(case_score(row | {"split": "test"}) for row in rows)
         return Cell(
             first["method"], int(first["seed"]), first["identity"], int(first["sent_bytes"]),
             float(first["seconds"]), int(first["num_steps"]), scores,
@@ -150,14 +132,6 @@ def check_same_cases(cells: Mapping[Path, Cell]) -> None:
 
 
 # --- statistics --------------------------------------------------------------------------------
-
-
-def site_means(scores: Iterable[Score], value: Callable[[Score], float]) -> dict[str, float]:
-    """Mean by site over cases and classes."""
-    by_site: dict[str, list[float]] = {}
-    for score in scores:
-        by_site.setdefault(score.site, []).append(value(score))
-    return {site: mean(values) for site, values in sorted(by_site.items())}
 
 
 def dice_over_seeds(cells: Sequence[Cell], model: str) -> dict[tuple[str, str], float]:
@@ -225,7 +199,7 @@ def summarise(cells: Sequence[Cell], *, bounds: Collection[str] = ()) -> tuple[M
 def _row(method: str, model: str, cells: Sequence[Cell], sites: Sequence[str]) -> MethodRow:
     """The means of a method over its seeds; a site's over those that have it, NaN where none has."""
     own = [[score for score in cell.scores if score.model == model] for cell in cells]
-    by_seed = [site_means(scores, lambda score: score.dice) for scores in own]
+    by_seed = [site_means(scores) for scores in own]
     means = [mean(seed.values()) for seed in by_seed]
     return MethodRow(
         method=method,

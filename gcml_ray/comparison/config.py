@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated, Any
@@ -10,7 +9,7 @@ from typing import Annotated, Any
 from pydantic import Field, ValidationError, model_validator
 
 from gcml_ray.config import POOLED, Config
-from gcml_ray.config.file import find_base, load_config, read_sections
+from gcml_ray.config.file import find_base, load_config, read_sections, setting
 from gcml_ray.config.problems import describe_problems
 from gcml_ray.config.section import Name, Section
 from gcml_ray.errors import ConfigError
@@ -127,12 +126,12 @@ def cell_config(comparison: ComparisonConfig, method: str, seed: int, overrides:
     """
     parts = (comparison.common, comparison.methods[method])
     patience = {"federation.late_factor": None}
-    changes = [f"{key}={json.dumps(value)}" for part in (patience, *parts) for key, value in part.items()]
+    changes = [setting(key, value) for part in (patience, *parts) for key, value in part.items()]
     own = [
-        f"name={method}",
-        f"federation.seed={seed}",
-        f"output.folder={Path(comparison.output) / cell_name(method, seed)}",
-        f"tracking.experiment={comparison.name}",
+        setting("name", method),
+        setting("federation.seed", seed),
+        setting("output.folder", str(Path(comparison.output) / cell_name(method, seed))),
+        setting("tracking.experiment", comparison.name),
     ]
     return load_config(comparison.base, [*changes, *own, *overrides])
 

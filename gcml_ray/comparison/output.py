@@ -1,4 +1,4 @@
-"""What a comparison leaves on disk: one small file a finished cell, and from these the tables, verdicts and plots."""
+"""What a comparison leaves on disk: one small file a finished cell, and from these the tables and verdicts."""
 
 from __future__ import annotations
 
@@ -6,11 +6,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
-from gcml_ray.comparison.cells import Cell, MethodRow, Score, check_same_cases, read_cell, site_verdicts, summarise
+from gcml_ray.comparison.cells import Cell, MethodRow, check_same_cases, read_cell, site_verdicts, summarise
 from gcml_ray.comparison.config import ComparisonConfig, cell_name
 from gcml_ray.comparison.table import csv_text, latex, markdown
 from gcml_ray.config import Config
-from gcml_ray.files.run_folder import RunFolder
 from gcml_ray.files.whole_files import replace_file
 from gcml_ray.records import EvaluationReport, RoundRecord
 
@@ -61,11 +60,7 @@ def make_cell(
         sent_bytes=sum(receipt.size_bytes for record in rounds for receipt in record.pushes if receipt.accepted),
         seconds=sum(record.seconds for record in rounds),
         num_steps=sum(r.num_steps * (2 if OF_A_SECOND_MODEL & r.losses.keys() else 1) for r in reports),
-        scores=tuple(
-            Score(s.site, s.case, s.model, s.class_name, s.dice, s.hd95, s.surface_dice)
-            for evaluation in evaluations
-            for s in evaluation.scores
-        ),
+        scores=tuple(score for evaluation in evaluations for score in evaluation.scores),
     )
 
 
@@ -85,37 +80,3 @@ def write_tables(comparison: ComparisonConfig, *, unit: str) -> Tables:
     for name, text in texts.items():
         replace_file(folder / name, text)
     return Tables(rows, verdicts, tuple(folder / name for name in texts), unit)
-
-
-def draw_plots(comparison: ComparisonConfig, rows: tuple[MethodRow, ...]) -> tuple[Path, ...]:
-    """All plots that there is something for, into ``output``."""
-    if not rows:
-        return ()
-    from gcml_ray.report import comparison as report_comparison  # noqa: PLC0415 - matplotlib, slow
-    from gcml_ray.report import cross_site as report_cross_site  # noqa: PLC0415 - matplotlib, slow
-    from gcml_ray.report import teaching as report_teaching  # noqa: PLC0415 - matplotlib, slow
-
-    folder = Path(comparison.output)
-    folders = _folders(comparison)
-    rounds = {method: [one.rounds() for one in own] for method, own in folders.items()}
-    runs = {method: seeds for method, seeds in rounds.items() if any(seeds)}
-    cross_site = {method: [one.cross_site() for one in own] for method, own in folders.items()}
-    report_comparison.plot_dice_against_bytes(rows, folder / "dice_against_bytes.png")
-    report_comparison.plot_site_dice(rows, folder / "dice_by_site.png")
-    if runs:
-        report_comparison.plot_dice_by_round(runs, rows, folder / "dice_by_round.png")
-    report_teaching.plot_gains_by_method(runs, folder / "who_taught_whom.png")
-    report_cross_site.plot_cross_site_by_method(cross_site, folder / "cross_site.png")
-    return tuple(sorted(folder.glob("*.png")))
-
-
-def _folders(comparison: ComparisonConfig) -> dict[str, list[RunFolder]]:
-    """The run folders of each method's finished seeds, as far as they are here."""
-    return {
-        method: [
-            RunFolder(Path(comparison.output) / cell_name(method, seed))
-            for seed in comparison.seeds
-            if cell_file(comparison, method, seed).exists()
-        ]
-        for method in comparison.methods
-    }

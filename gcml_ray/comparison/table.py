@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from gcml_ray.comparison.cells import MethodRow
 from gcml_ray.records import PERSONALISED
@@ -130,7 +131,7 @@ def site_table(rows: Sequence[MethodRow]) -> Table:
     for row in rows:
         values = [row.site_dice.get(site, math.nan) for site in sites]
         marks = (
-            f"[bold]{number(value)}[/]" if value == best[site] else number(value)
+            Text(number(value), style="bold" if value == best[site] else "")
             for site, value in zip(sites, values, strict=True)
         )
         table.add_row(label(row), *marks)

@@ -8,6 +8,7 @@ path there is relative to the current directory and becomes absolute on load.
 
 from __future__ import annotations
 
+import json
 import math
 import os
 import re
@@ -206,6 +207,11 @@ def _parse_yaml(text: str) -> Any:
 def _copy_mappings(value: Any) -> Any:
     """A copy that shares no dict with the original: YAML anchors would let one override change two places."""
     return {key: _copy_mappings(item) for key, item in value.items()} if isinstance(value, dict) else value
+
+
+def setting(key: str, value: Any) -> str:
+    """The override that sets a key to just this plain value, whatever characters a text has."""
+    return f"{key}={json.dumps(value, ensure_ascii=False)}"
 
 
 def apply_override(values: dict[str, Any], override: str) -> list[str]:

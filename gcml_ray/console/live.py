@@ -52,6 +52,6 @@ class LiveTable:
     def print_line(self, line: str) -> None:
         """One line above the table, its text as it is."""
         try:
-            self.console.print(line, highlight=False, markup=False)
+            self.console.print(line)
         except SystemExit:  # Rich's answer to a broken pipe; from here on it prints nothing
             log.warning("nobody reads the output any more: the work goes on, see its log")

@@ -43,7 +43,7 @@ from gcml_ray.files.run_folder import RunFolder
 from gcml_ray.networks.registry import check_sizes
 from gcml_ray.records import Split
 from gcml_ray.tracking.client import tracking_uri
-from gcml_ray.wording import in_shell
+from gcml_ray.wording import in_shell, without_secrets
 
 FEW_TRAIN = 3
 REACH_TIMEOUT_S = 5.0
@@ -105,8 +105,8 @@ def check_tracking(config: Config) -> Check:
     problem = _tracking_problem(uri)
     if problem:
         remedy = "mend tracking.uri, start its server, or set tracking.enabled=false"
-        return Check("tracking", "FAIL", f"{uri}: {problem}", remedy)
-    return Check("tracking", "PASS", uri)
+        return Check("tracking", "FAIL", f"{without_secrets(uri)}: {problem}", remedy)
+    return Check("tracking", "PASS", without_secrets(uri))
 
 
 def _tracking_problem(uri: str) -> str:

@@ -5,7 +5,7 @@
 ``configs/inference.json`` network, transforms, sliding window (:mod:`gcml_ray.export.bundle_config`)
 ``models/model.pt``        the network's state dictionary: tensors by name, nothing else
 ``docs/README.md``         how to run it
-``model.json``             the card of all exports (:mod:`gcml_ray.export.model_card`)
+``model.json``             the card of all exports (:mod:`gcml_ray.files.model_card`)
 ``model.safetensors``      the same weights for ``gcml predict``
 ======================= =====================================================================
 
@@ -22,7 +22,7 @@ import torch
 from gcml_ray.config import DataConfig
 from gcml_ray.export.bundle_config import RUNNER, Json, inference_config, network_definition, own_code_reason
 from gcml_ray.export.model import Source, export_safetensors
-from gcml_ray.export.model_card import Provenance, write_json
+from gcml_ray.files.model_card import Provenance, write_json
 
 SCHEMA = "https://github.com/Project-MONAI/MONAI-extra-test-data/releases/download/0.8.1/meta_schema_20240725.json"
 FORMAT_VERSION = "1.0.0"

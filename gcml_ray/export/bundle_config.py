@@ -78,7 +78,7 @@ def _own_parts() -> Json:
     """Images and labels by gcml_ray's code, the network by the bundle."""
     return {
         "card": {
-            "_target_": "gcml_ray.export.model_card.read_card",
+            "_target_": "gcml_ray.files.model_card.read_card",
             "path": "$pathlib.Path(@bundle_root) / 'model.json'",
         },
         "imports": ["$import pathlib"],

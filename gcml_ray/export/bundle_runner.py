@@ -15,7 +15,7 @@ from torch import nn
 from gcml_ray.data.datalist import Case
 from gcml_ray.data.image_cases import find_cases
 from gcml_ray.errors import DataError, GcmlError
-from gcml_ray.export.model_card import ModelCard
+from gcml_ray.files.model_card import ModelCard
 from gcml_ray.prediction.predict import ModelFacts, PersonalModel
 
 log = logging.getLogger(__name__)

@@ -1,6 +1,6 @@
 """A site's model taken out of its run: safetensors with a card, torch.export and ONNX.
 
-Every export lies in a folder of its own, beside ``model.json`` (:mod:`gcml_ray.export.model_card`). The graphs of
+Every export lies in a folder of its own, beside ``model.json`` (:mod:`gcml_ray.files.model_card`). The graphs of
 torch.export and ONNX are the network alone: a normalised window in, logits of the main head out.
 
 Legend: B batch, C outputs, *window = ``evaluation.window_size`` (D H W or H W).
@@ -25,7 +25,7 @@ from torch import Tensor, nn
 from gcml_ray.config import POOLED, RESERVED_SITES, Config
 from gcml_ray.errors import ConfigError, ExportError
 from gcml_ray.export.bundle_config import own_code_reason, preparation
-from gcml_ray.export.model_card import CARD_FILE, WEIGHTS_FILE, ModelCard, make_card, write_card, write_json
+from gcml_ray.files.model_card import CARD_FILE, WEIGHTS_FILE, ModelCard, make_card, write_card, write_json
 from gcml_ray.files.run_folder import MODEL_FILE, RunFolder
 from gcml_ray.networks.registry import forward_heads
 from gcml_ray.prediction.predict import PersonalModel, load_model
@@ -142,6 +142,7 @@ def fresh_folder(out: Path, *, force: bool) -> Iterator[Path]:
     Raises:
         ConfigError: ``out`` exists and ``force`` was not asked for, ``out`` is a file, or the disk does not take it.
     """
+    out = out.absolute()  # the name of "." is empty
     if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not force)):
         advice = "give another folder, or --force to write over its files" if out.is_dir() else "give a folder"
         raise ConfigError(f"--out {out} exists already; {advice}")

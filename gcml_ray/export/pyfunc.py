@@ -32,6 +32,7 @@ from gcml_ray.export.model import Source, export_safetensors
 from gcml_ray.files.run_folder import RunFolder
 from gcml_ray.prediction.predict import load_model
 from gcml_ray.tracking.client import children_of, connect_to, find_experiment, reason, tracking_uri
+from gcml_ray.wording import without_secrets
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -192,7 +193,7 @@ def register_pyfunc(source: Source, folder: Path, *, uri: str) -> str:
         tags = {f"gcml.{key}": str(value) for key, value in provenance_facts(origin).items() if key != "versions"}
         made = client.create_model_version(name, place, run_id=run_id, tags=tags)
     except MlflowException as error:
-        raise ConfigError(f"MLflow at {uri} cannot register {name}: {reason(error)}") from error
+        raise ConfigError(f"MLflow at {without_secrets(uri)} cannot register {name}: {reason(error)}") from error
     return f"models:/{name}/{made.version}"
 
 

@@ -191,6 +191,15 @@ class RunFolder:
             # it follows from the rounds: nothing would be lost
             _append(self.transfers_file, transfer_rows(record.pushes), syncs=False)
 
+    def replace_last_round(self, record: RoundRecord) -> None:
+        """Write the last round anew, with what has come since.
+
+        Raises:
+            CheckpointError: the disk does not take it.
+        """
+        with self._writing(self.rounds_file):
+            self._rewrite((*self.rounds()[:-1], record))
+
     @contextmanager
     def _writing(self, path: Path) -> Iterator[None]:
         """Says what to do where a file cannot be written."""

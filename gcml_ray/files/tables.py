@@ -18,7 +18,7 @@ TRANSFER_COLUMNS = ("round", "sender", "receiver", "accepted", "reason", "size_b
 
 def case_table(scores: Iterable[CaseScore]) -> str:
     """Case scores as ``cases.csv`` has them; an undefined number is an empty cell."""
-    return _csv_text([CASE_COLUMNS, *map(_case_row, scores)])
+    return _csv_text([CASE_COLUMNS, *map(case_row, scores)])
 
 
 def read_case_table(path: Path) -> tuple[CaseScore, ...]:
@@ -33,7 +33,7 @@ def read_case_table(path: Path) -> tuple[CaseScore, ...]:
         text = path.read_text(encoding="utf-8")
         if not text.endswith("\n"):
             raise ValueError("it ends within a row")
-        return tuple(_case_score(row) for row in csv.DictReader(io.StringIO(text), strict=True))
+        return tuple(case_score(row) for row in csv.DictReader(io.StringIO(text), strict=True))
     except (OSError, csv.Error, KeyError, TypeError, ValueError) as error:
         words = (
             f"{path} cannot be read ({error or type(error).__name__}); its columns must be {', '.join(CASE_COLUMNS)}"
@@ -70,7 +70,8 @@ def _transfer_row(receipt: PushReceipt) -> tuple[object, ...]:
     )
 
 
-def _case_row(score: CaseScore) -> tuple[object, ...]:
+def case_row(score: CaseScore) -> tuple[object, ...]:
+    """The cells of a score, as :data:`CASE_COLUMNS` names them; an undefined number is an empty one."""
     numbers = ("" if math.isnan(value) else value for value in (score.dice, score.hd95, score.surface_dice))
     return (score.site, score.case, score.split, score.model, score.class_name, *numbers)
 
@@ -80,7 +81,12 @@ def _is_share(value: float) -> bool:
     return math.isnan(value) or 0 <= value <= 1 + 1e-6
 
 
-def _case_score(row: dict[str, str]) -> CaseScore:
+def case_score(row: dict[str, str]) -> CaseScore:
+    """The score of a row by the names of :data:`CASE_COLUMNS`; others are left out.
+
+    Raises:
+        KeyError, ValueError: a cell is missing or too many, or a number cannot be one of a score.
+    """
     if None in row or None in row.values() or row["split"] not in get_args(Split):  # too many cells, or too few
         raise ValueError(f"not a case's score: {row}")
     dice, hd95, surface_dice = (float(row[key] or "nan") for key in ("dice", "hd95", "surface_dice"))

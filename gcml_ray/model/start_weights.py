@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from gcml_ray.config import DataConfig
 from gcml_ray.data.contract import data_contract
 from gcml_ray.errors import CheckpointError, ConfigError
-from gcml_ray.export.model_card import WEIGHTS_FILE
+from gcml_ray.files.model_card import WEIGHTS_FILE
 from gcml_ray.model.checkpoint import CHECKSUM, read_tensors
 
 log = logging.getLogger(__name__)

@@ -126,10 +126,6 @@ class FlatModel:
         """Whether no value is NaN or infinite: then their sum is neither, unless large ones overflow it."""
         return bool(torch.isfinite(self.flat.sum())) or bool(torch.isfinite(self.flat).all())
 
-    def export(self, out: Tensor) -> None:
-        """Copies what is sent into ``out``, (S,) float32 on any device: one copy."""
-        out.copy_(self.flat[: self.num_sent])
-
     def load(self, weights: Tensor) -> None:
         """Takes over (S,) sent weights, float32 on any device, beside which the unsent values stay; or all (P + F,)."""
         assert weights.numel() in (self.num_sent, self.flat.numel())

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Mapping, Sequence
+import operator
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Protocol, TypeVar
 
 from gcml_ray.records import CaseScore
+
+Scored = TypeVar("Scored", bound="OfSite")
 
 
 def mean(values: Iterable[float]) -> float:
@@ -22,6 +26,30 @@ def mean_change(before: Mapping[str, float], after: Mapping[str, float]) -> floa
 def mean_over(sites: Iterable[str], values: Mapping[str, float]) -> float:
     """Mean of the values of exactly these sites; NaN if one has none, as means over other sites do not compare."""
     return mean(values.values()) if values.keys() == set(sites) else math.nan
+
+
+class OfSite(Protocol):
+    """A score of a case."""
+
+    @property
+    def site(self) -> str:
+        """The site of the case."""
+        ...
+
+    @property
+    def dice(self) -> float:
+        """Of one class."""
+        ...
+
+
+def site_means(
+    scores: Iterable[Scored], value: Callable[[Scored], float] = operator.attrgetter("dice")
+) -> dict[str, float]:
+    """Mean by site over cases and classes, of Dice or another value."""
+    by_site: dict[str, list[float]] = {}
+    for score in scores:
+        by_site.setdefault(score.site, []).append(value(score))
+    return {site: mean(values) for site, values in sorted(by_site.items())}
 
 
 def case_dice(scores: Iterable[CaseScore], site: str, model: str) -> dict[str, float]:

@@ -30,7 +30,7 @@ from gcml_ray.data.loading import PreparedImage, prepare_image, read_image
 from gcml_ray.data.reading import Volume, affine_problem
 from gcml_ray.data.restoring import is_resampled, restore
 from gcml_ray.errors import CheckpointError, ConfigError, DataError
-from gcml_ray.export.model_card import CARD_FILE, WEIGHTS_FILE, is_model_folder, read_card
+from gcml_ray.files.model_card import CARD_FILE, WEIGHTS_FILE, is_model_folder, read_card
 from gcml_ray.files.run_folder import MEMBER_FILE, MEMBERS_FILE, MODEL_FILE, RunFolder
 from gcml_ray.model.checkpoint import load_model_file
 from gcml_ray.model.weights import FlatModel

@@ -12,13 +12,48 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from gcml_ray.comparison.cells import MethodRow
+from gcml_ray.comparison.config import ComparisonConfig, cell_name
+from gcml_ray.comparison.output import cell_file
 from gcml_ray.comparison.table import label
+from gcml_ray.files.run_folder import RunFolder
 from gcml_ray.records import PERSONALISED, RoundRecord
 from gcml_ray.report.axes import COLOURS, STYLES, figure_with_axes, save_figure
+from gcml_ray.report.cross_site import plot_cross_site_by_method
+from gcml_ray.report.teaching import plot_gains_by_method
 
 MARKERS = "osD^vP*X"
 LEAST_SPAN = 0.02  # of Dice along an axis: less would make nothing look like much
 NEARLY = 1.05  # a ratio that cannot be seen along the axis of bytes
+
+
+def draw_plots(comparison: ComparisonConfig, rows: tuple[MethodRow, ...]) -> tuple[Path, ...]:
+    """All plots that there is something for, into ``output``."""
+    if not rows:
+        return ()
+    folder = Path(comparison.output)
+    folders = _folders(comparison)
+    rounds = {method: [one.rounds() for one in own] for method, own in folders.items()}
+    runs = {method: seeds for method, seeds in rounds.items() if any(seeds)}
+    plot_dice_against_bytes(rows, folder / "dice_against_bytes.png")
+    plot_site_dice(rows, folder / "dice_by_site.png")
+    if runs:
+        plot_dice_by_round(runs, rows, folder / "dice_by_round.png")
+    plot_gains_by_method(runs, folder / "who_taught_whom.png")
+    cross_site = {method: [one.cross_site() for one in own] for method, own in folders.items()}
+    plot_cross_site_by_method(cross_site, folder / "cross_site.png")
+    return tuple(sorted(folder.glob("*.png")))
+
+
+def _folders(comparison: ComparisonConfig) -> dict[str, list[RunFolder]]:
+    """The run folders of each method's finished seeds, as far as they are here."""
+    return {
+        method: [
+            RunFolder(Path(comparison.output) / cell_name(method, seed))
+            for seed in comparison.seeds
+            if cell_file(comparison, method, seed).exists()
+        ]
+        for method in comparison.methods
+    }
 
 
 def plot_dice_against_bytes(rows: Sequence[MethodRow], path: Path) -> None:

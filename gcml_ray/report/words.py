@@ -49,10 +49,15 @@ def megabytes(size_bytes: float) -> str:
 
 
 def validation_series(rounds: Sequence[RoundRecord], site: str) -> dict[int, float]:
-    """A site's validation Dice by round, where it was scored."""
-    return {
-        record.plan.round_number: report.validation_dice
+    """A site's validation Dice by round, where it was scored.
+
+    What a late site has reported counts for the round in which it was late, not for the one in which that came.
+    """
+    late = {record.plan.round_number for record in rounds if site in record.late}
+    series = {
+        report.round_number if report.round_number in late else record.plan.round_number: report.validation_dice
         for record in rounds
         for report in record.trained
         if report.site == site and report.validation_dice is not None
     }
+    return dict(sorted(series.items()))

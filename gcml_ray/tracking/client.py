@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 from gcml_ray.config import Config
 from gcml_ray.errors import ConfigError
 from gcml_ray.lean_imports import hidden
-from gcml_ray.wording import in_shell
+from gcml_ray.wording import in_shell, without_secrets
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -24,14 +24,15 @@ def tracking_uri(config: Config, folder: Path) -> str:
         return f"sqlite:///{folder.resolve().parent / 'mlflow.db'}"
     if "://" not in uri or uri.startswith("file:"):
         raise ConfigError(
-            f"tracking.uri: {uri!r} is a folder, which MLflow no longer writes to. "
+            f"tracking.uri: {without_secrets(uri)!r} is a folder, which MLflow no longer writes to. "
             "Give sqlite:////path/mlflow.db or http://server:port, or leave it out"
         )
     return uri
 
 
 def how_to_open(uri: str) -> str:
-    """What shows the runs of a place: a server's address, or the command that serves a database."""
+    """What shows the runs of a place: a server's address, or the command that serves a database; no password in it."""
+    uri = without_secrets(uri)
     return uri if uri.startswith(("http://", "https://")) else f"mlflow ui --backend-store-uri {in_shell(uri)}"
 
 
@@ -46,7 +47,7 @@ def reason(error: BaseException) -> str:
         chain.append(below)
     faults = [each for each in chain if isinstance(each, OSError) or type(each).__name__ == "OperationalError"]
     told = faults[-1] if faults else error
-    first_line = str(told).strip().partition("\n")[0]
+    first_line = without_secrets(str(told)).strip().partition("\n")[0]
     return f"{type(told).__name__}: {first_line}" if first_line else type(told).__name__
 
 

@@ -52,6 +52,7 @@ from typing import Any
 
 from gcml_ray.prediction.averages import mean
 from gcml_ray.records import EvaluationReport, PushReceipt, RoundRecord, TrainReport
+from gcml_ray.wording import without_secrets
 
 Metrics = dict[str, float]
 _SPLIT_NAMES = {"train": "train", "validation": "val", "test": "test"}
@@ -141,13 +142,13 @@ def federation_score_metrics(reports: Sequence[EvaluationReport]) -> Metrics:
 
 
 def flat_params(plain: dict[str, Any], prefix: str = "") -> dict[str, str]:
-    """Nested keys joined by dots, values as JSON (text as it is), cut at 500 characters."""
+    """Nested keys joined by dots, values as JSON (text as it is), cut at 500 characters, without secrets."""
     flat: dict[str, str] = {}
     for key, value in plain.items():
         if isinstance(value, dict) and value:
             flat |= flat_params(value, f"{prefix}{key}.")
             continue
-        text = value if isinstance(value, str) else json.dumps(value)
+        text = without_secrets(value if isinstance(value, str) else json.dumps(value))
         flat[safe_key(prefix + key)] = text if len(text) <= _MAX_VALUE else text[: _MAX_VALUE - 3] + "..."
     return flat
 

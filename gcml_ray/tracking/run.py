@@ -27,6 +27,7 @@ from gcml_ray.tracking.metrics import (
     training_metrics,
 )
 from gcml_ray.tracking.run_ids import read_run_id, write_run_id
+from gcml_ray.wording import without_secrets
 
 if TYPE_CHECKING:
     from mlflow import MlflowClient
@@ -137,7 +138,7 @@ class MlflowTracker:
     def __init__(self, connect: Callable[[], MlflowClient], *, uri: str, folder: Path) -> None:
         self.num_failures = 0
         self._connect = connect
-        self._uri = uri
+        self._uri, self._place = uri, without_secrets(uri)  # the latter to show
         self._folder = folder
         self._failed: set[str] = set()
         self._client: MlflowClient | None = None
@@ -220,10 +221,10 @@ class MlflowTracker:
         if num_left or has_lost_files:
             log.warning(
                 "MLflow at %s failed %d times in this run; %d metrics%s were not sent (they are in %s)",
-                self._uri, self.num_failures, num_left, " and files" * has_lost_files, self._folder,
+                self._place, self.num_failures, num_left, " and files" * has_lost_files, self._folder,
             )  # fmt: skip
         elif self.num_failures:
-            log.info("MLflow at %s failed %d times in this run; all was sent later", self._uri, self.num_failures)
+            log.info("MLflow at %s failed %d times in this run; all was sent later", self._place, self.num_failures)
 
     def _guard(self, what: str, call: Callable[[], None]) -> None:
         """Tracking must never stop training, whatever MLflow, its database or the network raises."""
@@ -233,7 +234,7 @@ class MlflowTracker:
             self.num_failures += 1
             self._failed.add(what)
             level = logging.WARNING if self.num_failures == 1 else logging.DEBUG
-            log.log(level, "MLflow at %s: %s failed (%s). Training goes on", self._uri, what, reason(error))
+            log.log(level, "MLflow at %s: %s failed (%s). Training goes on", self._place, what, reason(error))
 
     def _add(self, run: str, metrics: Metrics, step: int) -> None:
         now_ms = int(time.time() * 1000)

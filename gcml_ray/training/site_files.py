@@ -79,7 +79,8 @@ class SiteFiles:
         rounds = saved_rounds(self.folder)
         if resume_round is None:
             resume_round = rounds[-1] if rounds else 0
-        if resume_round == 0:
+        if resume_round == 0:  # also of a round that failed before the first checkpoint
+            self.state = SiteState(site=self.site, round_number=0, identity=self.config.identity)
             return
         candidates = [number for number in reversed(rounds) if number <= resume_round]
         if resume_round not in rounds and not (candidates and damaged_file(self.folder, resume_round).exists()):

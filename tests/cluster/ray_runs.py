@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from actors.pool import RayPool
+from actors.ray_pool import RayPool
 from actors.site_pool import Outcome
 from gcml_ray.config import Config
 from tests.fake_runs import RecordingListener, Run, drive

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from actors.local_pool import LocalPool
-from actors.pool import RayPool
+from actors.ray_pool import RayPool
 from tests.fake_runs import drive
 from tests.makers import make_config
 

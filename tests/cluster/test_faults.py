@@ -10,7 +10,7 @@ import pytest
 import ray
 
 from actors.object_store import ObjectStoreTransport
-from actors.pool import RayPool
+from actors.ray_pool import RayPool
 from gcml_ray.push.wire import Buffer, PushHeader
 from gcml_ray.records import RoundRecord, TrainOrder, TrainReport
 from tests.cluster.conftest import live_actors

@@ -12,7 +12,7 @@ import ray
 from ray.util.placement_group import placement_group_table
 from safetensors.numpy import load_file
 
-from actors.pool import RayPool
+from actors.ray_pool import RayPool
 from gcml_ray.config import Config
 from gcml_ray.errors import ClusterError
 from gcml_ray.records import RoundRecord, TrainOrder, TrainReport

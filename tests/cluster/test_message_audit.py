@@ -9,7 +9,7 @@ import pytest
 from ray import ObjectRef
 
 from actors.object_store import ObjectStoreTransport
-from actors.pool import RayPool
+from actors.ray_pool import RayPool
 from gcml_ray.config import Config
 from gcml_ray.networks.registry import build_network
 from tests.fake_runs import drive

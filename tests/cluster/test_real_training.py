@@ -10,7 +10,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from actors.local_pool import LocalPool
-from actors.pool import RayPool
+from actors.ray_pool import RayPool
 from gcml_ray.config import Config
 from tests.fake_runs import Run, drive
 from tests.makers import make_config

@@ -9,7 +9,7 @@ import pytest
 from safetensors.numpy import load_file
 
 from actors.local_pool import LocalPool
-from actors.pool import RayPool
+from actors.ray_pool import RayPool
 from gcml_ray.config import Config
 from tests.cluster.ray_runs import run_on_ray
 from tests.fake_runs import drive

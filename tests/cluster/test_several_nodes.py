@@ -16,7 +16,7 @@ from ray.experimental.locations import get_object_locations
 
 from actors import sync_rounds
 from actors.object_store import ObjectStoreTransport
-from actors.pool import SiteActor
+from actors.ray_pool import SiteActor
 from benchmarks import push
 from gcml_ray.errors import ClusterError
 from gcml_ray.push.wire import PushHeader

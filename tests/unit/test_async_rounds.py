@@ -10,13 +10,15 @@ import numpy as np
 import pytest
 from pydantic import ValidationError
 
+from actors.local_pool import LocalPool
 from actors.mailbox import Mailbox
+from actors.site_pool import Outcome
 from gcml_ray.config import Config
 from gcml_ray.files.run_folder import RunFolder
 from gcml_ray.push.wire import Expectation, PushHeader, TensorSpec, checksum
 from gcml_ray.records import RoundRecord
-from tests.fake_runs import RecordingListener, Run, run_locally
-from tests.fakes import Fault, calls_of, fake_config
+from tests.fake_runs import RecordingListener, Run, drive, run_locally
+from tests.fakes import FakeTrainers, Fault, calls_of, fake_config
 
 
 def async_config(tmp_path: Path, **federation: Any) -> Config:
@@ -168,3 +170,24 @@ def test_push_that_was_used_cannot_be_sent_again() -> None:
     assert deliver(mailbox, "A", 3).startswith("duplicate: round 3 of A has been here")
     assert deliver(mailbox, "A", 2).startswith("duplicate")
     assert deliver(mailbox, "A", 4) == ""
+
+
+class SlowPushPool(LocalPool):
+    """Answers A's push after its round 2 only when nothing else is open."""
+
+    def wait(self, timeout_s: float) -> list[Outcome]:
+        """Puts it behind all others."""
+        for _ in range(len(self._queue)):
+            site, method, _, number = self._queue[0]
+            if (site, method, number) != ("A", "push", 2):
+                break
+            self._queue.rotate(-1)
+        return super().wait(timeout_s)
+
+
+def test_the_receipts_of_pushes_that_are_open_at_the_end_are_on_record(tmp_path: Path) -> None:
+    config = async_config(tmp_path, rounds=3)
+    folder = config.output.folder
+    run = drive(config, SlowPushPool(config, folder, run_id="run", make_trainer=FakeTrainers()))
+    assert run.summary.status == "finished"
+    assert ("A", 2) in {(push.sender, push.round_number) for push in run.folder.transfers()}

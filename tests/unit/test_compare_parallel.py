@@ -25,7 +25,7 @@ from tests.fakes import FakeTrainers
 def no_plots(monkeypatch: pytest.MonkeyPatch) -> None:
     """Plots take seconds and have tests of their own."""
     monkeypatch.setattr("gcml_ray.report.run.write_plots", lambda _: ())
-    monkeypatch.setattr("actors.compare.draw_plots", lambda *_: ())
+    monkeypatch.setattr("gcml_ray.report.comparison.draw_plots", lambda *_: ())
 
 
 def test_several_at_a_time_need_processes(tmp_path: Path) -> None:

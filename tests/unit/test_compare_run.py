@@ -33,7 +33,7 @@ from tests.made_up_run import made_up_config, made_up_round
 def no_plots(monkeypatch: pytest.MonkeyPatch) -> None:
     """Plots take seconds and have tests of their own."""
     monkeypatch.setattr("gcml_ray.report.run.write_plots", lambda _: ())
-    monkeypatch.setattr("actors.compare.draw_plots", lambda *_: ())
+    monkeypatch.setattr("gcml_ray.report.comparison.draw_plots", lambda *_: ())
 
 
 def run_folder(comparison: ComparisonConfig, cell: str) -> RunFolder:

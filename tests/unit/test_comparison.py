@@ -9,7 +9,6 @@ import pytest
 from gcml_ray.comparison.cells import (
     COLUMNS,
     Cell,
-    Score,
     check_same_cases,
     dice_over_seeds,
     holm,
@@ -24,6 +23,7 @@ from gcml_ray.comparison.config import cell_config, load_comparison
 from gcml_ray.comparison.table import markdown
 from gcml_ray.config.file import load_config
 from gcml_ray.errors import ConfigError, DataError
+from gcml_ray.records import CaseScore
 from tune.search_file import load_search
 
 SITES = {"A": 6, "B": 10}
@@ -32,8 +32,8 @@ SITES = {"A": 6, "B": 10}
 def cell(method: str, seed: int, *, lift: float, model: str = "personalised", sent: int = 0) -> Cell:
     """Sixteen cases: a fixed spread over cases, raised by ``lift`` at A and twice as much at B."""
     scores = tuple(
-        Score(site, f"{site}{index}", model, "lesion", 0.5 + 0.01 * index + lift * (2 if site == "B" else 1), 2.0, 0.9)
-        for site, count in SITES.items()
+        CaseScore(site, f"{site}{index}", "test", model, "lesion", 0.5 + 0.01 * index + own_lift, 2.0, 0.9)
+        for (site, count), own_lift in zip(SITES.items(), (lift, 2 * lift), strict=True)
         for index in range(count)
     )
     return Cell(method, seed, "cafe", sent, 10.0, 100, scores)
@@ -49,9 +49,11 @@ def test_cell_survives_the_file(tmp_path: Path) -> None:
 
 
 CUT_OFF = ",".join(COLUMNS) + "\ngcml,0,cafe,7,10.0,100,A,one,personalised,lesion"  # in the middle of a line
+OUT_OF_RANGE = CUT_OFF + ",7,1.0,0.9\n"  # a Dice of 7
+TORN = CUT_OFF + ",0.7,12"  # of 12.5, say
 
 
-@pytest.mark.parametrize("text", ["", "method,seed\ngcml,0\n", "not a table", CUT_OFF])
+@pytest.mark.parametrize("text", ["", "method,seed\ngcml,0\n", "not a table", CUT_OFF, OUT_OF_RANGE, TORN])
 def test_file_that_is_no_cell_says_what_to_do(tmp_path: Path, text: str) -> None:
     (tmp_path / "c.csv").write_text(text)
     with pytest.raises(DataError, match=r"c\.csv is not a cell .*delete it to have it run again"):
@@ -365,3 +367,11 @@ def test_file_of_another_kind_is_told_with_its_command(name: str, words: str, co
         with pytest.raises(ConfigError) as error:
             read(path)
         assert str(error.value) == f"{path} is {words}: gcml {command} {path}"
+
+
+def test_names_and_folders_of_a_comparison_may_hold_what_yaml_reads_otherwise(tmp_path: Path) -> None:
+    text = COMPARISON.replace("name: c", "name: '2024'").replace("{folder}/runs", '"{folder}/a: #2 \u00e9"')
+    (tmp_path / "c.yaml").write_text(text.format(base=CONFIGS / "phantom.yaml", folder=tmp_path), encoding="utf-8")
+    config = cell_config(load_comparison(tmp_path / "c.yaml"), "gcml", 4, [])
+    assert config.output.folder == f"{tmp_path}/a: #2 \u00e9/gcml_seed4"
+    assert config.tracking.experiment == "2024"

@@ -10,6 +10,7 @@ from rich.table import Table
 
 from gcml_ray.comparison.cells import summarise
 from gcml_ray.comparison.table import csv_text, latex, markdown, method_tables, site_table
+from gcml_ray.console.terminal import terminal
 from tests.unit.test_comparison import cell
 
 
@@ -54,3 +55,15 @@ def test_no_number_is_cut_on_a_terminal(width: int) -> None:
     assert "\u2026" not in text
     for whole in ("gossip_avg_ft", "0.573 \u00b1 0.053", "1000.0", "0.900"):
         assert whole in text
+
+
+def test_brackets_and_colons_in_names_are_shown_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = summarise([cell("gcml [lambda 0.3] :x:", 0, lift=0.1), cell("a [/b]", 0, lift=0.0)])
+    monkeypatch.setenv("COLUMNS", "200")
+    console = terminal()
+    with console.capture() as shown_text:
+        for table in (*method_tables(rows, title="t [x]", unit="mm", console=console), site_table(rows)):
+            console.print(table)
+    text = shown_text.get()
+    assert text.count("gcml [lambda 0.3] :x:") == text.count("a [/b]") == 2
+    assert "t [x]" in text

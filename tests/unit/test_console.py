@@ -74,7 +74,7 @@ def test_time_left_is_the_mean_of_past_rounds_of_the_phase(tmp_path) -> None:
 @pytest.mark.parametrize("is_terminal", [True, False])
 def test_failures_and_refusals_are_said_on_a_terminal_and_in_a_log(tmp_path, is_terminal: bool) -> None:
     out = io.StringIO()
-    console = Console(file=out, force_terminal=is_terminal, width=200)
+    console = Console(file=out, force_terminal=is_terminal, width=200, highlight=False)
     with RunConsole(console, title="demo") as shown:
         shown.on_connected("a cluster of two nodes")
         shown.on_start(fake_config(tmp_path, sites=("A", "B", "C")), ["A", "B", "C"])

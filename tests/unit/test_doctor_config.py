@@ -65,9 +65,11 @@ def test_a_tracking_server_that_is_down_fails(tmp_path: Path) -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         uri = f"http://127.0.0.1:{taken.getsockname()[1]}"
-        check = config_checks.check_tracking(make_config(tmp_path, tracking={"enabled": True, "uri": uri}))
+        told = uri.replace("//", "//ann:pa55@")
+        check = config_checks.check_tracking(make_config(tmp_path, tracking={"enabled": True, "uri": told}))
     assert check.verdict == "FAIL"
     assert "cannot be reached" in check.detail
+    assert "pa55" not in check.detail
 
 
 def test_a_tracking_server_that_listens_passes(tmp_path: Path) -> None:

@@ -27,7 +27,7 @@ from gcml_ray.export.model import (
     open_source,
     sites_to_export,
 )
-from gcml_ray.export.model_card import CARD_FILE, WEIGHTS_FILE
+from gcml_ray.files.model_card import CARD_FILE, WEIGHTS_FILE
 from gcml_ray.files.run_folder import MODEL_FILE, RunState
 from gcml_ray.model.start_weights import load_start_weights
 from gcml_ray.networks.registry import BUILDERS, build_network

@@ -220,3 +220,10 @@ def test_a_tracked_runs_model_is_registered_with_the_mlflow_run_of_its_site(tmp_
     name = register_pyfunc(source, tmp_path / "model", uri=registry_uri(source, None))
     assert name == "models:/trial-A/1"
     assert client.get_model_version("trial-A", "1").run_id == child
+
+
+def test_the_current_folder_can_be_exported_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with fresh_folder(Path(), force=False) as draft:
+        (draft / "model.txt").write_text("weights")
+    assert [path.name for path in tmp_path.iterdir()] == ["model.txt"]

@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import errno
+import gc
 import threading
+import weakref
 from pathlib import Path
 from typing import Any
 
@@ -120,3 +122,28 @@ def test_disk_that_takes_no_plots_ends_no_run(
     assert not list(folder.plots.iterdir())
     assert run(config, resume=True)[0].status == "finished"  # as the message says
     assert list(folder.plots.iterdir())
+
+
+def test_sites_in_this_process_are_freed_at_the_end_of_their_run(tmp_path: Path) -> None:
+    """The next run of a comparison or a notebook begins without their cases and models."""
+    made: list[weakref.ref[Any]] = []
+
+    def make_trainer(*arguments: Any, **options: Any) -> Any:
+        trainer = FakeTrainers()(*arguments, **options)
+        made.append(weakref.ref(trainer))
+        return trainer
+
+    gc.collect()
+    gc.disable()
+    try:
+        run_federation(
+            fake_config(tmp_path),
+            listener=NullListener(),
+            stop=threading.Event(),
+            resume=False,
+            make_trainer=make_trainer,
+        )
+        assert len(made) == 3
+        assert [trainer() for trainer in made if trainer() is not None] == []
+    finally:
+        gc.enable()

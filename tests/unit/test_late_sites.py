@@ -40,6 +40,22 @@ def test_late_site_is_waited_for_and_tested_where_the_time_is_up(
     run = pool.drive()
     assert run.summary.untested == ()
     assert {score.site for score in run.folder.cases()} == {"A", "B", "C"}
+    last = run.folder.rounds()[-1]
+    assert last.plan.round_number == 3
+    assert [report.round_number for report in last.trained if report.site == "B"] == [2]
+    assert run.tracker.rounds[-1] == last
+
+
+def test_what_a_late_site_reports_before_a_stop_is_on_record(tmp_path: Path) -> None:
+    """B's round 2 ends while A trains in round 3, after which the run is told to stop."""
+    config = fake_config(tmp_path, method=GOSSIP, federation={"rounds": 10, "round_deadline_s": 1.0})
+    pool = LatePool(config)
+    pool.late, pool.until = ("B", "train", 2), ("A", "train", 3)
+    run = pool.drive(stop_after=3)
+    assert run.summary.status == "stopped"
+    reported = [(report.site, report.round_number) for one in run.folder.rounds() for report in one.trained]
+    assert ("B", 2) in reported
+    assert len(reported) == len(set(reported))
 
 
 class TwiceLostPool(TimedPool):

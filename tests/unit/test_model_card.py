@@ -9,7 +9,7 @@ import pytest
 
 from gcml_ray.errors import CheckpointError
 from gcml_ray.export.model import Source, export_safetensors, open_source
-from gcml_ray.export.model_card import CARD_FILE, read_card
+from gcml_ray.files.model_card import CARD_FILE, read_card
 from gcml_ray.files.run_folder import RunFolder
 from gcml_ray.prediction.predict import load_model
 from gcml_ray.records import CaseScore, PushReceipt

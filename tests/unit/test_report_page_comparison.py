@@ -9,8 +9,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from gcml_ray.comparison.cells import Cell, Score, mean_interval, summarise, write_cell
+from gcml_ray.comparison.cells import Cell, mean_interval, summarise, write_cell
 from gcml_ray.errors import DataError
+from gcml_ray.records import CaseScore
 from gcml_ray.report.page.comparison_charts import dice_against_bytes, gains_by_site, mean_dice_by_round
 from gcml_ray.report.page.records import read_run
 from gcml_ray.report.page.write import write_report
@@ -56,7 +57,7 @@ def test_comparison_shows_the_settings_that_differ_and_no_others(tmp_path: Path)
 
 def test_folder_of_finished_cells_has_a_page_without_rounds(tmp_path: Path) -> None:
     for method, dice in (("gcml", 0.8), ("local", 0.7)):
-        scores = tuple(Score("A", str(case), "personalised", "x", dice, 1.0, 0.9) for case in range(3))
+        scores = tuple(CaseScore("A", str(case), "test", "personalised", "x", dice, 1.0, 0.9) for case in range(3))
         write_cell(tmp_path / f"{method}_seed0.csv", Cell(method, 0, "id", 1_000_000, 5.0, 10, scores))
     page = write_report(tmp_path).read_text(encoding="utf-8")
     assert re.findall(r'<section id="(\w+)"', page) == ["summary", "methods", "sites", "cases"]
@@ -64,15 +65,15 @@ def test_folder_of_finished_cells_has_a_page_without_rounds(tmp_path: Path) -> N
 
 def test_runs_with_other_test_cases_are_marked(tmp_path: Path) -> None:
     for method, case in (("gcml", "1"), ("local", "2")):
-        score = Score("A", case, "personalised", "x", 0.5, 1.0, 0.9)
-        shared = Score("A", "0", "personalised", "x", 0.5, 1.0, 0.9)
+        score = CaseScore("A", case, "test", "personalised", "x", 0.5, 1.0, 0.9)
+        shared = CaseScore("A", "0", "test", "personalised", "x", 0.5, 1.0, 0.9)
         write_cell(tmp_path / f"{method}_seed0.csv", Cell(method, 0, "id", 0, 5.0, 10, (shared, score)))
     assert "not all tested on the same cases" in write_report(tmp_path).read_text(encoding="utf-8")
 
 
 def cell_with(method: str, num_cases: dict[str, int], lift: float) -> Cell:
     scores = tuple(
-        Score(site, str(case), "personalised", "x", 0.5 + lift * (1 + case % 2), 1.0, 0.9)
+        CaseScore(site, str(case), "test", "personalised", "x", 0.5 + lift * (1 + case % 2), 1.0, 0.9)
         for site, count in num_cases.items()
         for case in range(count)
     )
@@ -123,3 +124,11 @@ def test_method_has_one_look_against_traffic_and_by_round(tmp_path: Path) -> Non
     marks = {trace.name: trace.marker.color for trace in dice_against_bytes(rows).figure.data}
     assert {trace.name: trace.line.color for trace in by_round.figure.data} == marks
     assert [trace.name for trace in by_round.figure.data] == ["beta", "alpha"]
+
+
+def test_no_password_is_among_the_settings_in_which_methods_differ(tmp_path: Path) -> None:
+    for method in ("gcml", "local"):
+        tracking = {"uri": f"http://{method}:pa55@far:1"}
+        make_run(tmp_path / "runs" / method, rounds=2, name=method, tracking=tracking)
+    page = write_report(tmp_path / "runs", with_regions=False).read_text(encoding="utf-8")
+    assert "pa55" not in page

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
 from gcml_ray.config import GcmlMethod
-from gcml_ray.config.file import load_config, save_config
+from gcml_ray.config.file import load_config, save_config, setting
 from gcml_ray.errors import CheckpointError, ConfigError
 from gcml_ray.records import RoundRecord
 from gcml_ray.search.records import SearchRecord, TrialPoint, TrialRecord
@@ -359,3 +360,17 @@ def test_the_reason_of_a_failure_is_that_of_its_innermost_error() -> None:
     inner, outer = ValueError("tau must be positive"), RuntimeError("the task failed\nTraceback ...")
     outer.__cause__ = inner
     assert reason_of(outer) == "tau must be positive"
+
+
+def test_of_two_reports_of_a_late_site_the_better_counts() -> None:
+    late = record(2, {"A": 0.8}).trained
+    both = record(3, {"A": None})
+    (point,) = points_of([replace(both, trained=(*late, *both.trained))], ["A"])
+    assert point.mean_dice == 0.8
+
+
+def test_the_folder_of_a_search_may_hold_what_yaml_reads_otherwise(tmp_path: Path) -> None:
+    search = load_search(write_search(tmp_path), (setting("folder", f"{tmp_path}/a: #2"),))
+    assert str(search.folder) == search.base.output.folder == f"{tmp_path}/a: #2"
+    save_search(search)
+    assert reopen_search(search.folder).folder == search.folder

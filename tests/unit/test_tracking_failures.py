@@ -18,7 +18,7 @@ from rich.console import Console
 
 from gcml_ray.cli.running import watched
 from gcml_ray.files.log_file import logged_to
-from gcml_ray.tracking.client import connect_to, reason
+from gcml_ray.tracking.client import connect_to, how_to_open, reason
 from gcml_ray.tracking.metrics import federation_metrics, site_metrics, training_metrics
 from gcml_ray.tracking.run import MlflowTracker
 from gcml_ray.tracking.run_ids import read_run_id, write_run_id
@@ -236,3 +236,18 @@ def test_a_person_sees_once_that_mlflow_is_away(tmp_path: Path) -> None:
         == "  ! MLflow at http://far:1: start failed (ConnectionError: no route to host). Training goes on\n"
     )
     assert "start failed" in (tmp_path / "log.txt").read_text()
+
+
+def test_no_password_is_logged_or_sent(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    uri = "http://ann:pa55@far:1"
+    client = FlakyClient()
+    tracker = MlflowTracker(lambda: client, uri=uri, folder=tmp_path)  # type: ignore[arg-type,return-value]
+    config = made_up_config(tmp_path)
+    tracker.start(config.model_copy(update={"tracking": config.tracking.model_copy(update={"uri": uri})}))
+    client.is_down = False
+    tracker.log_sites(made_up_infos(SITES))
+    tracker.finish("finished")
+    assert "MLflow at http://***@far:1" in caplog.text
+    assert client.params["federation"]["tracking.uri"] == "http://***@far:1"
+    assert "pa55" not in caplog.text
+    assert how_to_open(uri) == "http://***@far:1"

@@ -272,3 +272,15 @@ def test_while_a_broken_round_is_undone_what_was_published_is_pushed(
     ((header, buffer),) = seen
     assert header.round_number == 2
     assert np.array_equal(buffer, published)
+
+
+def test_a_round_that_breaks_before_the_first_checkpoint_leaves_nothing_behind(tmp_path: Path) -> None:
+    trainer = make_trainer(make_config(tmp_path, method={"name": "gcml", "topology": RING}))
+    fresh, initial = trainer.state, weights(trainer)
+    for number in (1, 2):
+        trainer.train_round(order(number, checkpoint=False), [])
+    assert trainer.state.best_round > 0
+    trainer.is_spoilt = True  # as after an error within round 3
+    _, pushed = trainer.export("run", 2)
+    assert trainer.state == fresh
+    assert np.array_equal(pushed, initial.numpy())

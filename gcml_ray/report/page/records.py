@@ -9,7 +9,7 @@ from pathlib import Path
 from gcml_ray.config import Config
 from gcml_ray.config.file import load_config
 from gcml_ray.files.run_folder import RunFolder, RunState
-from gcml_ray.prediction.averages import mean
+from gcml_ray.prediction.averages import site_means
 from gcml_ray.records import BEFORE_GOSSIP, ENSEMBLE, PERSONALISED, SHARED, CaseScore, RoundRecord
 from gcml_ray.report.words import natural_order
 
@@ -77,8 +77,5 @@ def read_run(path: Path) -> RunRecords:
 
 def site_dice(scores: Sequence[CaseScore], model: str) -> dict[str, float]:
     """Mean Dice over cases and classes, by site."""
-    by_site: dict[str, list[float]] = {}
-    for score in scores:
-        if score.model == model:
-            by_site.setdefault(score.site, []).append(score.dice)
-    return {site: mean(by_site[site]) for site in natural_order(by_site)}
+    means = site_means(score for score in scores if score.model == model)
+    return {site: means[site] for site in natural_order(means)}

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
@@ -33,7 +32,7 @@ from gcml_ray.report.page.run_charts import (
 )
 from gcml_ray.report.page.summary import METHODS, summary_section
 from gcml_ray.report.words import MODELS, points, validation_series
-from gcml_ray.wording import count, number
+from gcml_ray.wording import count, number, without_secrets
 
 PATIENTS = (
     "This page holds pictures of patients and names of cases. Share it only as you may share the images themselves. "
@@ -47,10 +46,6 @@ FAILURES = {
 }
 MAX_PICTURES = 40  # overlays on a page; more would make it slow to open
 MAX_ROWS = 200
-SECRETS = (
-    re.compile(r"(?<=://)\S+(?=@)"),  # user and password in an address; a password may hold @, / and quotes
-    re.compile(r"(?<=[?&])([^\s=&]+=)[^\s&]+"),  # what stands behind the ? of an address: tokens, keys
-)
 
 
 def run_page(run: RunRecords, *, with_images: bool, with_regions: bool) -> Page:
@@ -301,6 +296,5 @@ def config_section(run: RunRecords) -> Section:
 
 
 def text_without_secrets(path: Path) -> str:
-    """A text file with user, password and the values of a query taken out of addresses."""
-    userinfo, query = SECRETS
-    return query.sub(r"\1***", userinfo.sub("***", path.read_text(encoding="utf-8", errors="replace")))
+    """A text file to show, see :func:`gcml_ray.wording.without_secrets`."""
+    return without_secrets(path.read_text(encoding="utf-8", errors="replace"))
