@@ -16,13 +16,13 @@ from actors.local_pool import LocalPool
 from actors.site import TrainerFactory
 from actors.site_pool import SitePool
 from gcml_ray.chaos import check_sites
-from gcml_ray.config import POOLED, RESERVED_SITES, SERVER, Config, PooledMethod, has_server
+from gcml_ray.config import POOLED, SERVER, Config, PooledMethod, has_server
 from gcml_ray.data.datalist import read_datalist, site_names
 from gcml_ray.errors import CheckpointError, ConfigError
 from gcml_ray.files.folder_lock import held
 from gcml_ray.files.log_file import logged_to
 from gcml_ray.files.run_folder import MODEL_FILE, RunFolder, RunState
-from gcml_ray.files.site_names import check_site_name
+from gcml_ray.files.site_names import site_name_problem
 from gcml_ray.records import RunOutcome
 from gcml_ray.tracking.background import BackgroundTracker
 from gcml_ray.tracking.run import Tracker, build_tracker
@@ -57,13 +57,10 @@ def case_sites_of(config: Config) -> tuple[str, ...]:
         raise ConfigError(
             f"federation.sites / site_networks name {missing}, not in {config.data.datalist}; it has {list(known)}"
         )
-    reserved = sorted(set(wanted) & set(RESERVED_SITES))
-    if reserved:
-        raise ConfigError(
-            f"{config.data.datalist}: the site name {reserved[0]!r} is reserved (as are {', '.join(RESERVED_SITES)}); "
-            "rename the site in the datalist"
-        )
-    return tuple(check_site_name(site) for site in sorted(wanted))
+    for site in sorted(wanted):
+        if problem := site_name_problem(site):
+            raise ConfigError(f"{config.data.datalist}: {problem}; rename the site")
+    return tuple(sorted(wanted))
 
 
 def run_federation(

@@ -80,8 +80,9 @@ def _requirement(detail: ErrorDetails) -> str:
             return "text that is not empty"
         case "too_short":
             return f"{detail['ctx']['min_length']} or more of them, not {detail['ctx']['actual_length']}"
-        case "string_type" if not isinstance(received, dict | list) and received is not None:
-            return f"text, not {type(received).__name__}: put it in quotes"
+        case "string_type" if not isinstance(received, dict | list):
+            kind = "text (a name such as null" if received is None else f"text, not {type(received).__name__}"
+            return f"{kind}: put it in quotes" + ")" * (received is None)
     return detail["msg"].removeprefix("Input should be ")
 
 

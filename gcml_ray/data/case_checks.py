@@ -71,10 +71,10 @@ def volume_problem(path: str, shape: tuple[int, ...]) -> str | None:
     """Whether a file read in 2D is a volume whose slices became channels; ``shape``: (channels, *spatial)."""
     if is_picture(path) or len(shape) != VOLUME_IN_2D or shape[0] == 1:
         return None
-    return (
-        f"{path} is a volume of the shape {_stored(shape)}, data.spatial_dims is 2; set it to 3, or store one slice "
-        "a file"
-    )
+    stored = _stored(shape)
+    if 1 in stored:
+        return f"{path} is a slice of the shape {stored}: store its axis of length 1 as the last one"
+    return f"{path} is a volume of the shape {stored}, data.spatial_dims is 2; set it to 3, or store one slice a file"
 
 
 def _stored(shape: tuple[int, ...]) -> tuple[int, ...]:

@@ -133,7 +133,7 @@ def shared_image_problems(cases: Iterable[Case]) -> list[str]:
     """One sentence for each image file of several cases, unless their ``split`` says that none tests another."""
     owners: dict[str, list[Case]] = {}
     for case in cases:
-        for path in dict.fromkeys(case.images):
+        for path in dict.fromkeys(map(os.path.realpath, case.images)):  # also by a link
             owners.setdefault(path, []).append(case)
     return [
         f"{path} is an image of {len(those)} cases ({', '.join(f'{case.site}/{case.name}' for case in those)}): one "

@@ -117,9 +117,17 @@ def load_sample(case: Case, data: DataConfig) -> Sample:
     )
 
 
-def case_problems(case: Case, data: DataConfig) -> list[str]:
-    """Every problem of a case's files, which are read whole; empty where :func:`load_sample` would take it."""
-    return _read_and_check(case, data)[1]
+def case_problems(case: Case, data: DataConfig) -> tuple[list[str], list[str]]:
+    """What reading a case's files whole shows.
+
+    Returns:
+        Every problem, none where :func:`load_sample` would take the case; and the channels that look like CT: whole
+        numbers, of which some are below 0.
+    """
+    volumes, problems = _read_and_check(case, data)
+    channels = [] if problems else [channel for volume in volumes[:-1] for channel in volume.array]
+    named = zip(data.channels, channels, strict=False)
+    return problems, [name for name, values in named if values.min() < 0 and torch.equal(values, values.round())]
 
 
 def prepare_image(array: Tensor, affine: NDArray[np.float64] | None, data: DataConfig) -> PreparedImage:

@@ -46,7 +46,7 @@ def turned_header(header: Header, onto: Header) -> Header:
 
 
 def turned(volume: Volume, onto: Header) -> Volume:
-    """A 3D volume whose axes are swapped or mirrored against another one, on the axes of that; any other as it is."""
+    """A volume or slice whose axes are swapped or mirrored against another one, on the axes of that; else as it is."""
     found = _turn(header_of(volume), onto)
     if found is None:
         return volume
@@ -62,8 +62,8 @@ def header_of(volume: Volume) -> Header:
 
 def _turn(header: Header, onto: Header) -> tuple[NDArray[Any], Header] | None:
     """The orientation, as nibabel has it, that brings one file onto another's axes, and the header then; or None."""
-    own, wanted = header.affine, onto.affine
-    if own is None or wanted is None or len(header.shape) != 4 or len(onto.shape) != 4 or on_one_grid(onto, header):
+    own, wanted, dims = header.affine, onto.affine, len(header.shape) - 1
+    if own is None or wanted is None or len(onto.shape) - 1 != dims or on_one_grid(onto, header):
         return None
     if not (np.isfinite(own).all() and np.isfinite(wanted).all()):
         return None
@@ -71,9 +71,10 @@ def _turn(header: Header, onto: Header) -> tuple[NDArray[Any], Header] | None:
         return None
     between = np.linalg.inv(wanted) @ own  # from one's voxels to the other's: swaps and signs where a turn does
     orientation: Any = nibabel.io_orientation(between)  # type: ignore[no-untyped-call]
-    if np.isnan(orientation).any():
+    if np.isnan(orientation).any() or sorted(orientation[:dims, 0]) != list(range(dims)):  # of slices: out of the plane
         return None
-    back: Any = nibabel.orientations.inv_ornt_aff(orientation, header.shape[1:])  # type: ignore[no-untyped-call]
-    shape = tuple(header.shape[1:][int(place)] for place in np.argsort(orientation[:, 0]))
+    sizes = (*header.shape[1:], 1)[:3]
+    back: Any = nibabel.orientations.inv_ornt_aff(orientation, sizes)  # type: ignore[no-untyped-call]
+    shape = tuple(header.shape[1:][int(place)] for place in np.argsort(orientation[:dims, 0]))
     found = Header((header.shape[0], *shape), own @ back)
-    return (orientation, found) if on_one_grid(onto, found) else None
+    return (orientation[:dims], found) if on_one_grid(onto, found) else None

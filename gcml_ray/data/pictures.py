@@ -26,6 +26,7 @@ PALETTES = ("P", "PA")
 NO_CHANNELS = ("CMYK", "YCbCr", "LAB", "HSV")  # modes whose channels are neither grey, colours nor opacity
 DEEP = ("I", "F")  # how the modes begin that hold more than 8 bits
 OPAQUE = 255
+_ROTATED: set[Path] = set()  # folders of pictures whose rotation was told
 
 
 def label_role(threshold: float | None) -> Role:
@@ -56,8 +57,19 @@ def open_picture(path: str) -> Image.Image:
             f"or store one grey file of {bits} bits a channel"
         )
     if picture.getexif().get(EXIF_ORIENTATION, 1) != 1:
-        log.warning("%s: its EXIF tag asks for a rotation, which is not applied: check it against its mask", path)
+        _say_rotation(Path(path))
     return picture
+
+
+def _say_rotation(path: Path) -> None:
+    """Once for each folder."""
+    if path.parent not in _ROTATED:
+        _ROTATED.add(path.parent)
+        log.warning(
+            "%s, and perhaps others beside it: an EXIF tag asks for a rotation, which is not applied: check the "
+            "pictures against their masks",
+            path,
+        )
 
 
 def picture_shape(picture: Image.Image, *, role: Role) -> tuple[int, int, int]:

@@ -271,7 +271,8 @@ def _reason(error: BaseException) -> str:
     if isinstance(error, MemoryError):
         return ", its header asks for more memory than there is: is it damaged?"
     damage = ", it is damaged" if isinstance(error, DAMAGED) else ""
-    return f"{damage} ({type(error).__name__}: {error})"
+    words = " ".join(str(error).split()).removesuffix(" - could the file be damaged?")
+    return f"{damage} ({type(error).__name__}: {words})"
 
 
 def _channel_first_shape(shape: tuple[int, ...], spatial_dims: int, path: str) -> tuple[int, ...]:

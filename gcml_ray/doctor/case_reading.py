@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from itertools import zip_longest
 
@@ -12,6 +13,7 @@ from gcml_ray.data.loading import case_problems
 from gcml_ray.data.problems import CaseProblem, grouped
 from gcml_ray.doctor.configuration import MEND_DATA
 from gcml_ray.doctor.machine import Check
+from gcml_ray.wording import count
 
 BUDGET_S = 60.0  # no further case is begun after this
 
@@ -20,11 +22,14 @@ def check_voxels(cases: Sequence[Case], data: DataConfig, *, clock: Callable[[],
     """Whether cases can be read whole and hold what the configuration says; of many cases as many as time allows."""
     began = clock()
     problems: list[CaseProblem] = []
+    like_ct: Counter[str] = Counter()
     num_read = 0
     for case in _in_turns(cases):
         if clock() - began > BUDGET_S:
             break
-        problems += [(case, problem) for problem in case_problems(case, data)]
+        found, looks_like_ct = case_problems(case, data)
+        problems += [(case, problem) for problem in found]
+        like_ct.update(looks_like_ct)
         num_read += 1
     read = f"{num_read} of {len(cases)} cases read"
     if num_read < len(cases):
@@ -33,6 +38,10 @@ def check_voxels(cases: Sequence[Case], data: DataConfig, *, clock: Callable[[],
         num_bad = len({case for case, _ in problems})
         detail = f"{read}, {num_bad} of them are bad:{listed(grouped(problems, num_read))}"
         return Check("all cases", "FAIL", detail, MEND_DATA)
+    if like_ct and data.normalise == "nonzero":
+        channels = ", ".join(f"{name} in {count(n, 'case')}" for name, n in like_ct.items())
+        detail = f"{read}: whole numbers, some below 0 ({channels}), and data.normalise: nonzero takes 0 for no image"
+        return Check("all cases", "WARN", detail, "for CT, where 0 is water, set data.normalise: all")
     return Check("all cases", "PASS", f"{read}: intensities finite, label values known")
 
 

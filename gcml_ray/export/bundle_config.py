@@ -129,8 +129,12 @@ def _datalist(data: DataConfig) -> Json:
     layouts = [[f"_{name}" for name in data.channels], [f"_{index:04d}" for index in range(len(data.channels))], [""]]
     return {
         "layouts": layouts,
+        # Numbers are those of channels only if all are; else they are part of the cases' names.
+        "numbers": "$[int(os.path.basename(name).partition('.nii')[0][-4:]) "
+        "for name in glob.glob(os.path.join(@dataset_dir, '*_[0-9][0-9][0-9][0-9].nii*'))]",
         "layout": "$next((each for each in @layouts "
-        "if glob.glob(os.path.join(@dataset_dir, '*' + each[0] + '.nii*'))), [''])",
+        "if glob.glob(os.path.join(@dataset_dir, '*' + each[0] + '.nii*')) "
+        f"and (each[0] != '_0000' or max(@numbers) < {len(data.channels)})), [''])",
         "cases": "$[{'image': [name[:len(name) - len(@layout[0] + end)] + part + end for part in @layout]} "
         "for end in ('.nii.gz', '.nii') "
         "for name in sorted(glob.glob(os.path.join(@dataset_dir, '*' + @layout[0] + end)))]",

@@ -16,7 +16,7 @@ MAX_NAMED = 3  # cases of a note
 
 
 def problems_between(facts: Sequence[CaseFacts]) -> list[str]:
-    """Sites that no run can take, same images under two names, and cases with fewer or more channels than most."""
+    """Sites that no run can take, same images under two names, and cases with other axes or channels than most."""
     sites: dict[str, list[str]] = {}
     for case in facts:
         sites.setdefault(case.site, []).append(case.name)
@@ -30,6 +30,13 @@ def problems_between(facts: Sequence[CaseFacts]) -> list[str]:
                 f"site {case.site}, case {case.name} holds the same images as site {twin.site}, case {twin.name}; "
                 "leave one out, else a case that is tested may have been trained on"
             )
+    shapes = {f"site {case.site}, case {case.name}": len(case.shape) for case in facts if case.shape is not None}
+    num_axes = [number for number, _ in Counter(shapes.values()).most_common(1)]
+    problems += [
+        f"{case} has {number} axes, most have {num_axes[0]}: a run takes either 2D images or volumes"
+        for case, number in shapes.items()
+        if number not in num_axes
+    ]
     read = [case for case in facts if not case.problems]
     usual = [number for number, _ in Counter(len(case.channels) for case in read).most_common(1)]
     problems += [
@@ -55,7 +62,7 @@ def gathered_notes(facts: Sequence[CaseFacts]) -> list[str]:
 def notes_between(facts: Sequence[CaseFacts], *, spacing_is_real: bool) -> list[str]:
     """Labels that two cases share, and differences in voxel size and orientation."""
     notes = []
-    spacings = {case.spacing_mm for case in facts if case.spacing_mm is not None}
+    spacings = {along_patient(case) for case in facts if case.spacing_mm is not None}
     if spacing_is_real and len(spacings) > 1:
         notes.append("voxel sizes differ: set data.target_spacing_mm, so that a voxel means the same everywhere")
     if spacing_is_real and len(spacings) == 1 and set(*spacings) == {1.0}:
@@ -72,6 +79,15 @@ def notes_between(facts: Sequence[CaseFacts], *, spacing_is_real: bool) -> list[
                 "other images: is one of the two labels the wrong file?"
             )
     return notes
+
+
+def along_patient(case: CaseFacts) -> tuple[float, ...]:
+    """Voxel sizes in the order left-right, front-back, head-feet; as stored where no orientation is known."""
+    sizes = case.spacing_mm or ()
+    if case.orientation is None:
+        return sizes
+    places = ["".join(pair) for pair in ("LR", "AP", "IS")]
+    return tuple(sizes[next(at for at, code in enumerate(case.orientation) if code in pair)] for pair in places)
 
 
 def value_notes(facts: Sequence[CaseFacts]) -> list[str]:

@@ -27,7 +27,7 @@ from gcml_ray.inspection.facts import PERCENTILES, CaseFacts, ChannelFacts, Insp
 
 SAMPLE = 400_000  # voxels of a channel, at least, that its percentiles are taken from, evenly spaced
 MAX_CLASSES = 150  # whole-body atlases have more than a hundred; beyond, it is rather a grey image
-ALL_AXES = 3
+FLAT, ALL_AXES = 2, 3
 COLOURS = ("red", "green", "blue", "opacity")
 
 
@@ -51,8 +51,8 @@ def inspect_cases(
     is_flat = any(is_picture(case.images[0]) for case in cases)
     unit = "ml" if spacing_is_real and not is_flat else "% of the image"
     facts = []
-    for done, case in enumerate(cases, start=1):
-        facts.append(_inspect(case, names, quick=quick, unit=unit))
+    for done, (case, dims) in enumerate(zip(cases, _spatial_dims(cases), strict=True), start=1):
+        facts.append(_inspect(case, names, dims, quick=quick, unit=unit))
         if progress is not None:
             progress(done, len(cases))
     problems = [f"site {case.site}, case {case.name}: {problem}" for case in facts for problem in case.problems]
@@ -90,8 +90,22 @@ class _Voxels:
     label_digest: str = ""
 
 
-def _inspect(case: Case, names: Sequence[str], *, quick: bool, unit: str) -> CaseFacts:
-    dims = spatial_dims_of(case.images[0])
+def _spatial_dims(cases: Sequence[Case]) -> list[int]:
+    """2 or 3 for each case; beside images of two axes a volume of a single slice is one of them."""
+    found = [spatial_dims_of(case.images[0]) for case in cases]
+    if FLAT not in found:
+        return found
+    return [FLAT if _is_flat(case.images[0]) else dims for case, dims in zip(cases, found, strict=True)]
+
+
+def _is_flat(path: str) -> bool:
+    try:
+        return read_header(path, spatial_dims=FLAT).shape[0] == 1  # the slices of a volume would be channels
+    except DataError:
+        return False
+
+
+def _inspect(case: Case, names: Sequence[str], dims: int, *, quick: bool, unit: str) -> CaseFacts:
     files = {f"image {number}": Path(path) for number, path in enumerate(case.images, start=1)}
     problems = grid_problems_of_files(files | {"label": Path(case.label)}, spatial_dims=dims)
     try:

@@ -123,11 +123,11 @@ def _pieces_of(value: int) -> Callable[[CaseFacts], float]:
 
 
 def _shape_along(axis: int) -> Callable[[CaseFacts], float]:
-    return lambda case: math.nan if case.shape is None else float(case.shape[axis])
+    return lambda case: float(case.shape[axis]) if case.shape is not None and axis < len(case.shape) else math.nan
 
 
 def _spacing_along(axis: int) -> Callable[[CaseFacts], float]:
-    return lambda case: math.nan if case.spacing_mm is None else case.spacing_mm[axis]
+    return lambda case: math.nan if axis >= len(case.spacing_mm or ()) else (case.spacing_mm or ())[axis]
 
 
 def _word(share: float) -> str:

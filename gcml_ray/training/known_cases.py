@@ -7,6 +7,7 @@ Splits that a datalist leaves open follow from how many cases a site has, so a l
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -99,5 +100,5 @@ def _splits(cases: Sequence[Case]) -> dict[str, str]:
 
 
 def _names(case: Case) -> dict[str, str]:
-    """What a case is known by, each with the words for it: its own name, then its images."""
-    return {f"{case.site}/{case.name}": ""} | {f"image {path}": f" ({path})" for path in case.images}
+    """What a case is known by, each with the words for it: its own name, then its images, by any link."""
+    return {f"{case.site}/{case.name}": ""} | {f"image {os.path.realpath(path)}": f" ({path})" for path in case.images}

@@ -43,7 +43,7 @@ def test_manifest_with_spaces_after_the_commas_is_read(tmp_path: Path) -> None:
 @pytest.mark.parametrize("separator", [";", "\t"])
 def test_manifest_separated_by_semicolons_or_tabs_is_read(tmp_path: Path, separator: str) -> None:
     (tmp_path / "a,1.png").touch()
-    text = "\ufeffsite;t1;seg\nA;a,1.png;s.png\n".replace(";", separator)
+    text = "\ufeffsep=;\nsite;t1;seg\nA;a,1.png;s.png\n".replace(";", separator)  # with Excel's own first line
     path = write_manifest(tmp_path, text, files="s.png")
     (case,) = prepare_manifest(path, image_columns=("t1",), label_column="seg")
     assert (case.site, Path(case.images[0]).name) == ("A", "a,1.png")

@@ -118,6 +118,14 @@ def test_image_of_two_cases_that_could_train_and_test_is_an_error(tmp_path: Path
         read_datalist(write_json(tmp_path, {"cases": cases}))
 
 
+def test_image_of_two_cases_by_a_link_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "here").mkdir()
+    (tmp_path / "there").symlink_to(tmp_path / "here")
+    cases = [{"site": site, "image": f"{place}/x.nii", "label": "l"} for site, place in (("A", "here"), ("B", "there"))]
+    with pytest.raises(DataError, match=r"here/x.nii is an image of 2 cases"):
+        read_datalist(write_json(tmp_path, {"cases": cases}))
+
+
 def test_image_with_the_labels_of_two_readers_may_be_trained_on_twice(tmp_path: Path) -> None:
     case = {"site": "A", "image": "x.nii", "split": "train"}
     cases = [case | {"case": name, "label": f"{name}.nii"} for name in ("first", "second")]

@@ -279,6 +279,18 @@ def test_reading_that_takes_too_long_ends_and_says_how_many_cases_were_read(tmp_
     assert check.detail.startswith("3 of 4 cases read in 60 s (`gcml inspect` reads all): ")
 
 
+def test_ct_warns_where_0_means_no_image(tmp_path: Path) -> None:
+    """CT: water is 0, air -1000."""
+    config = make_federation(tmp_path)
+    write_image(tmp_path / "B0.nii.gz", np.random.default_rng(0).normal(-500, 300, SHAPE).round())
+    cases = [each.case for each in headers(tmp_path, config, ["A0", "B0"])]
+    check = case_reading.check_voxels(cases, config.data)
+    assert check.verdict == "WARN"
+    assert "whole numbers, some below 0" in check.detail
+    assert "set data.normalise: all" in check.remedy
+    assert case_reading.check_voxels(cases, config.data.model_copy(update={"normalise": "all"})).verdict == "PASS"
+
+
 def test_a_case_without_any_labelled_voxel_warns(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     write_case(tmp_path, "A0", value=0)
     config = make_config(tmp_path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -272,6 +273,20 @@ def test_numbered_and_whole_files_make_cases_too(tmp_path: Path) -> None:
         _run_in_monai(bundle, images, tmp_path / f"theirs-{images.name}")
         theirs = _read(tmp_path / f"theirs-{images.name}" / "p0.nii.gz")[0]
         np.testing.assert_array_equal(theirs, _read(tmp_path / "ours" / "p0.nii.gz")[0])
+
+
+def test_numbers_of_cases_are_not_taken_for_channels(tmp_path: Path) -> None:
+    """lung_0000 to lung_0002 of one channel: three cases, as for ``gcml predict``."""
+    pytest.importorskip("ignite")
+    _, bundle = _bundle(tmp_path, data={"channels": ["ct"]})
+    images = _images(tmp_path / "names", SWAPPED)
+    first = next(images.glob("*.nii.gz"))
+    numbered = tmp_path / "numbers"
+    numbered.mkdir()
+    for index in range(3):
+        shutil.copy(first, numbered / f"lung_000{index}.nii.gz")
+    _run_in_monai(bundle, numbered, tmp_path / "theirs")
+    assert sorted(path.name for path in (tmp_path / "theirs").iterdir()) == [f"lung_000{i}.nii.gz" for i in range(3)]
 
 
 @pytest.mark.parametrize("name", BUILDERS)

@@ -297,6 +297,43 @@ def test_values_that_no_run_takes_are_problems(tmp_path: Path) -> None:
     assert any("holds 1e+38: no intensity" in problem for problem in found.problems)
 
 
+@pytest.mark.parametrize("quick", [True, False])
+def test_a_slice_among_volumes_is_a_problem(tmp_path: Path, *, quick: bool) -> None:
+    flat = {
+        "image": np.random.default_rng(0).normal(size=(8, 8)).astype(np.float32),
+        "label": np.eye(8, dtype=np.uint8),
+    }
+    found = look(*(make_case(tmp_path, name) for name in "abc"), make_case(tmp_path, "scout", **flat), quick=quick)
+    assert "site A, case scout has 2 axes, most have 3: a run takes either 2D images or volumes" in found.problems
+    sizes = {each.name: each.by_site["A"] for each in quantities(found) if each.kind == "size"}
+    assert sizes["Image size (third axis)"] == (4, 4, 4)
+
+
+def test_volumes_of_one_slice_are_2d_beside_pictures(tmp_path: Path) -> None:
+    volume = {"image": np.random.default_rng(0).normal(size=(8, 6, 1)).astype(np.float32)}
+    cases = [make_case(tmp_path, name, label=np.ones((8, 6, 1), np.uint8), **volume) for name in "ab"]
+    for name in ("p.png", "m.png"):
+        Image.fromarray(np.random.default_rng(1).integers(0, 9, (8, 6), np.uint8)).save(tmp_path / name)
+    cases.append(Case("A", "picture", (str(tmp_path / "p.png"),), str(tmp_path / "m.png"), None))
+    found = look(*cases, spacing_is_real=False)
+    assert [case.shape for case in found.cases] == [(8, 6)] * 3
+    assert not [problem for problem in found.problems if "axes" in problem]
+
+
+def test_voxel_sizes_on_other_axes_are_no_other_sizes(tmp_path: Path) -> None:
+    first, other = make_case(tmp_path, "a"), make_case(tmp_path, "b")
+    for case, affine in (
+        (first, np.diag([1.0, 2.0, 3.0, 1.0])),
+        (other, np.diag([1.0, 2.0, 3.0, 1.0])[:, [1, 0, 2, 3]]),
+    ):
+        for path in (*case.images, case.label):
+            voxels = np.asanyarray(nibabel.load(path).dataobj)
+            nibabel.save(nibabel.Nifti1Image(voxels, affine), path)
+    notes = look(first, other, quick=True).notes
+    assert [note for note in notes if "orientations differ" in note]
+    assert not [note for note in notes if "voxel sizes differ" in note]
+
+
 def test_site_names_that_no_run_takes_are_problems(tmp_path: Path) -> None:
     found = look(*(make_case(tmp_path, name, site="NYU Langone") for name in "abc"))
     assert [line for line in found.problems if "'NYU Langone' cannot name a folder" in line] == list(found.problems)

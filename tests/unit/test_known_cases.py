@@ -19,6 +19,23 @@ def case(name: str, split: Split) -> Case:
     return Case("A", name, (f"{name}.nii.gz",), f"{name}_label.nii.gz", split)
 
 
+def image(name: str) -> str:
+    """What such a case's image is known by."""
+    return f"image {Path(f'{name}.nii.gz').resolve()}"
+
+
+def test_an_image_that_comes_back_by_a_link_is_the_same(tmp_path: Path) -> None:
+    (tmp_path / "here").mkdir()
+    (tmp_path / "there").symlink_to(tmp_path / "here")
+    first, again = (
+        replace(case(name, split), images=(str(tmp_path / folder / "a.nii.gz"),))
+        for name, folder, split in (("a", "here", "train"), ("b", "there", "test"))
+    )
+    keep_cases(tmp_path, [first], anew=True)
+    with pytest.raises(DataError, match=r"case b \(.*there/a.nii.gz\): was train, is test"):
+        check_splits(tmp_path, [again], source="list.json")
+
+
 def test_a_case_that_moves_is_refused_by_name(tmp_path: Path) -> None:
     keep_cases(tmp_path, [case("a", "train"), case("b", "test")], anew=True)
     with pytest.raises(DataError, match=r"(?s)1 case.*site A, case a: was train, is test"):
@@ -28,7 +45,7 @@ def test_a_case_that_moves_is_refused_by_name(tmp_path: Path) -> None:
 def test_cases_may_come_and_go_but_not_come_back_elsewhere(tmp_path: Path) -> None:
     keep_cases(tmp_path, [case("a", "train")], anew=True)
     keep_cases(tmp_path, [case("b", "test")], anew=False)
-    known = {"A/a": "train", "image a.nii.gz": "train", "A/b": "test", "image b.nii.gz": "test"}
+    known = {"A/a": "train", image("a"): "train", "A/b": "test", image("b"): "test"}
     assert known_cases(tmp_path) == known
     with pytest.raises(DataError, match="case a"):
         check_splits(tmp_path, [case("a", "validation")], source="list.json")
@@ -37,7 +54,7 @@ def test_cases_may_come_and_go_but_not_come_back_elsewhere(tmp_path: Path) -> No
 def test_a_run_that_starts_anew_forgets_what_was_written_before(tmp_path: Path) -> None:
     keep_cases(tmp_path, [case("a", "train")], anew=True)
     keep_cases(tmp_path, [case("a", "test")], anew=True)
-    assert known_cases(tmp_path) == {"A/a": "test", "image a.nii.gz": "test"}
+    assert known_cases(tmp_path) == {"A/a": "test", image("a"): "test"}
 
 
 def test_images_that_two_cases_exchange_are_found(tmp_path: Path) -> None:

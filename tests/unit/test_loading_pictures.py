@@ -144,7 +144,7 @@ def test_several_pages_are_refused_and_an_exif_rotation_is_warned_about(
     case = Case("A", "p", (str(tmp_path / "turned.jpg"),), str(tmp_path / "pages.tif"), None)
     with pytest.raises(DataError, match=r"pages.tif: has 2 pages"):
         load_sample(case, config_2d())
-    assert "turned.jpg: its EXIF tag asks for a rotation" in caplog.text
+    assert "turned.jpg, and perhaps others beside it: an EXIF tag asks for a rotation" in caplog.text
 
 
 def test_picture_with_real_spacing_is_refused(tmp_path: Path) -> None:

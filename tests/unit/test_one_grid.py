@@ -77,3 +77,19 @@ def test_a_label_on_other_axes_is_that_of_its_image(tmp_path: Path, caplog: pyte
         assert check_headers(case, config())[1] == []
         assert torch.equal(load_sample(case, config()).label, expected.label)
     assert "another affine" not in caplog.text
+
+
+@pytest.mark.parametrize("affine", [np.eye(4), TILTED, TILTED[:, [2, 0, 1, 3]]], ids=["straight", "tilted", "coronal"])
+def test_slices_are_turned_within_their_plane_and_never_out_of_it(affine: NDArray[np.float64]) -> None:
+    """Of the 48 orders and directions 16 leave the third axis the third one, two by two for one image of the plane."""
+    array = np.arange(30, dtype=np.float32).reshape(6, 5, 1)
+    onto, num_turned = Header((1, 6, 5), affine), 0
+    for other, placed in on_other_axes(array, affine):
+        if other.shape[2] != 1:
+            continue
+        flat = Volume(torch.from_numpy(np.ascontiguousarray(other)[None, ..., 0]), placed)
+        np.testing.assert_array_equal(turned(flat, onto).array[0], array[..., 0])
+        num_turned += 1
+    assert num_turned == 16
+    standing = Volume(torch.zeros(1, 6, 5), affine[:, [0, 2, 1, 3]])
+    assert turned(standing, onto) is standing

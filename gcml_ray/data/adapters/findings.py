@@ -160,13 +160,16 @@ def read_rows(
     """
     try:
         with Path(path).open(newline="", encoding="utf-8-sig") as file:
-            separator = max(SEPARATORS, key=file.readline().count)
-            file.seek(0)
+            start, first = 0, file.readline()
+            if first.lower().startswith("sep="):  # Excel's own line above the header
+                start, first = file.tell(), file.readline()
+            file.seek(start)
+            separator = max(SEPARATORS, key=first.count)
             reader = csv.DictReader(file, skipinitialspace=True, delimiter=separator)
             header = [name.strip() for name in reader.fieldnames or ()]
             reader.fieldnames = header
             rows = [
-                (reader.line_num, {name: (row.get(name) or "").strip() for name in (*columns, *optional)})
+                (reader.line_num + (start > 0), {name: (row.get(name) or "").strip() for name in (*columns, *optional)})
                 for row in reader
                 if any(cell and cell.strip() for name, cell in row.items() if name is not None)
             ]

@@ -21,7 +21,7 @@ from gcml_ray.data.adapters.findings import Findings, Progress, check_cases, rea
 from gcml_ray.data.datalist import Case
 from gcml_ray.data.reading import NIFTI, is_picture, read_header, spatial_dims_of
 from gcml_ray.errors import ConfigError, DataError
-from gcml_ray.files.site_names import check_site_name
+from gcml_ray.files.site_names import site_name_problem
 
 IMAGE_STEM = re.compile(r"(.+)_(\d{4})")
 NUM_LOOKED_AT = 5  # cases, for the number of axes: the first file may be damaged
@@ -263,11 +263,9 @@ def _site(name: str, site_of: SiteOf, findings: Findings) -> str:
     if not site:
         findings.about(name, ["belongs to no site: neither its name nor the table tells one"])
         return ""
-    try:
-        return check_site_name(site)
-    except ConfigError as error:
-        findings.about(name, [str(error)])
-        return site
+    problem = site_name_problem(site)
+    findings.about(name, [problem] if problem else [])
+    return site
 
 
 def config_lines(meaning: Meaning) -> Sequence[str]:
