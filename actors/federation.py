@@ -18,7 +18,7 @@ from actors.site_pool import SitePool
 from gcml_ray.chaos import check_sites
 from gcml_ray.config import POOLED, SERVER, Config, PooledMethod, has_server
 from gcml_ray.data.datalist import read_datalist, site_names
-from gcml_ray.errors import CheckpointError, ConfigError
+from gcml_ray.errors import CheckpointError, ConfigError, GcmlError
 from gcml_ray.files.folder_lock import held
 from gcml_ray.files.log_file import logged_to
 from gcml_ray.files.run_folder import MODEL_FILE, RunFolder, RunState
@@ -26,7 +26,7 @@ from gcml_ray.files.site_names import site_name_problem
 from gcml_ray.records import RunOutcome
 from gcml_ray.tracking.background import BackgroundTracker
 from gcml_ray.tracking.run import Tracker, build_tracker
-from gcml_ray.wording import in_shell
+from gcml_ray.wording import in_shell, without_secrets
 
 log = logging.getLogger(__name__)
 
@@ -145,14 +145,18 @@ def ray_session(config: Config) -> Iterator[None]:
 
 @contextmanager
 def _logged_to(path: Path) -> Iterator[None]:
-    """What the packages log goes into the run folder too, without what runs in other threads say."""
+    """What the packages log goes into the run folder too, without what runs in other threads say; so does an error."""
     own = threading.current_thread().name
 
     def is_own(record: logging.LogRecord) -> bool:
         return record.threadName == own or not str(record.threadName).startswith(RUN_THREADS)
 
     with logged_to(path, ("gcml_ray", "actors"), is_wanted=is_own):
-        yield
+        try:
+            yield
+        except GcmlError as error:
+            log.error("%s", error)
+            raise
 
 
 def _state_to_resume(folder: RunFolder, config: Config) -> RunState | None:
@@ -208,12 +212,20 @@ def pool_for(
 
 def _keep_artifacts(folder: RunFolder, tracker: Tracker, sites: Sequence[str]) -> None:
     """Plots, the files of the run and the models, for the tracker."""
-    files = (folder.config_file, folder.cases_file, folder.transfers_file, *_plots(folder))
+    files = [folder.cases_file, folder.transfers_file, *_plots(folder)]
+    if not _has_secrets(folder.config_file):
+        files.insert(0, folder.config_file)
     tracker.log_artifacts([path for path in files if path.exists()])
     for site in sites:  # on a cluster a site's checkpoints may lie on its own disk: then they stay there
         model = folder.checkpoints(site) / MODEL_FILE
         if model.exists():
             tracker.log_model(site, model)
+
+
+def _has_secrets(path: Path) -> bool:
+    """Whether a configuration holds a password: then the tracker has it as parameters alone, without that."""
+    text = path.read_text(encoding="utf-8")
+    return without_secrets(text) != text
 
 
 def _plots(folder: RunFolder) -> tuple[Path, ...]:

@@ -3,6 +3,10 @@
 from __future__ import annotations
 
 import errno
+import re
+from pathlib import Path
+
+_FRAME = re.compile(r'File "(.+?)", line (\d+), in ')  # of a traceback
 
 
 class GcmlError(Exception):
@@ -31,6 +35,26 @@ class ExportError(GcmlError):
 
 class ClusterError(GcmlError):
     """Ray cannot be reached, or the cluster cannot hold the federation that was asked for."""
+
+
+def told(message: str, error_type: str, traceback: str) -> str:
+    """An error's message; of one that gcml-ray does not raise on purpose, with its type and the code that raised it.
+
+    Args:
+        message: its words.
+        error_type: name of its class.
+        traceback: as Python prints it; empty where there is none.
+    """
+    frames = [found for found in _FRAME.findall(traceback) if "site-packages" not in found[0]]
+    if not frames or error_type in _names(GcmlError):
+        return message
+    path, line = frames[-1]
+    return f"{message} ({error_type} at {Path(path).name}:{line})"
+
+
+def _names(kind: type) -> set[str]:
+    """A class and all below it."""
+    return {kind.__name__}.union(*map(_names, kind.__subclasses__()))
 
 
 class SiteError(GcmlError):

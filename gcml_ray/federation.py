@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from gcml_ray.callbacks import CallbackList, Progress
 from gcml_ray.config import Config
-from gcml_ray.config.file import load_config, parse_config
+from gcml_ray.config.file import load_config, parse_config, setting
 from gcml_ray.errors import ConfigError
 from gcml_ray.files.run_folder import RunFolder
 from gcml_ray.prediction.averages import mean
@@ -142,7 +142,7 @@ class Federation:
 
     Args:
         config: a configuration, its YAML file, or plain nested values as from such a file.
-        overrides: ``section.key=value``, as for ``gcml run --set``.
+        overrides: ``section.key=value``, as for ``gcml run --set``, or values by ``section.key``.
 
     Raises:
         ConfigError: the configuration cannot be read or is wrong; every problem is named.
@@ -155,7 +155,9 @@ class Federation:
         print(result.table())
     """
 
-    def __init__(self, config: Config | str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> None:
+    def __init__(
+        self, config: Config | str | Path | Mapping[str, Any], overrides: Sequence[str] | Mapping[str, Any] = ()
+    ) -> None:
         self.config = _as_config(config, overrides)
         self._stop = threading.Event()
 
@@ -210,7 +212,6 @@ class Federation:
         if resume:
             self._check_resumed()
         listener = CallbackList([Progress()] if callbacks is None else callbacks)
-        self._stop.clear()
         status = "failed"
         try:
             summary = run_federation(self.config, listener=listener, stop=self._stop, resume=resume, finish=finish)
@@ -219,13 +220,16 @@ class Federation:
             status = "stopped"
             raise
         finally:
+            self._stop.clear()
             listener.on_end(status)
         if not RunFolder(self.folder).state_file.exists():  # stopped while the sites started: there is nothing to read
             return FederationResult(status, self.folder, self.config, (), (), {})
         return FederationResult.read(self.folder)
 
     def stop(self) -> None:
-        """Asks the run to end after the round in flight; from a callback or another thread.
+        """Asks the run, or the next one where none is going on, to end after the round in flight.
+
+        From a callback or another thread.
 
         It can be resumed, and with ``run(resume=True, finish=True)`` it is tested as it is.
         """
@@ -242,8 +246,12 @@ class Federation:
             )
 
 
-def _as_config(config: Config | str | Path | Mapping[str, Any], overrides: Sequence[str]) -> Config:
+def _as_config(config: Config | str | Path | Mapping[str, Any], overrides: Sequence[str] | Mapping[str, Any]) -> Config:
     """The configuration with its overrides."""
+    if isinstance(overrides, str):
+        overrides = [overrides]
+    if isinstance(overrides, Mapping):
+        overrides = [setting(key, value) for key, value in overrides.items()]
     if isinstance(config, str | Path):
         return load_config(config, overrides)
     if isinstance(config, Config):

@@ -128,7 +128,7 @@ __all__ = [  # the long sections have their own modules, but are parts of this o
 ]
 
 
-BARRIER_FREE = ("local", "pooled", "gossip_avg", "gml", "gcml", "defkt")  # methods that federation.mode: async can run
+BARRIER_FREE = (LocalMethod, PooledMethod, GossipMethod)  # kinds of methods that federation.mode: async can run
 
 # --- network, loss --------------------------------------------------------------------------
 
@@ -323,10 +323,10 @@ class Config(Section):
                 "method pooled brings the cases of all sites together, but resources.placement: label promises that "
                 "none leaves its node"
             )
-        if self.federation.mode == "async" and self.method.name not in BARRIER_FREE:
+        if self.federation.mode == "async" and not isinstance(self.method, BARRIER_FREE):
             raise ValueError(
                 f"federation.mode async cannot run method {self.method.name}, whose rounds need all sites at once; "
-                f"without a barrier run {', '.join(BARRIER_FREE)}, or set mode: sync"
+                "without a barrier run local, pooled, gossip_avg, gml, gcml, defkt, or set mode: sync"
             )
         problem = privacy_problem(self.privacy, self.method, self.data, self.resources)
         if problem := problem or self.resources.workers_problem(self.data.num_workers):

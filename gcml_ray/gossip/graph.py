@@ -9,6 +9,7 @@ receivers) and becomes :class:`~gcml_ray.records.Edge` records at the very end.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
+from typing import assert_never
 
 import numpy as np
 from numpy.typing import NDArray
@@ -141,6 +142,8 @@ def sample_edges(
             arcs = _shift(len(names), 1)
         case ExponentialTopology():
             arcs = _shift(len(names), 2 ** (exchange_round % (len(names) - 1).bit_length()))
+        case _:
+            assert_never(topology)
     return _to_edges(_thinned(arcs, _weight_rows(trust or {}, names), rng), names)
 
 

@@ -69,6 +69,7 @@ class FlatModel:
         assert not (send_buffers and keep_norms), "what is sent must be the first part of the vector"
         kept = norm_parameters(module) if keep_norms else set()
         parameters = dict(sorted(module.named_parameters(), key=lambda item: item[0] in kept))
+        kept &= parameters.keys()  # of a parameter that layers share, the first name
         buffers = {name: buffer for name, buffer in module.named_buffers() if buffer.is_floating_point()}
         self.module = module
         self.layout = _layout(parameters | buffers)

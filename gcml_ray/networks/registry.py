@@ -14,6 +14,7 @@ import hashlib
 import inspect
 import json
 import math
+import traceback
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -21,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from gcml_ray.config import DataConfig, NetworkConfig
-from gcml_ray.errors import ConfigError
+from gcml_ray.errors import ConfigError, told
 from gcml_ray.networks.sanet import SaNetV1, SaNetV2
 
 IntOrEach = int | tuple[int, ...]
@@ -174,7 +175,8 @@ def build_network(network: NetworkConfig, data: DataConfig) -> nn.Module:
     """
     builder, options = _builder(network.name), resolve_options(network)
     try:
-        return builder(data.spatial_dims, len(data.channels), data.num_outputs, **options)
+        channels = {"in_channels": len(data.channels), "out_channels": data.num_outputs}
+        return builder(spatial_dims=data.spatial_dims, **channels, **options)
     except Exception as error:  # constructors raise whatever they like; all of it stems from the options
         raise ConfigError(
             f"network {network.name} cannot be built with options {network.options or '{} (the defaults)'}, "
@@ -312,9 +314,16 @@ def _check_size(network: NetworkConfig, data: DataConfig, size: tuple[int, ...],
     Raises:
         ConfigError: names the key, the divisor of each axis, and the nearest size that fits.
     """
-    with torch.device("meta"):
-        module = build_network(network, data).train()
-    problem = _misfit(module, data, size)
+    try:
+        with torch.device("meta"):
+            module = build_network(network, data).train()
+        problem = _misfit(module, data, size)
+    except (ConfigError, NotImplementedError, RuntimeError) as error:
+        if "meta" not in str(error):
+            raise
+        with torch.random.fork_rng(devices=[]):
+            module = build_network(network, data).train()  # values decide what it computes
+        problem = _misfit(module, data, size)
     if problem is None:
         return
     divisor = _find_divisor(module, data)
@@ -327,12 +336,23 @@ def _check_size(network: NetworkConfig, data: DataConfig, size: tuple[int, ...],
 
 def _misfit(module: nn.Module, data: DataConfig, size: tuple[int, ...]) -> str | None:
     """What is wrong with a patch of this size, or None."""
-    image = torch.empty((data.batch_size, len(data.channels), *size), device="meta")
+    device = next(module.parameters()).device
+    image = torch.zeros((data.batch_size, len(data.channels), *size), device=device)
     try:
         with torch.no_grad():
             main_head = forward_heads(module, image)[0]
     except (RuntimeError, ValueError, ZeroDivisionError) as error:
+        if device.type == "meta" and "meta tensor" in str(error):
+            raise
         return str(error).splitlines()[0]
+    except Exception as error:  # whatever a network of one's own may raise; no other size would mend it
+        words = told(str(error), type(error).__name__, traceback.format_exc())
+        raise ConfigError(f"network {type(module).__name__} fails on a batch of zeros: {words}") from error
+    if main_head.shape[1] != data.num_outputs:
+        raise ConfigError(
+            f"network {type(module).__name__} gives {main_head.shape[1]} output channels, the data section needs "
+            f"{data.num_outputs} (labels, or regions)"
+        )
     if main_head.shape[2:] != image.shape[2:]:
         return f"its output has size {tuple(main_head.shape[2:])}"
     return None

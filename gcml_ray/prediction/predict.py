@@ -151,13 +151,17 @@ class PersonalModel:
         data = self.config.data
         if isinstance(volume, str | Path):
             volume = [volume]
+        if hasattr(volume, "__array__"):
+            raise DataError("an array comes with its affine: give (array, affine), of a picture (array, None)")
         if len(volume) == 0:
             raise DataError(
                 "no image: the list of files is empty; give one file with all channels, or one file for each of "
                 f"{', '.join(data.channels)}"
             )
-        if isinstance(volume[0], np.ndarray):
-            content = self._from_array(volume[0], volume[1])  # type: ignore[arg-type]  # the pair (array, affine)
+        if hasattr(volume[0], "__array__"):
+            if len(volume) != 2:
+                raise DataError(f"an array and {len(volume) - 1} other things: give (array, affine)")
+            content = self._from_array(np.asarray(volume[0]), volume[1])  # type: ignore[arg-type]  # (array, affine)
         else:
             paths = tuple(str(path) for path in volume)
             content = read_image(Case(self.facts[0].site, name or name_from_file(paths[0]), paths, "", None), data)

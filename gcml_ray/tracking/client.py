@@ -22,7 +22,7 @@ def tracking_uri(config: Config, folder: Path) -> str:
     uri = config.tracking.uri
     if uri is None:
         return f"sqlite:///{folder.resolve().parent / 'mlflow.db'}"
-    if "://" not in uri or uri.startswith("file:"):
+    if ("://" not in uri and uri != "databricks") or uri.startswith("file:"):
         raise ConfigError(
             f"tracking.uri: {without_secrets(uri)!r} is a folder, which MLflow no longer writes to. "
             "Give sqlite:////path/mlflow.db or http://server:port, or leave it out"
@@ -70,6 +70,7 @@ def connect_to(uri: str) -> MlflowClient:
     for key, value in (
         ("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "1"),
         ("MLFLOW_HTTP_REQUEST_TIMEOUT", "10"),
+        ("MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT", "true"),  # with user and password
         ("MLFLOW_DISABLE_TELEMETRY", "true"),  # a hospital's machine calls nobody
     ):
         os.environ.setdefault(key, value)

@@ -99,6 +99,20 @@ def test_failing_cell_whose_log_cannot_be_written_stops_no_other(
     assert all(reason.endswith("No space left on device") for reason in ending.failures.values())
 
 
+def test_a_cell_whose_site_missed_rounds_is_no_equal_and_is_not_tabulated(tmp_path: Path) -> None:
+    comparison = make_comparison(tmp_path)
+
+    def make_trainer(config: Config, *arguments: Any, **options: Any) -> Any:
+        faults = (Fault("B", 2, "train", "raise"),) if config.method.name == "gcml" else ()
+        return FakeTrainers(faults)(config, *arguments, **options)
+
+    ending = run(comparison, make_trainer=make_trainer)
+    assert [cell.method for cell in finished_cells(comparison)] == ["local", "gossip_avg"]
+    reason = ending.failures["gcml, seed 0"]
+    assert reason.startswith("B did not train in 1 of 4 rounds (broken train of B in round 2 (")
+    assert reason.endswith("delete " + str(run_folder(comparison, "gcml_seed0").path) + " to run it anew")
+
+
 def test_failing_cell_stops_no_other_and_is_listed_with_its_reason(tmp_path: Path) -> None:
     comparison = make_comparison(tmp_path)
     watch = Watch()

@@ -3,7 +3,16 @@ import pickle
 import pytest
 
 from gcml_ray import errors
-from gcml_ray.errors import CheckpointError, ClusterError, ConfigError, DataError, ExportError, GcmlError, SiteError
+from gcml_ray.errors import (
+    CheckpointError,
+    ClusterError,
+    ConfigError,
+    DataError,
+    ExportError,
+    GcmlError,
+    SiteError,
+    told,
+)
 
 
 @pytest.mark.parametrize("kind", [ConfigError, DataError, CheckpointError, ExportError, ClusterError])
@@ -24,3 +33,14 @@ def test_every_error_is_a_gcml_error_so_that_the_command_line_can_catch_it() -> 
     kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, Exception)]
     assert len(kinds) == 8
     assert all(issubclass(kind, GcmlError) for kind in kinds)
+
+
+def test_where_an_error_of_somebody_s_own_code_was_raised_is_told() -> None:
+    """The last frame that is no library's; errors that are raised on purpose speak for themselves."""
+    trace = (
+        'File "/site/actors/site.py", line 3, in train\nFile "/mine/method.py", line 12, in train_round\n'
+        'File "/lib/site-packages/torch/nn.py", line 5, in forward\nRuntimeError: shapes\n'
+    )
+    assert told("shapes", "RuntimeError", trace) == "shapes (RuntimeError at method.py:12)"
+    assert told("no such file", "DataError", trace) == "no such file"
+    assert told("it went away", "", "") == "it went away"

@@ -117,6 +117,8 @@ def test_federation_of_the_pages_data_set_network_and_method_runs(extended: Path
     rounds = RunFolder(extended / "run").rounds()
     assert [report.merge for each in rounds for report in each.trained] == ["clipped"] * 4
     assert {score.site for score in RunFolder(extended / "run").cases()} == {"north", "south"}
+    python(extended, "-m", "gcml_ray", "report", "run", "--no-images")
+    assert "Gossip averaging with a bounded move" in (extended / "run" / "report.html").read_text(encoding="utf-8")
 
 
 def test_example_method_moves_no_further_than_its_bound(extended: Path) -> None:

@@ -105,6 +105,14 @@ def test_pool_is_empty_after_an_error_inside_its_block(tmp_path: Path) -> None:
     assert pools[0].statuses() == []
 
 
+def test_why_a_run_could_not_start_is_in_its_log_with_the_line_of_the_code(tmp_path: Path) -> None:
+    with pytest.raises(SiteError, match="broken start of B"):
+        run(fake_config(tmp_path), Fault("B", 0, "start", "raise"))
+    text = (tmp_path / "run" / "log.txt").read_text(encoding="utf-8")
+    assert "broken start of B in round 0 (" in text
+    assert " at fakes.py:" in text
+
+
 def test_disk_that_takes_no_plots_ends_no_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

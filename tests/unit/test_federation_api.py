@@ -217,6 +217,22 @@ def test_callback_that_asks_for_a_stop_ends_the_run_after_the_round(tmp_path: Pa
 
 
 @pytest.mark.usefixtures("fake_sites")
+def test_stop_before_a_run_stops_that_run(tmp_path: Path) -> None:
+    federation = Federation(fake_config(tmp_path))
+    federation.stop()
+    assert federation.run([]).status == "stopped"
+    assert federation.run([]).status == "finished"
+
+
+def test_overrides_may_be_one_text_or_values_by_key(tmp_path: Path) -> None:
+    base = fake_config(tmp_path).model_dump(mode="json", by_alias=True)
+    folder = f"{tmp_path}/a: #2"
+    config = Federation(base, {"federation.rounds": 3, "output.folder": folder}).config
+    assert (config.federation.rounds, config.output.folder) == (3, folder)
+    assert Federation(base, "federation.rounds=3").config.federation.rounds == 3
+
+
+@pytest.mark.usefixtures("fake_sites")
 def test_stop_while_the_sites_start_gives_a_result_and_the_run_can_be_begun_again(tmp_path: Path) -> None:
     federation = Federation(fake_config(tmp_path))
 
@@ -303,9 +319,12 @@ class Terminal(io.StringIO):
 def test_progress_writes_one_line_anew_on_a_terminal_and_a_line_a_round_elsewhere(tmp_path: Path) -> None:
     live, plain = Terminal(), io.StringIO()
     Federation(fake_config(tmp_path)).run([Progress(live), Progress(plain)])
-    assert live.getvalue().count("\n") == 1
+    assert live.getvalue().count("\n") == 2, "the failure's line stays, and the last one"
     assert live.getvalue().rstrip().endswith("fake: round 4/4, finished")
     lines = plain.getvalue().splitlines()
+    failed = lines.pop(2)
+    assert failed.startswith("A, round 2, train: broken train of A in round 2 (ValueError at fakes.py:")
+    assert failed.endswith("-> skip")
     assert [line.split(" (")[0].split(",")[0] for line in lines] == [
         "fake: 3 sites are loading",
         *(f"fake: round {number}/4 exchange" for number in (1, 2, 3, 4)),

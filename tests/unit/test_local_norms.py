@@ -57,6 +57,14 @@ def test_a_push_lacks_two_numbers_a_channel_of_each_affine_norm(tmp_path: Path) 
     assert buffer.shape == (trainer.local.model.num_sent,)
 
 
+def test_norms_that_share_a_weight_are_kept_once() -> None:
+    module = nn.Sequential(nn.Conv2d(1, 3, 1), nn.BatchNorm2d(3), nn.BatchNorm2d(3))
+    module[2].weight = module[1].weight
+    model = FlatModel(module, send_buffers=False, keep_norms=True)
+    assert model.num_sent == 3 + 3
+    assert model.num_parameters == model.num_sent + 3 + 2 * 3
+
+
 def test_mixing_leaves_local_norms_alone() -> None:
     """Half of 7 and half of 1 is 4 for the convolution, the norm of (1, 1) stays."""
     module = nn.Sequential(nn.BatchNorm2d(1), nn.Conv2d(1, 1, 1))

@@ -219,6 +219,46 @@ def test_stride_of_zero_is_told_with_its_network() -> None:
         check_patch(small("unet", strides=[0, 2]), data())
 
 
+class Odd(nn.Module):
+    """A network of somebody's own; ``fault``: what its forward pass does."""
+
+    def __init__(self, spatial_dims: int, in_channels: int, out_channels: int, *, fault: str = "") -> None:
+        super().__init__()
+        del spatial_dims
+        self.fault = fault
+        self.layer = nn.Conv2d(in_channels, out_channels + (fault == "channels"), 1)
+
+    def forward(self, image: Tensor) -> Tensor:
+        """Logits."""
+        if self.fault == "typo":
+            return self.layers(image)  # type: ignore[no-any-return,operator]
+        scale = image.abs().max().item() if self.fault == "value" else 1.0
+        logits: Tensor = self.layer(image / (1.0 + scale))
+        return logits
+
+
+@pytest.mark.parametrize(
+    ("fault", "words"),
+    [
+        ("typo", r"network Odd fails on a batch of zeros: .*'layers' \(AttributeError at test_networks.py:"),
+        ("channels", "network Odd gives 4 output channels, the data section needs 3"),
+    ],
+)
+def test_a_network_of_ones_own_that_is_wrong_is_told_what(
+    monkeypatch: pytest.MonkeyPatch, fault: str, words: str
+) -> None:
+    monkeypatch.setitem(BUILDERS, "odd", Odd)
+    with pytest.raises(ConfigError, match=words):
+        check_patch(NetworkConfig(name="odd", options={"fault": fault}), data())
+
+
+def test_a_network_that_looks_at_values_is_tried_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(BUILDERS, "odd", Odd)
+    before = torch.get_rng_state()
+    check_patch(NetworkConfig(name="odd", options={"fault": "value"}), data())
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_checking_a_patch_leaves_the_random_state_alone() -> None:
     before = torch.get_rng_state()
     check_patch(small("unet"), data())

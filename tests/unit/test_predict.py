@@ -293,6 +293,12 @@ def test_array_that_cannot_be_used_is_refused(tmp_path: Path, array: Array, affi
         personal(config_of(tmp_path), Bright()).predict((array, affine))
 
 
+@pytest.mark.parametrize("volume", [np.zeros(SHAPE), torch.zeros(SHAPE), (np.zeros(SHAPE), np.eye(4), "t1")])
+def test_arrays_without_their_affine_are_refused_and_a_tensor_with_it_is_taken(tmp_path: Path, volume: Any) -> None:
+    with pytest.raises(DataError, match=r"give \(array, affine\)"):
+        personal(config_of(tmp_path), Bright()).predict(volume)
+
+
 # --- loading -----------------------------------------------------------------------------------------
 
 

@@ -30,7 +30,7 @@ from gcml_ray.report.page.run_charts import (
     time_by_round,
     time_by_stage,
 )
-from gcml_ray.report.page.summary import METHODS, summary_section
+from gcml_ray.report.page.summary import explained, summary_section
 from gcml_ray.report.words import MODELS, points, validation_series
 from gcml_ray.wording import count, number, without_secrets
 
@@ -270,7 +270,7 @@ def config_section(run: RunRecords) -> Section:
     config = run.config
     federation = config.federation
     rows = (
-        ("method", config.method.name, METHODS[config.method.name]),
+        ("method", config.method.name, explained(config.method)),
         (
             "rounds",
             str(federation.rounds),

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Sequence
 
-from gcml_ray.config import POOLED, has_peers, has_server
+from gcml_ray.config import POOLED, Method, has_peers, has_server
 from gcml_ray.console.summary import judged_counts
 from gcml_ray.prediction.averages import case_dice, mean, mean_change
 from gcml_ray.records import BEFORE_GOSSIP, PERSONALISED
@@ -69,6 +70,11 @@ def _main_model(run: RunRecords) -> str:
     return PERSONALISED if PERSONALISED in run.models or not run.models else run.models[-1]
 
 
+def explained(method: Method) -> str:
+    """A method in a few words; of one that was added, the first line of its section's docstring."""
+    return METHODS.get(method.name) or (inspect.getdoc(type(method)) or "a method of its own").splitlines()[0]
+
+
 def _what(run: RunRecords) -> str:
     name = run.config.method.name
     structures = in_words(run.config.data.foreground_names)
@@ -77,9 +83,9 @@ def _what(run: RunRecords) -> str:
         return f"One model was trained to outline {structures} on the cases of all {len(sites) or ''} sites ({name})."
     if len(run.sites) < 2:
         who = f"One site ({run.sites[0]})" if run.sites else "Sites"
-        return f"{who} trained a model to outline {structures} ({name}: {METHODS[name]})."
+        return f"{who} trained a model to outline {structures} ({name}: {explained(run.config.method)})."
     each = f"{len(run.sites)} sites ({in_words(run.sites)})"
-    return f"{each} each trained a model of their own to outline {structures} ({name}: {METHODS[name]})."
+    return f"{each} each trained a model of their own to outline {structures} ({name}: {explained(run.config.method)})."
 
 
 def _progress(run: RunRecords) -> str:
