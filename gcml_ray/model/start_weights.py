@@ -110,7 +110,7 @@ def _mismatches(module: nn.Module, weights: Mapping[str, Tensor]) -> list[str]:
     own = module.state_dict()
     needed = dict(module.named_parameters()) | dict(module.named_buffers())
     missing = [name for name in needed if name in own and name not in weights]
-    unknown = [name for name in weights if name not in own]
+    unknown = [name for name in weights if name not in own and name not in needed]  # our files hold all buffers
     reshaped = [
         f"{name} {tuple(weights[name].shape)} instead of {tuple(own[name].shape)}"
         for name in own

@@ -319,7 +319,7 @@ def _check_size(network: NetworkConfig, data: DataConfig, size: tuple[int, ...],
             module = build_network(network, data).train()
         problem = _misfit(module, data, size)
     except (ConfigError, NotImplementedError, RuntimeError) as error:
-        if "meta" not in str(error):
+        if not _is_about_meta(error):
             raise
         with torch.random.fork_rng(devices=[]):
             module = build_network(network, data).train()  # values decide what it computes
@@ -342,7 +342,7 @@ def _misfit(module: nn.Module, data: DataConfig, size: tuple[int, ...]) -> str |
         with torch.no_grad():
             main_head = forward_heads(module, image)[0]
     except (RuntimeError, ValueError, ZeroDivisionError) as error:
-        if device.type == "meta" and "meta tensor" in str(error):
+        if device.type == "meta" and _is_about_meta(error):
             raise
         return str(error).splitlines()[0]
     except Exception as error:  # whatever a network of one's own may raise; no other size would mend it
@@ -356,6 +356,11 @@ def _misfit(module: nn.Module, data: DataConfig, size: tuple[int, ...]) -> str |
     if main_head.shape[2:] != image.shape[2:]:
         return f"its output has size {tuple(main_head.shape[2:])}"
     return None
+
+
+def _is_about_meta(error: Exception) -> bool:
+    """Whether an operation needs values, which tensors on the meta device do not have."""
+    return "meta" in str(error).lower()
 
 
 def _find_divisor(module: nn.Module, data: DataConfig) -> tuple[int, ...] | None:

@@ -325,6 +325,16 @@ def test_a_foreign_bundle_of_the_same_network_can_be_the_start(
     assert all(torch.equal(ours.state_dict()[key], value) for key, value in theirs.state_dict().items())
 
 
+def test_buffers_that_are_in_no_state_dictionary_may_stand_in_a_file(tmp_path: Path, source: Source) -> None:
+    """A model file holds all buffers of a network, also those that it could make anew."""
+    module = torch.nn.Sequential(torch.nn.Linear(2, 1))
+    module.register_buffer("scale", torch.ones(1), persistent=False)
+    weights = {"0.weight": torch.full((1, 2), 3.0), "0.bias": torch.zeros(1), "scale": torch.ones(1)}
+    torch.save(weights, tmp_path / "w.pt")
+    load_start_weights(module, str(tmp_path / "w.pt"), source.config.data)
+    assert module[0].weight.tolist() == [[3.0, 3.0]]
+
+
 def test_a_file_with_code_in_it_is_refused(tmp_path: Path, source: Source) -> None:
     torch.save(source.module, tmp_path / "pickled.pt")
     with pytest.raises(ConfigError, match=r"pickled\.pt cannot be read"):
