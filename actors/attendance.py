@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Literal
 
 from actors.roster import Roster
-from gcml_ray.config import RESERVED_SITES, SERVER, Config, PooledMethod
+from gcml_ray.config import SERVER, Config, PooledMethod
 from gcml_ray.data.datalist import read_datalist, site_names
 from gcml_ray.errors import ConfigError, DataError
 from gcml_ray.files.run_folder import RunFolder, RunState
-from gcml_ray.files.site_names import check_site_name
+from gcml_ray.files.site_names import RESERVED_SITES, check_site_name
 from gcml_ray.files.whole_files import replace_file
 from gcml_ray.records import LEFT
 

@@ -21,12 +21,12 @@ from actors.site import TrainerFactory
 from gcml_ray.comparison.cells import read_cell, write_cell
 from gcml_ray.comparison.config import ComparisonConfig, cell_config
 from gcml_ray.comparison.output import Tables, cell_file, make_cell, write_tables
-from gcml_ray.config import POOLED, Config, PooledMethod
+from gcml_ray.config import Config
 from gcml_ray.config.file import load_config
-from gcml_ray.errors import ConfigError, GcmlError, told
+from gcml_ray.errors import ConfigError, DataError, GcmlError
 from gcml_ray.files.folder_lock import check_writable
 from gcml_ray.files.run_folder import RunFolder
-from gcml_ray.records import RoundRecord, RunOutcome
+from gcml_ray.records import RunOutcome
 from gcml_ray.tracking.comparison import ComparisonTracker
 
 STOPPED = "stopped"
@@ -68,7 +68,7 @@ class Ending:
     failures: dict[str, str] = field(default_factory=dict)
 
 
-MOST_MISSED = 0.1  # of its rounds: a cell whose site has trained in fewer is not compared
+MOST_MISSED = 0.1  # of the rounds: a cell with a site that has missed more is not compared
 OpenViews = Callable[[int], AbstractContextManager[Views]]  # how many cells run at a time
 
 
@@ -231,6 +231,8 @@ class _Attempt:
                 f"{task.folder.path} holds an unfinished cell of another configuration ({saved}, not "
                 f"{task.config.identity}): delete it to run the cell anew"
             )
+        if resume and task.folder.read_state().status == "finished":
+            _check_rounds(task)  # before a test, which would not mend it
         summary = run_federation(
             task.config, listener=listener, stop=stop, resume=resume, make_trainer=self.make_trainer
         )
@@ -239,38 +241,40 @@ class _Attempt:
         if summary.status != "finished":
             reasons = "; ".join(f"{site}: {reason}" for site, reason in summary.dropped.items())
             return f"every site was lost ({reasons})"
-        rounds = task.folder.rounds()
-        cell = make_cell(task.method, task.seed, task.config, summary.evaluations, rounds)
+        cell = make_cell(task.method, task.seed, task.config, summary.evaluations, task.folder.rounds())
         if summary.untested:
             return f"not tested: {', '.join(summary.untested)}: the next run of this comparison tests again"
         if lost := sorted(set(_last_sites(task.config)) - {score.site for score in cell.scores}):
             reasons = "; ".join(f"{site}: {summary.dropped.get(site, 'not there')}" for site in lost)
             return f"its sites are not those of the other cells ({reasons}): delete {task.folder.path} to run it anew"
-        if problem := _missed_problem(task, rounds):
-            return problem
+        _check_rounds(task)
         write_cell(cell_file(self.comparison, task.method, task.seed), cell)
         return ""
 
 
-def _missed_problem(task: Task, rounds: Sequence[RoundRecord]) -> str:
-    """Why a cell cannot stand beside others: a site has trained in fewer rounds, so with fewer steps; else empty.
+def _check_rounds(task: Task) -> None:
+    """Whether every site has taken about as many steps as those of other cells.
 
-    One that failed now and then, and was restarted, is let through.
+    Nobody has missed a round who was late in it. Without a barrier a round that failed is done again.
+
+    Raises:
+        DataError: a site has failed in too many rounds.
     """
-    trained = Counter(report.site for record in rounds for report in record.trained)
-    due = max(trained.values(), default=0)
-    if task.config.federation.time_limit_s is None:
-        due = task.config.federation.rounds
-    whole = set(_last_sites(task.config)) - task.config.federation.schedule.keys()
-    if isinstance(task.config.method, PooledMethod):
-        whole = {POOLED}
-    missed = {site: due - trained[site] for site in sorted(whole) if due - trained[site] > MOST_MISSED * due}
-    if not missed:
-        return ""
-    failures = [failure for record in rounds for failure in record.failures if failure.site in missed]
-    why = "; ".join(dict.fromkeys(told(f.message, f.error_type, f.traceback) for f in failures[:3]))
-    told_of = ", ".join(f"{site} did not train in {number} of {due} rounds" for site, number in missed.items())
-    return f"{told_of} ({why or 'see its log.txt'}), so it is no equal: delete {task.folder.path} to run it anew"
+    if task.config.federation.mode == "async":
+        return
+    rounds = task.folder.rounds()
+    missed = Counter(
+        site
+        for record in rounds
+        for site in {*record.plan.sites, *record.left_out}
+        if record.missed(site) and record.left_out.get(site) != "busy"
+    )
+    most = {site: number for site, number in sorted(missed.items()) if number > MOST_MISSED * len(rounds)}
+    if most:
+        failures = [failure for record in rounds for failure in record.failures if failure.site in most]
+        why = "; ".join(dict.fromkeys(failure.words for failure in failures[:3])) or "see its log.txt"
+        of = ", ".join(f"{site} did not train in {number} of {len(rounds)} rounds" for site, number in most.items())
+        raise DataError(f"{of} ({why}), so it is no equal: delete {task.folder.path} to run it anew")
 
 
 def _last_sites(config: Config) -> list[str]:

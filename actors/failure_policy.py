@@ -6,7 +6,7 @@ import enum
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from gcml_ray.errors import SiteError, told
+from gcml_ray.errors import SiteError
 from gcml_ray.records import SiteFailure
 
 MAX_FAILURES_IN_A_ROW = 3
@@ -48,11 +48,10 @@ def decide(failure: SiteFailure, history: History) -> Decision:
 
 def start_error(failures: Sequence[SiteFailure]) -> SiteError:
     """One error for all sites that could not start, in their own words; sites that say the same share a line."""
-    said = [told(failure.message, failure.error_type, failure.traceback) for failure in failures]
     if len(failures) == 1:
-        return SiteError(failures[0].site, 0, "start", said[0])
+        return SiteError(failures[0].site, 0, "start", failures[0].words)
     sites: dict[str, list[str]] = {}
-    for failure, message in zip(failures, said, strict=True):
-        sites.setdefault(message.removeprefix(f"site {failure.site}: "), []).append(failure.site)
+    for failure in failures:
+        sites.setdefault(failure.words.removeprefix(f"site {failure.site}: "), []).append(failure.site)
     lines = [f"site {', '.join(names)}: {words}" for words, names in sites.items()]
     return SiteError(", ".join(failure.site for failure in failures), 0, "start", "\n".join(["cannot start", *lines]))

@@ -26,7 +26,7 @@ from gcml_ray.files.site_names import site_name_problem
 from gcml_ray.records import RunOutcome
 from gcml_ray.tracking.background import BackgroundTracker
 from gcml_ray.tracking.run import Tracker, build_tracker
-from gcml_ray.wording import in_shell, without_secrets
+from gcml_ray.wording import in_shell
 
 log = logging.getLogger(__name__)
 
@@ -212,20 +212,12 @@ def pool_for(
 
 def _keep_artifacts(folder: RunFolder, tracker: Tracker, sites: Sequence[str]) -> None:
     """Plots, the files of the run and the models, for the tracker."""
-    files = [folder.cases_file, folder.transfers_file, *_plots(folder)]
-    if not _has_secrets(folder.config_file):
-        files.insert(0, folder.config_file)
+    files = (folder.config_file, folder.cases_file, folder.transfers_file, *_plots(folder))
     tracker.log_artifacts([path for path in files if path.exists()])
     for site in sites:  # on a cluster a site's checkpoints may lie on its own disk: then they stay there
         model = folder.checkpoints(site) / MODEL_FILE
         if model.exists():
             tracker.log_model(site, model)
-
-
-def _has_secrets(path: Path) -> bool:
-    """Whether a configuration holds a password: then the tracker has it as parameters alone, without that."""
-    text = path.read_text(encoding="utf-8")
-    return without_secrets(text) != text
 
 
 def _plots(folder: RunFolder) -> tuple[Path, ...]:

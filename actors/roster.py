@@ -19,7 +19,7 @@ from actors.member import LEAST_START_S, START_PAUSES_S, Absence, Member, OpenCa
 from actors.pace import GRACE_S, CallKind, Pace
 from actors.site_pool import Outcome, SitePool, collateral_failure, no_answer
 from gcml_ray.config import SERVER, Config
-from gcml_ray.errors import SiteError, told
+from gcml_ray.errors import SiteError
 from gcml_ray.records import AdoptReport, SiteFailure, SiteInfo, TrainReport
 
 log = logging.getLogger(__name__)
@@ -298,8 +298,7 @@ class Roster:
             return
         decision = Decision.RESTART if self._is_over else self.member(failure.site).failed(failure)
         what = f"site {failure.site} failed in round {failure.round_number}, {failure.stage} ({failure.kind})"
-        words = told(failure.message, failure.error_type, failure.traceback)
-        log.warning("%s: %s -> %s", what, words, decision.value)
+        log.warning("%s: %s -> %s", what, failure.words, decision.value)
         self.listener.on_failure(failure, decision)
         if decision is Decision.RESTART:
             self._restart(failure.site, failure.round_number)

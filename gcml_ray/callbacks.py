@@ -29,7 +29,7 @@ from typing import Any, TextIO
 
 from gcml_ray.config import Config
 from gcml_ray.console.run import Clock
-from gcml_ray.errors import ConfigError, told
+from gcml_ray.errors import ConfigError
 from gcml_ray.prediction.averages import mean
 from gcml_ray.records import EvaluationReport, RoundPlan, RoundRecord, SiteFailure, SiteInfo, SiteStatus, TrainReport
 
@@ -160,9 +160,8 @@ class Progress:
 
     def on_failure(self, failure: SiteFailure, decision: Any) -> None:
         """A site failed: a line that stays."""
-        words = told(failure.message, failure.error_type, failure.traceback)
-        end = "\n" if self._is_live else ""
-        self._show(f"{failure.site}, round {failure.round_number}, {failure.stage}: {words} -> {decision.value}{end}")
+        what = f"{failure.site}, round {failure.round_number}, {failure.stage}: {failure.words} -> {decision.value}"
+        self._show(what + "\n" * self._is_live)
         self._width = 0
 
     def on_round_end(self, record: RoundRecord) -> None:

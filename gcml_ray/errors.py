@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import errno
 import re
+import sysconfig
 from pathlib import Path
 
 _FRAME = re.compile(r'File "(.+?)", line (\d+), in ')  # of a traceback
+_LIBRARIES = ("site-packages", "dist-packages", sysconfig.get_path("stdlib"), "<frozen")
 
 
 class GcmlError(Exception):
@@ -45,7 +47,7 @@ def told(message: str, error_type: str, traceback: str) -> str:
         error_type: name of its class.
         traceback: as Python prints it; empty where there is none.
     """
-    frames = [found for found in _FRAME.findall(traceback) if "site-packages" not in found[0]]
+    frames = [found for found in _FRAME.findall(traceback) if not any(each in found[0] for each in _LIBRARIES)]
     if not frames or error_type in _names(GcmlError):
         return message
     path, line = frames[-1]

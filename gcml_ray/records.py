@@ -10,6 +10,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
+from gcml_ray.errors import told
+
 Phase = Literal["warmup", "exchange", "cooldown"]
 Split = Literal["train", "validation", "test"]
 RunOutcome = Literal["finished", "stopped", "failed"]  # to its end; asked to stop, and can be resumed; no site left
@@ -236,6 +238,11 @@ class SiteFailure:
     error_type: str = ""
     traceback: str = ""
     culprit: str = ""
+
+    @property
+    def words(self) -> str:
+        """What happened; of an error in somebody's own code also where."""
+        return told(self.message, self.error_type, self.traceback)
 
 
 LEFT = "left"  # how the reason of a departure on purpose begins, among those of sites that were dropped

@@ -13,6 +13,7 @@ NO_PROCESS = (  # of a site that a cluster has been asked for
     "start one"
 )
 
+_ADDRESS = re.compile(r"(?<!sqlite)(?<!file)://\S+")  # a path may hold @ and ? as well
 _SECRETS = (
     (re.compile(r"(?<=://)\S+(?=@)"), "***"),  # user and password in an address; a password may hold @, / and quotes
     (re.compile(r"(?<=[?&])([^\s=&]+=)[^\s&]+"), r"\1***"),  # what stands behind the ? of an address: tokens, keys
@@ -33,9 +34,14 @@ def in_shell(path: str | Path) -> str:
 
 def without_secrets(text: str) -> str:
     """A text with user, password and the values of a query taken out of the addresses in it."""
-    for pattern, replacement in _SECRETS:
-        text = pattern.sub(replacement, text)
-    return text
+
+    def hide(found: re.Match[str]) -> str:
+        address = found[0]
+        for pattern, replacement in _SECRETS:
+            address = pattern.sub(replacement, address)
+        return address
+
+    return _ADDRESS.sub(hide, text)
 
 
 def some(names: Sequence[str], at_most: int) -> str:

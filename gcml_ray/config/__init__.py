@@ -20,7 +20,6 @@ from gcml_ray.config.defence import DefenceConfig
 from gcml_ray.config.federation import AttendanceConfig, FederationConfig
 from gcml_ray.config.methods import (
     POOLED,
-    RESERVED_SITES,
     SERVER,
     BernoulliTopology,
     DcmlConfig,
@@ -75,7 +74,6 @@ from gcml_ray.errors import ConfigError
 
 __all__ = [  # the long sections have their own modules, but are parts of this one
     "POOLED",
-    "RESERVED_SITES",
     "SERVER",
     "AttendanceConfig",
     "AugmentConfig",

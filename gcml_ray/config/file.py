@@ -8,7 +8,6 @@ path there is relative to the current directory and becomes absolute on load.
 
 from __future__ import annotations
 
-import json
 import math
 import os
 import re
@@ -210,8 +209,20 @@ def _copy_mappings(value: Any) -> Any:
 
 
 def setting(key: str, value: Any) -> str:
-    """The override that sets a key to just this plain value, whatever characters a text has."""
-    return f"{key}={json.dumps(value, ensure_ascii=False)}"
+    """The override that sets a key to just this value: plain, a path or a number of NumPy.
+
+    Raises:
+        ConfigError: no file could hold the value.
+    """
+    if isinstance(value, os.PathLike):
+        value = os.fspath(value)
+    elif hasattr(value, "tolist"):
+        value = value.tolist()
+    try:
+        text = yaml.dump(value, Dumper=_Dumper, default_flow_style=True, allow_unicode=True, width=math.inf)
+    except yaml.representer.RepresenterError:
+        raise ConfigError(f"{key}: received {value!r}; must be text, a number, a list or a mapping of them") from None
+    return f"{key}={text.removesuffix(chr(10)).removesuffix('...').strip()}"
 
 
 def apply_override(values: dict[str, Any], override: str) -> list[str]:

@@ -273,7 +273,6 @@ Method = Annotated[
 
 SERVER = "server"  # in the pool beside the sites, where a method has one
 POOLED = "pooled"  # the one "site" of pooled training
-RESERVED_SITES = (SERVER, POOLED)
 
 
 def has_server(method: Method) -> bool:

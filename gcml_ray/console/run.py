@@ -19,7 +19,6 @@ from rich.table import Table
 
 from gcml_ray.config import Config
 from gcml_ray.console.live import LiveTable
-from gcml_ray.errors import told
 from gcml_ray.gossip.phases import rounds_left
 from gcml_ray.prediction.averages import mean
 from gcml_ray.records import (
@@ -206,8 +205,7 @@ class RunConsole(LiveTable):
 
     def on_failure(self, failure: SiteFailure, decision: Any) -> None:
         """A site failed."""
-        words = told(failure.message, failure.error_type, failure.traceback)
-        what = f"{failure.stage} {failure.kind}: {words} -> {decision.value}"
+        what = f"{failure.stage} {failure.kind}: {failure.words} -> {decision.value}"
         if failure.site in self.rows:  # else it is the server
             self.rows[failure.site].stage = f"{failure.kind} -> {decision.value}"
         self.say(f"  ! {failure.site}: {what}")

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import errno
 import logging
+import os
 import shutil
 import tempfile
 import warnings
@@ -22,11 +23,12 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from gcml_ray.config import POOLED, RESERVED_SITES, Config
+from gcml_ray.config import POOLED, Config
 from gcml_ray.errors import ConfigError, ExportError
 from gcml_ray.export.bundle_config import own_code_reason, preparation
 from gcml_ray.files.model_card import CARD_FILE, WEIGHTS_FILE, ModelCard, make_card, write_card, write_json
 from gcml_ray.files.run_folder import MODEL_FILE, RunFolder
+from gcml_ray.files.site_names import RESERVED_SITES
 from gcml_ray.networks.registry import forward_heads
 from gcml_ray.prediction.predict import PersonalModel, load_model
 from gcml_ray.seeding import derive_seed
@@ -142,7 +144,7 @@ def fresh_folder(out: Path, *, force: bool) -> Iterator[Path]:
     Raises:
         ConfigError: ``out`` exists and ``force`` was not asked for, ``out`` is a file, or the disk does not take it.
     """
-    out = out.absolute()  # the name of "." is empty
+    out = Path(os.path.abspath(out))  # "." and ".." have no name
     if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not force)):
         advice = "give another folder, or --force to write over its files" if out.is_dir() else "give a folder"
         raise ConfigError(f"--out {out} exists already; {advice}")

@@ -9,7 +9,7 @@ from gcml_ray.errors import ConfigError
 LONGEST_SITE_NAME = 100
 _SITE_NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*")
 # All sites of ``gcml export``, the one of pooled training, and what stands beside the sites of some methods.
-_RESERVED = ("all", "pooled", "server")
+RESERVED_SITES = ("all", "pooled", "server")
 
 
 def check_site_name(name: str) -> str:
@@ -25,8 +25,8 @@ def check_site_name(name: str) -> str:
 
 def site_name_problem(name: str) -> str | None:
     """Why no site of a datalist can have this name, or None: it is reserved, or see :func:`_folder_problem`."""
-    if name in _RESERVED:
-        return f"site name {name!r} is reserved (as are {', '.join(_RESERVED)})"
+    if name in RESERVED_SITES:
+        return f"site name {name!r} is reserved (as are {', '.join(RESERVED_SITES)})"
     return _folder_problem(name)
 
 

@@ -321,9 +321,12 @@ def _check_size(network: NetworkConfig, data: DataConfig, size: tuple[int, ...],
     except (ConfigError, NotImplementedError, RuntimeError) as error:
         if not _is_about_meta(error):
             raise
-        with torch.random.fork_rng(devices=[]):
-            module = build_network(network, data).train()  # values decide what it computes
-        problem = _misfit(module, data, size)
+        with torch.random.fork_rng(devices=[]):  # values decide what it computes
+            problem = _misfit(build_network(network, data).train(), data, size)
+        if problem is not None:
+            words = f"{key} {tuple(size)} does not fit network {network.name}: it said: {problem}"
+            raise ConfigError(words) from error
+        return
     if problem is None:
         return
     divisor = _find_divisor(module, data)
@@ -341,10 +344,10 @@ def _misfit(module: nn.Module, data: DataConfig, size: tuple[int, ...]) -> str |
     try:
         with torch.no_grad():
             main_head = forward_heads(module, image)[0]
-    except (RuntimeError, ValueError, ZeroDivisionError) as error:
+    except (RuntimeError, ValueError, ZeroDivisionError, AssertionError) as error:
         if device.type == "meta" and _is_about_meta(error):
             raise
-        return str(error).splitlines()[0]
+        return (str(error) or type(error).__name__).splitlines()[0]
     except Exception as error:  # whatever a network of one's own may raise; no other size would mend it
         words = told(str(error), type(error).__name__, traceback.format_exc())
         raise ConfigError(f"network {type(module).__name__} fails on a batch of zeros: {words}") from error

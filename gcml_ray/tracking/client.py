@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,6 +16,8 @@ from gcml_ray.wording import in_shell, without_secrets
 if TYPE_CHECKING:
     from mlflow import MlflowClient
     from mlflow.entities import Run
+
+log = logging.getLogger(__name__)
 
 
 def tracking_uri(config: Config, folder: Path) -> str:
@@ -80,6 +83,18 @@ def connect_to(uri: str) -> MlflowClient:
     from mlflow import MlflowClient  # noqa: PLC0415 - slow, and only where tracking is on
 
     return MlflowClient(tracking_uri=uri)
+
+
+def without_passwords(paths: Sequence[Path]) -> list[Path]:
+    """The files that may be sent: not a configuration with a password in an address, which the log tells."""
+    sent = []
+    for path in paths:
+        text = path.read_text(encoding="utf-8") if path.suffix == ".yaml" else ""
+        if without_secrets(text) == text:
+            sent.append(path)
+        else:
+            log.info("%s holds a password in an address and is not sent to MLflow", path)
+    return sent
 
 
 def children_of(client: MlflowClient, experiment_id: str, run_id: str) -> list[Run]:

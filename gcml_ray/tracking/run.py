@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Protocol
 from gcml_ray.config import Config
 from gcml_ray.files.run_folder import TRACKING_FILE
 from gcml_ray.records import EvaluationReport, RoundRecord, RunOutcome, SiteInfo
-from gcml_ray.tracking.client import children_of, connect_to, find_experiment, reason, tracking_uri
+from gcml_ray.tracking.client import children_of, connect_to, find_experiment, reason, tracking_uri, without_passwords
 from gcml_ray.tracking.metrics import (
     Metrics,
     federation_metrics,
@@ -193,7 +193,7 @@ class MlflowTracker:
 
         def upload() -> None:
             client = self._ready_client()
-            for path in paths:
+            for path in without_passwords(paths):
                 if path.is_dir():
                     client.log_artifacts(self._run_ids[""], str(path), artifact_path=path.name)
                 else:

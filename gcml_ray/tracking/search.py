@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Literal
 from gcml_ray.config import Config
 from gcml_ray.files.run_folder import TRACKING_FILE, RunFolder
 from gcml_ray.search.records import FinalRecord, Objective, SearchRecord, TrialPoint, TrialRecord, mean_dices
-from gcml_ray.tracking.client import children_of
+from gcml_ray.tracking.client import children_of, without_passwords
 from gcml_ray.tracking.metrics import flat_params, safe_key
 from gcml_ray.tracking.parent import ParentRun
 from gcml_ray.tracking.run import MLFLOW_STATUS
@@ -64,7 +64,7 @@ class SearchTracker:
         def close(client: MlflowClient) -> None:
             for trial in search.trials:
                 self._send(client, trial)
-            for path in artifacts:
+            for path in without_passwords(artifacts):
                 client.log_artifact(self._parent.run_id, str(path))
             if search.best is not None:
                 client.log_metric(self._parent.run_id, "best/objective", search.best.value(search.objective))

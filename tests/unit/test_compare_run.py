@@ -111,6 +111,9 @@ def test_a_cell_whose_site_missed_rounds_is_no_equal_and_is_not_tabulated(tmp_pa
     reason = ending.failures["gcml, seed 0"]
     assert reason.startswith("B did not train in 1 of 4 rounds (broken train of B in round 2 (")
     assert reason.endswith("delete " + str(run_folder(comparison, "gcml_seed0").path) + " to run it anew")
+    num_calls = len(calls_of(run_folder(comparison, "gcml_seed0"), "A", "evaluate"))
+    assert run(comparison).failures == {"gcml, seed 0": reason}
+    assert len(calls_of(run_folder(comparison, "gcml_seed0"), "A", "evaluate")) == num_calls, "nothing is tested again"
 
 
 def test_failing_cell_stops_no_other_and_is_listed_with_its_reason(tmp_path: Path) -> None:

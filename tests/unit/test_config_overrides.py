@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 
 from gcml_ray.config import GcmlMethod, LocalMethod, RingTopology
-from gcml_ray.config.file import load_config, parse_config
+from gcml_ray.config.file import apply_override, load_config, parse_config, setting
 from gcml_ray.errors import ConfigError
 from tests.config_files import problems, values, write
 
@@ -133,3 +135,17 @@ def test_only_local_tracking_uris_become_absolute(
 def test_empty_and_repeated_names_are_refused(tmp_path: Path, override: str, words: str) -> None:
     with pytest.raises(ConfigError, match=words):
         load_config(write(tmp_path), [override])
+
+
+@pytest.mark.parametrize(
+    "value", ["a: #1", "\x7f\x85", "\U0001f600", "null", "", Path("x y"), np.float32(0.5), [1, "a"]]
+)
+def test_a_setting_says_just_its_value(value: Any) -> None:
+    values: dict[str, Any] = {}
+    assert apply_override(values, setting("a.b", value)) == []
+    assert values == {"a": {"b": str(value) if isinstance(value, Path) else value}}
+
+
+def test_a_setting_that_no_file_could_hold_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"a\.b: received <object object .*; must be text, a number"):
+        setting("a.b", object())

@@ -1,3 +1,4 @@
+import json
 import pickle
 
 import pytest
@@ -44,3 +45,5 @@ def test_where_an_error_of_somebody_s_own_code_was_raised_is_told() -> None:
     assert told("shapes", "RuntimeError", trace) == "shapes (RuntimeError at method.py:12)"
     assert told("no such file", "DataError", trace) == "no such file"
     assert told("it went away", "", "") == "it went away"
+    library = trace + f'File "{json.__file__}", line 7, in loads\n'
+    assert told("shapes", "ValueError", library) == "shapes (ValueError at method.py:12)"

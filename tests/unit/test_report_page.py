@@ -19,7 +19,7 @@ import torch
 from PIL import Image
 
 from gcml_ray.cli.main import main
-from gcml_ray.config import Method
+from gcml_ray.config import LocalMethod, Method
 from gcml_ray.data.loading import Sample
 from gcml_ray.errors import DataError
 from gcml_ray.files.run_folder import RunFolder, RunState
@@ -29,9 +29,10 @@ from gcml_ray.report.page.parts import chart_text
 from gcml_ray.report.page.records import read_run, site_dice
 from gcml_ray.report.page.run import FAILURES, text_without_secrets
 from gcml_ray.report.page.run_charts import WAITING, stage_seconds
-from gcml_ray.report.page.summary import METHODS
+from gcml_ray.report.page.summary import METHODS, explained
 from gcml_ray.report.page.write import write_report
 from gcml_ray.report.regions import _compare, draw_regions
+from gcml_ray.wording import without_secrets
 from tests.made_up_run import made_up_config, made_up_round
 from tests.model_files import write_run
 from tests.report_runs import SITES, make_run, without_pushes
@@ -112,6 +113,17 @@ def test_every_method_is_explained() -> None:
     assert {get_args(each.model_fields["name"].annotation)[0] for each in get_args(union)} == set(METHODS)
 
 
+def test_a_method_of_one_s_own_is_explained_by_its_own_docstring_alone() -> None:
+    class Mine(LocalMethod):
+        """Sites do as I say. More of it."""
+
+    class Plain(LocalMethod):
+        pass
+
+    mine, plain = (kind.model_construct(name="mine") for kind in (Mine, Plain))
+    assert (explained(mine), explained(plain)) == ("Sites do as I say. More of it.", "a method of its own")
+
+
 def test_every_kind_of_failure_is_explained() -> None:
     assert set(get_args(get_type_hints(SiteFailure)["kind"])) == set(FAILURES)
 
@@ -122,6 +134,8 @@ def test_passwords_in_addresses_are_not_shown(tmp_path: Path) -> None:
     (tmp_path / "config.yaml").write_text("a: http://ann:p@/'5@h:1/x?token=a'bc&user=b\nb: site@home, http://h/x\n")
     hidden = text_without_secrets(tmp_path / "config.yaml")
     assert hidden == "a: http://***@h:1/x?token=***&user=***\nb: site@home, http://h/x\n"
+    for path in ("sqlite:////home/ann@hospital.org/mlflow.db", "file:///data/@shared/x", "runs/a?b=c"):
+        assert without_secrets(path) == path
 
 
 # --- every kind of run -------------------------------------------------------------------------

@@ -84,12 +84,12 @@ def test_console_shows_a_round_whose_server_failed(tmp_path: Path) -> None:
     folder = RunFolder.create(config.output.folder, config)
     faults = (Fault("server", 1, "train", "raise"),)
     pool = LocalPool(config, config.output.folder, run_id="run", make_trainer=FakeTrainers(faults))
-    with RunConsole(Console(file=out, force_terminal=True, width=200), title="t") as shown:
+    with RunConsole(Console(file=out, force_terminal=True, width=200, highlight=False), title="t") as shown:
         stop = threading.Event()
         driver = Driver(config, pool, folder, tracker=RecordingTracker(), listener=shown, stop=stop)
         driver.run(["A", "B", "C"], resume=None)
     text = out.getvalue()
-    assert "! server: train raised: broken train of server in round 1 -> skip" in text
+    assert "! server: train raised: broken train of server in round 1 (ValueError at fakes.py:" in text
     assert "3/6 pushes" in text
     assert "6/6 pushes" in text
 

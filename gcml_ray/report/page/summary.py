@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 from collections.abc import Sequence
 
@@ -72,7 +71,8 @@ def _main_model(run: RunRecords) -> str:
 
 def explained(method: Method) -> str:
     """A method in a few words; of one that was added, the first line of its section's docstring."""
-    return METHODS.get(method.name) or (inspect.getdoc(type(method)) or "a method of its own").splitlines()[0]
+    own_words = (type(method).__doc__ or "a method of its own").strip()  # not those of the section above it
+    return METHODS.get(method.name) or own_words.splitlines()[0]
 
 
 def _what(run: RunRecords) -> str:
