@@ -21,7 +21,7 @@ from actors.site import TrainerFactory
 from gcml_ray.comparison.cells import read_cell, write_cell
 from gcml_ray.comparison.config import ComparisonConfig, cell_config
 from gcml_ray.comparison.output import Tables, cell_file, make_cell, write_tables
-from gcml_ray.config import Config
+from gcml_ray.config import SERVER, Config
 from gcml_ray.config.file import load_config
 from gcml_ray.errors import ConfigError, DataError, GcmlError
 from gcml_ray.files.folder_lock import check_writable
@@ -253,12 +253,12 @@ class _Attempt:
 
 
 def _check_rounds(task: Task) -> None:
-    """Whether every site has taken about as many steps as those of other cells.
+    """Whether every site has taken about as many steps as those of other cells, and got about as many means.
 
     Nobody has missed a round who was late in it. Without a barrier a round that failed is done again.
 
     Raises:
-        DataError: a site has failed in too many rounds.
+        DataError: a site, or the server, has failed in too many rounds.
     """
     if task.config.federation.mode == "async":
         return
@@ -269,11 +269,12 @@ def _check_rounds(task: Task) -> None:
         for site in {*record.plan.sites, *record.left_out}
         if record.missed(site) and record.left_out.get(site) != "busy"
     )
+    missed[SERVER] = sum(any(failure.site == SERVER for failure in record.failures) for record in rounds)
     most = {site: number for site, number in sorted(missed.items()) if number > MOST_MISSED * len(rounds)}
     if most:
         failures = [failure for record in rounds for failure in record.failures if failure.site in most]
         why = "; ".join(dict.fromkeys(failure.words for failure in failures[:3])) or "see its log.txt"
-        of = ", ".join(f"{site} did not train in {number} of {len(rounds)} rounds" for site, number in most.items())
+        of = ", ".join(f"{name} missed {number} of {len(rounds)} rounds" for name, number in most.items())
         raise DataError(f"{of} ({why}), so it is no equal: delete {task.folder.path} to run it anew")
 
 

@@ -162,7 +162,7 @@ class Driver:
             if test and status == "finished":
                 final.run(done)
         except KeyboardInterrupt:
-            self.write_state("stopped")
+            self._write_stopped()
             raise
         self.write_state(status)
         infos = tuple(member.info for member in self.roster.members.values())
@@ -296,3 +296,8 @@ class Driver:
         if state != self._written:  # all sites wait while the disk does
             self.folder.write_state(state)
             self._written = state
+
+    def _write_stopped(self) -> None:
+        """A stop between two records: a resume goes on from the last one, and does again what came since."""
+        if self._written is not None:
+            self.folder.write_state(replace(self._written, status="stopped"))

@@ -109,7 +109,7 @@ def test_a_cell_whose_site_missed_rounds_is_no_equal_and_is_not_tabulated(tmp_pa
     ending = run(comparison, make_trainer=make_trainer)
     assert [cell.method for cell in finished_cells(comparison)] == ["local", "gossip_avg"]
     reason = ending.failures["gcml, seed 0"]
-    assert reason.startswith("B did not train in 1 of 4 rounds (broken train of B in round 2 (")
+    assert reason.startswith("B missed 1 of 4 rounds (broken train of B in round 2 (")
     assert reason.endswith("delete " + str(run_folder(comparison, "gcml_seed0").path) + " to run it anew")
     num_calls = len(calls_of(run_folder(comparison, "gcml_seed0"), "A", "evaluate"))
     assert run(comparison).failures == {"gcml, seed 0": reason}

@@ -15,6 +15,7 @@ from actors.local_pool import LocalPool
 from gcml_ray.config import Config
 from gcml_ray.errors import CheckpointError
 from gcml_ray.files.run_folder import RunFolder, RunState
+from gcml_ray.records import TrainReport
 from tests.fake_runs import RecordingListener, drive, run_locally
 from tests.fakes import FakeTrainers, Fault, fake_config, final_weights
 from tests.makers import make_config
@@ -148,3 +149,21 @@ def test_resume_with_the_real_trainer_gives_the_weights_of_an_unbroken_run(tmp_p
     assert whole.keys() == resumed.keys()
     for name, values in whole.items():
         np.testing.assert_array_equal(resumed[name], values, err_msg=name)
+
+
+@pytest.mark.parametrize("mode", ["sync", "async"])
+def test_an_interrupt_between_two_records_loses_no_report(tmp_path: Path, mode: str) -> None:
+    """A has reported its round 3 and written its checkpoint, B's report ends the run at once."""
+    config = fake_config(tmp_path, federation={"mode": mode, "rounds": 6})
+
+    def interrupt(report: TrainReport) -> None:
+        if (report.site, report.round_number) == ("B", 3):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_locally(config, listener=RecordingListener(on_trained=interrupt))
+    assert RunFolder(Path(config.output.folder)).read_state().status == "stopped"
+    run = run_locally(config, resume=True)
+    assert run.summary.status == "finished"
+    reported = [(report.site, report.round_number) for one in run.folder.rounds() for report in one.trained]
+    assert sorted(reported) == [(site, number) for site in "ABC" for number in range(1, 7)]
