@@ -287,6 +287,17 @@ class Driver:
         newest = self.last_record
         if self.config.federation.mode == "sync":
             self._resumable = newest = max(self._resumable, *rounds.values(), 0)
+        self._write(status, newest, rounds)
+
+    def _write_stopped(self) -> None:
+        """A stop between two records: what sites have done since the last one is done again; who is here, is as now."""
+        assert self._written is not None
+        known = self.roster.past_rounds | self._written.site_rounds
+        rounds = {name: known.get(name, 0) for name in self.roster.members}
+        self._write("stopped", self._written.last_complete_round, rounds)
+
+    def _write(self, status: RunStatus, newest: int, rounds: dict[str, int]) -> None:
+        """The state, with the newest checkpoint of each member, if it is another than on disk."""
         joining = sorted(self.roster.absent - rounds.keys() - {SERVER})
         alive = (*self.roster.members, *joining)
         site_rounds = dict.fromkeys(joining, 0) | self.roster.past_rounds | rounds
@@ -296,8 +307,3 @@ class Driver:
         if state != self._written:  # all sites wait while the disk does
             self.folder.write_state(state)
             self._written = state
-
-    def _write_stopped(self) -> None:
-        """A stop between two records: a resume goes on from the last one, and does again what came since."""
-        if self._written is not None:
-            self.folder.write_state(replace(self._written, status="stopped"))
