@@ -33,6 +33,6 @@ def demo_config(datalist: Path, output: Path, overrides: Sequence[str]) -> Confi
         output: the run folder.
         overrides: as for ``gcml run --set``.
     """
-    own = (setting("data.datalist", str(datalist)), setting("output.folder", str(output)))
+    own = (setting("data.datalist", datalist), setting("output.folder", output))
     with as_file(files("gcml_ray") / "demo.yaml") as path:
         return load_config(path, (*own, *overrides))

@@ -93,7 +93,7 @@ def reopen_search(folder: Path) -> Search:
     path = folder / SEARCH_FILE
     if not path.is_file():
         raise CheckpointError(f"{folder} is not the folder of a search: it holds no {SEARCH_FILE}")
-    return load_search(path, (setting("folder", str(folder.resolve())),))
+    return load_search(path, (setting("folder", folder.resolve()),))
 
 
 def _check(search: Search) -> None:

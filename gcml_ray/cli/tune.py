@@ -83,7 +83,7 @@ def _search(search: Search, console: Console, *, resume: bool, retry_failed: boo
     tracker.finish(record, [*files, *plots], is_stopped=stop.is_set())
     console.print(search_table(record))
     console.print(search_verdict(record))
-    console.print(f"search folder {search.folder}", soft_wrap=True)
+    console.print(f"search folder {search.folder}")
     if stop.is_set():
         _say_stopped(console, f"--resume {in_shell(search.folder)}")
         raise typer.Exit(STOPPED)

@@ -130,7 +130,7 @@ def cell_config(comparison: ComparisonConfig, method: str, seed: int, overrides:
     own = [
         setting("name", method),
         setting("federation.seed", seed),
-        setting("output.folder", str(Path(comparison.output) / cell_name(method, seed))),
+        setting("output.folder", Path(comparison.output) / cell_name(method, seed)),
         setting("tracking.experiment", comparison.name),
     ]
     return load_config(comparison.base, [*changes, *own, *overrides])

@@ -81,8 +81,8 @@ def _requirement(detail: ErrorDetails) -> str:
         case "too_short":
             return f"{detail['ctx']['min_length']} or more of them, not {detail['ctx']['actual_length']}"
         case "string_type" if not isinstance(received, dict | list):
-            kind = "text (a name such as null" if received is None else f"text, not {type(received).__name__}"
-            return f"{kind}: put it in quotes" + ")" * (received is None)
+            no_text = f"text, not {type(received).__name__}: put it in quotes"
+            return no_text if received is not None else "text (a name such as null: put it in quotes)"
     return detail["msg"].removeprefix("Input should be ")
 
 

@@ -117,7 +117,7 @@ def load_sample(case: Case, data: DataConfig) -> Sample:
     )
 
 
-def case_problems(case: Case, data: DataConfig) -> tuple[list[str], list[str]]:
+def case_findings(case: Case, data: DataConfig) -> tuple[list[str], list[str]]:
     """What reading a case's files whole shows.
 
     Returns:

@@ -9,7 +9,7 @@ from itertools import zip_longest
 
 from gcml_ray.config import DataConfig
 from gcml_ray.data.datalist import Case, cases_of_site, listed, site_names
-from gcml_ray.data.loading import case_problems
+from gcml_ray.data.loading import case_findings
 from gcml_ray.data.problems import CaseProblem, grouped
 from gcml_ray.doctor.configuration import MEND_DATA
 from gcml_ray.doctor.machine import Check
@@ -27,7 +27,7 @@ def check_voxels(cases: Sequence[Case], data: DataConfig, *, clock: Callable[[],
     for case in _in_turns(cases):
         if clock() - began > BUDGET_S:
             break
-        found, looks_like_ct = case_problems(case, data)
+        found, looks_like_ct = case_findings(case, data)
         problems += [(case, problem) for problem in found]
         like_ct.update(looks_like_ct)
         num_read += 1

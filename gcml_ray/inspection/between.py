@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 
+from gcml_ray.config.data import AXIS_CODES
 from gcml_ray.data.datalist import few_cases_problem
 from gcml_ray.files.site_names import site_name_problem
 from gcml_ray.inspection.facts import CaseFacts
@@ -62,7 +63,7 @@ def gathered_notes(facts: Sequence[CaseFacts]) -> list[str]:
 def notes_between(facts: Sequence[CaseFacts], *, spacing_is_real: bool) -> list[str]:
     """Labels that two cases share, and differences in voxel size and orientation."""
     notes = []
-    spacings = {along_patient(case) for case in facts if case.spacing_mm is not None}
+    spacings = {_along_patient(case) for case in facts if case.spacing_mm is not None}
     if spacing_is_real and len(spacings) > 1:
         notes.append("voxel sizes differ: set data.target_spacing_mm, so that a voxel means the same everywhere")
     if spacing_is_real and len(spacings) == 1 and set(*spacings) == {1.0}:
@@ -81,13 +82,12 @@ def notes_between(facts: Sequence[CaseFacts], *, spacing_is_real: bool) -> list[
     return notes
 
 
-def along_patient(case: CaseFacts) -> tuple[float, ...]:
+def _along_patient(case: CaseFacts) -> tuple[float, ...]:
     """Voxel sizes in the order left-right, front-back, head-feet; as stored where no orientation is known."""
     sizes = case.spacing_mm or ()
     if case.orientation is None:
         return sizes
-    places = ["".join(pair) for pair in ("LR", "AP", "IS")]
-    return tuple(sizes[next(at for at, code in enumerate(case.orientation) if code in pair)] for pair in places)
+    return tuple(sizes[next(at for at, code in enumerate(case.orientation) if code in pair)] for pair in AXIS_CODES)
 
 
 def value_notes(facts: Sequence[CaseFacts]) -> list[str]:

@@ -123,11 +123,16 @@ def _pieces_of(value: int) -> Callable[[CaseFacts], float]:
 
 
 def _shape_along(axis: int) -> Callable[[CaseFacts], float]:
-    return lambda case: float(case.shape[axis]) if case.shape is not None and axis < len(case.shape) else math.nan
+    return lambda case: _along(case.shape, axis)
 
 
 def _spacing_along(axis: int) -> Callable[[CaseFacts], float]:
-    return lambda case: math.nan if axis >= len(case.spacing_mm or ()) else (case.spacing_mm or ())[axis]
+    return lambda case: _along(case.spacing_mm, axis)
+
+
+def _along(sides: Sequence[float] | None, axis: int) -> float:
+    """NaN where a case has no such axis, or is not known."""
+    return float(sides[axis]) if sides is not None and axis < len(sides) else math.nan
 
 
 def _word(share: float) -> str:

@@ -5,11 +5,8 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Protocol, TypeVar
 
 from gcml_ray.records import CaseScore
-
-Scored = TypeVar("Scored", bound="OfSite")
 
 
 def mean(values: Iterable[float]) -> float:
@@ -28,22 +25,8 @@ def mean_over(sites: Iterable[str], values: Mapping[str, float]) -> float:
     return mean(values.values()) if values.keys() == set(sites) else math.nan
 
 
-class OfSite(Protocol):
-    """A score of a case."""
-
-    @property
-    def site(self) -> str:
-        """The site of the case."""
-        ...
-
-    @property
-    def dice(self) -> float:
-        """Of one class."""
-        ...
-
-
 def site_means(
-    scores: Iterable[Scored], value: Callable[[Scored], float] = operator.attrgetter("dice")
+    scores: Iterable[CaseScore], value: Callable[[CaseScore], float] = operator.attrgetter("dice")
 ) -> dict[str, float]:
     """Mean by site over cases and classes, of Dice or another value."""
     by_site: dict[str, list[float]] = {}
