@@ -37,7 +37,9 @@ _OPTIONS: dict[str, Any] = {
     "allow_out_of_order_execution": True,
 }
 SiteActor: Any = ray.remote(**_OPTIONS)(Site)  # Any: Ray's hints do not know an actor's options
-HostActor: Any = ray.remote(**_OPTIONS)(SiteHost)
+# In order: when a process dies, what the driver asked for first is what it was doing. No call of the driver has an
+# argument that is still to come, which would hold up those behind it.
+HostActor: Any = ray.remote(**_OPTIONS | {"allow_out_of_order_execution": False})(SiteHost)
 
 
 class RayPool:
