@@ -72,7 +72,7 @@ def _answers(driver: Driver, names: tuple[str, ...], stage: str) -> list[Outcome
     outcomes = driver.roster.gather(names, stage, announces=False)
     for failure in [outcome.failure for outcome in outcomes if outcome.failure]:
         if failure.kind == "raised":
-            log.warning("cross-site: %s of %s failed: %s", stage, failure.site, failure.message)
+            log.warning("cross-site: %s of %s failed: %s", stage, failure.site, failure.words)
             driver.listener.on_failure(failure, Decision.SKIP)
         else:
             driver.roster.handle(failure)

@@ -109,5 +109,5 @@ class FinalTest:
         self.driver.folder.write_cases(report.scores)
 
     def _give_up(self, failure: SiteFailure) -> None:
-        log.warning("site %s was not evaluated: %s", failure.site, failure.message)
+        log.warning("site %s was not evaluated: %s", failure.site, failure.words)
         self.driver.listener.on_failure(failure, Decision.SKIP)

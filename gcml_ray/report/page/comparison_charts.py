@@ -48,7 +48,8 @@ def dice_by_method(rows: Sequence[MethodRow]) -> Chart:
 
 def dice_against_bytes(rows: Sequence[MethodRow]) -> Chart:
     """Each method's mean test Dice against what it sent; bars are the spread over seeds."""
-    figure = new_figure(height=420, x_title="MB sent in a whole run", y_title="mean test Dice")
+    height = 420 + 20 * (len(rows) // 3)  # a legend of many methods takes its room above the marks
+    figure = new_figure(height=height, x_title="MB sent in a whole run", y_title="mean test Dice")
     for row, each in zip(rows, looks([label(row) for row in rows]).values(), strict=True):
         figure.add_scatter(
             x=[row.sent_bytes / 1e6], y=[row.dice], mode="markers", name=chart_text(label(row)), cliponaxis=False,
