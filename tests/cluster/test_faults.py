@@ -98,6 +98,7 @@ def test_site_that_is_killed_before_the_test_is_started_again_and_tested(tmp_pat
     def kill(record: RoundRecord) -> None:
         if record.plan.round_number == 4:
             ray.kill(pool._handles["B"], no_restart=False)
+            assert wait_until(lambda: is_replaced(pool, "B"))
 
     run = drive(fake_config(tmp_path), pool, listener=RecordingListener(on_end=kill))
     assert [(site, decision) for site, _, _, decision in run.failures()] == [("B", "restart")]

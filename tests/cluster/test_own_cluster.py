@@ -104,7 +104,7 @@ def test_a_cluster_of_its_own_frees_models_at_once() -> None:
         [sys.executable, "-c", FREEING], capture_output=True, text=True, timeout=240, check=False
     )
     assert ended.returncode == 0, ended.stderr
-    assert float(ended.stdout) < 0.7
+    assert float(ended.stdout) < 0.9
 
 
 GUEST = """

@@ -73,7 +73,7 @@ class RecordingTransport(ObjectStoreTransport):
         def nodes() -> list[str]:
             return list(get_object_locations([reference])[reference]["node_ids"])
 
-        wait_until(lambda: len(nodes()) > len(receivers), timeout_s=10)
+        assert wait_until(lambda: len(nodes()) > len(receivers)), f"Ray knows of no more copies than {nodes()}"
         line = {"sender": header.sender, "receivers": list(receivers), "nodes": nodes()}
         with self._file.open("a", encoding="utf-8") as file:
             file.write(json.dumps(line) + "\n")

@@ -15,6 +15,7 @@ from gcml_ray.cli.main import main
 from gcml_ray.cli.running import STOPPED, stop_on_signal
 from gcml_ray.console.run import RunConsole
 from gcml_ray.records import RoundRecord
+from tests.signal_handlers import handled
 
 SMALL = ("federation.rounds=4", "federation.local_steps=2", "federation.evaluate_every=2", "tracking.enabled=false")
 
@@ -95,21 +96,17 @@ def test_ctrl_c_once_asks_to_stop_and_twice_stops_now(capsys: pytest.CaptureFixt
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
 def test_termination_and_a_closed_terminal_stop_now(number: int) -> None:
-    before = signal.signal(number, signal.SIG_DFL)  # may be ignored where a script started the tests
-    with RunConsole(Console(), title="t") as listener, stop_on_signal(listener), pytest.raises(KeyboardInterrupt):
-        os.kill(os.getpid(), number)
-    assert signal.getsignal(number) is signal.SIG_DFL
-    signal.signal(number, before)
+    with handled(number, signal.SIG_DFL):
+        with RunConsole(Console(), title="t") as listener, stop_on_signal(listener), pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), number)
+        assert signal.getsignal(number) is signal.SIG_DFL
 
 
 def test_run_under_nohup_hears_no_closed_terminal() -> None:
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    try:
-        with RunConsole(Console(), title="t") as listener, stop_on_signal(listener) as stop:
+    with handled(signal.SIGHUP, signal.SIG_IGN), RunConsole(Console(), title="t") as listener:
+        with stop_on_signal(listener) as stop:
             os.kill(os.getpid(), signal.SIGHUP)
-            assert not stop.is_set()
-    finally:
-        signal.signal(signal.SIGHUP, before)
+        assert not stop.is_set()
 
 
 def test_demo_that_is_stopped_in_the_last_round_of_its_first_run_begins_no_second_one(

@@ -231,11 +231,6 @@ def test_wrong_items_do_not_make_a_list_too_short(tmp_path: Path) -> None:
     assert len(problems(write(tmp_path), "data.patch_size=[8, 0, a]")) == 2
 
 
-def test_short_list_is_told(tmp_path: Path) -> None:
-    (line,) = problems(write(tmp_path), "data.patch_size=[8]")
-    assert "data.patch_size: received [8]; must be" in line
-
-
 def test_error_opens_with_the_file_and_the_number_of_problems(tmp_path: Path) -> None:
     path = write(tmp_path)
     with pytest.raises(ConfigError, match=r"config\.yaml: 1 problem\(s\)\n  federation\.rounds: received 0"):

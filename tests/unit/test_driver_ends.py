@@ -8,11 +8,12 @@ from threading import Event
 
 import pytest
 
+from actors.driver import Driver
 from actors.federation import run_federation
 from gcml_ray.errors import CheckpointError
 from gcml_ray.records import SiteInfo
 from tests.fake_runs import RecordingListener, run_locally
-from tests.fakes import FakeTrainers, Fault, fake_config
+from tests.fakes import FakeTrainers, fake_config
 from tests.unit.test_driver import raises_in
 
 
@@ -48,13 +49,16 @@ def test_resume_of_a_run_that_all_sites_have_left_is_refused(tmp_path: Path) -> 
 # --- stopped by the clock, or before the first round -------------------------------------------
 
 
-def test_run_whose_time_is_up_is_tested_and_a_resume_tests_again_but_trains_no_more(tmp_path: Path) -> None:
-    slow = [Fault(site, number, "train", "slow", seconds=0.1) for site in "ABC" for number in range(1, 51)]
-    config = fake_config(tmp_path, federation={"rounds": 50, "time_limit_s": 0.8})
-    first = run_locally(config, *slow)
+@pytest.mark.parametrize("mode", ["sync", "async"])
+def test_run_whose_time_is_up_is_tested_and_a_resume_tests_again_but_trains_no_more(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mode: str
+) -> None:
+    monkeypatch.setattr(Driver, "is_time_up", lambda self: self.last_record >= 3)
+    config = fake_config(tmp_path, federation={"rounds": 50, "mode": mode})
+    first = run_locally(config)
     assert (first.summary.status, len(first.summary.evaluations)) == ("finished", 3)
-    assert 0 < first.summary.last_round < 50
-    again = run_locally(config, *slow, resume=True)
+    assert 3 <= first.summary.last_round < 8
+    again = run_locally(config, resume=True)
     assert (again.summary.status, len(again.summary.evaluations)) == ("finished", 3)
     assert again.summary.last_round == first.summary.last_round
     assert again.trained("A") == []

@@ -10,27 +10,27 @@ WORN = History(failures_in_a_row=2)
 RESTARTED = History(restarts=3)
 
 
-@pytest.mark.parametrize(
-    ("stage", "round_number", "kind", "history", "expected"),
-    [
-        ("train", 5, "raised", FRESH, Decision.SKIP),
-        ("push", 5, "raised", FRESH, Decision.SKIP),
-        ("train", 5, "raised", History(failures_in_a_row=1), Decision.SKIP),
-        ("train", 5, "raised", WORN, Decision.DROP),
-        ("train", 5, "died", FRESH, Decision.RESTART),
-        ("train", 5, "unreachable", FRESH, Decision.RESTART),
-        ("train", 5, "late", FRESH, Decision.RESTART),
-        ("push", 5, "late", FRESH, Decision.RESTART),
-        ("train", 5, "died", WORN, Decision.DROP),
-        ("train", 5, "died", History(restarts=2), Decision.RESTART),
-        ("train", 5, "died", RESTARTED, Decision.DROP),
-        ("train", 5, "late", RESTARTED, Decision.DROP),
-        ("train", 5, "raised", RESTARTED, Decision.SKIP),
-    ],
-)
-def test_decision(stage: str, round_number: int, kind: str, history: History, expected: Decision) -> None:
-    failure = SiteFailure("A", round_number, stage, kind, "it broke")  # type: ignore[arg-type]
-    assert decide(failure, history) is expected
+LOST = ("died", "unreachable", "late")
+
+
+def decision(kind: str, history: History) -> Decision:
+    return decide(SiteFailure("A", 5, "train", kind, "it broke"), history)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("history", [FRESH, History(failures_in_a_row=1), RESTARTED])
+def test_site_that_raised_keeps_its_process_and_is_asked_again(history: History) -> None:
+    assert decision("raised", history) is Decision.SKIP
+
+
+@pytest.mark.parametrize("kind", LOST)
+def test_site_that_was_lost_gets_a_new_process_three_times(kind: str) -> None:
+    assert [decision(kind, History(restarts=restarts)) for restarts in range(3)] == [Decision.RESTART] * 3
+    assert decision(kind, RESTARTED) is Decision.DROP
+
+
+@pytest.mark.parametrize("kind", ["raised", *LOST])
+def test_site_is_dropped_with_its_third_failure_in_a_row(kind: str) -> None:
+    assert decision(kind, WORN) is Decision.DROP
 
 
 def test_sites_that_cannot_start_for_the_same_reason_share_a_line() -> None:

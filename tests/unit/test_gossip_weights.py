@@ -15,6 +15,7 @@ from gcml_ray.config import (
 from gcml_ray.gossip.graph import plan_round, sample_edges
 from gcml_ray.records import Edge
 from tests.gossip_rounds import (
+    ALL_TOPOLOGIES,
     SIX_SITES,
     TOPOLOGIES,
     count_senders,
@@ -68,9 +69,6 @@ def test_weights_of_one_and_of_absent_sites_change_nothing() -> None:
         assert weighted == sample_rounds(topology, SIX_SITES, num_rounds=5)
 
 
-THINNED_TOPOLOGIES = pytest.mark.parametrize("topology", TOPOLOGIES, ids=str)
-
-
 def plain_and_trusted(
     topology: Topology, trust: dict[Edge, float], *, num_rounds: int
 ) -> list[tuple[set[Edge], set[Edge]]]:
@@ -84,7 +82,7 @@ def plain_and_trusted(
     return [(graph(index, None), graph(index, trust)) for index in range(num_rounds)]
 
 
-@THINNED_TOPOLOGIES
+@ALL_TOPOLOGIES
 def test_edge_takes_place_as_often_as_its_trust_says(topology: Topology) -> None:
     """B to C has 0.25, C to B nothing said, so 1; and no other edge of the graph moves."""
     rounds = plain_and_trusted(topology, {Edge("B", "C"): 0.25}, num_rounds=4000)
@@ -94,7 +92,7 @@ def test_edge_takes_place_as_often_as_its_trust_says(topology: Topology) -> None
     assert all(plain - weighted <= {Edge("B", "C")} and weighted <= plain for plain, weighted in rounds)
 
 
-@THINNED_TOPOLOGIES
+@ALL_TOPOLOGIES
 def test_edge_without_trust_never_takes_place(topology: Topology) -> None:
     weights = {Edge("A", other): 0.0 for other in "BCDEF"}
     for plain, weighted in plain_and_trusted(topology, weights, num_rounds=200):

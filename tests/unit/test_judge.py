@@ -164,14 +164,15 @@ def test_honest_weights_are_accepted_and_learnt_from(tmp_path: Path) -> None:
 
 
 def test_model_that_fails_on_own_cases_is_refused_by_them_alone(tmp_path: Path) -> None:
-    """With ``min_own_dice: 0`` and a share above 1's reach, any model but the own one's equal is too bad."""
+    """With ``min_own_dice: 0`` and ``min_dice_share: 1``, a model that is worse than the own one is too bad."""
     trainer = receiver(tmp_path, weights=False, min_own_dice=0.0, min_dice_share=1.0)
     own_dice = trainer.evaluator.patch_dice(trainer.local, 2)
     report = one_round(trainer, np.zeros_like(own_weights(trainer)))
     (judgement,) = report.judged
     assert judgement.own_dice == pytest.approx(own_dice)
     assert judgement.dice is not None
-    assert judgement.accepted == (judgement.dice >= own_dice)
+    assert judgement.dice < own_dice
+    assert (judgement.accepted, judgement.reason.partition(":")[0]) == (False, "validation")
     assert (judgement.norm_ratio, judgement.cosine) == (None, None)
 
 

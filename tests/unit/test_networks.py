@@ -40,7 +40,7 @@ def data(spatial_dims: int = 2, **options: Any) -> DataConfig:
 
 
 def small(name: str, **options: Any) -> NetworkConfig:
-    return NetworkConfig(name=name, options={**SMALL[name], **options})
+    return NetworkConfig(name=name, options={**SMALL.get(name, {"nf": 8}), **options})
 
 
 def test_every_network_is_tested() -> None:
@@ -68,7 +68,7 @@ def test_sigmoid_data_gives_one_output_a_region() -> None:
     assert heads[0].shape[1] == 1
 
 
-@pytest.mark.parametrize("name", SMALL)
+@pytest.mark.parametrize("name", BUILDERS)
 def test_same_seed_gives_same_weights(name: str) -> None:
     states = []
     for seed in (1, 1, 2):

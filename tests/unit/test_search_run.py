@@ -20,6 +20,7 @@ from gcml_ray.files.folder_lock import held
 from gcml_ray.report.search import write_search_plots
 from gcml_ray.search.records import FinalRecord, FinalScore, SearchRecord, TrialPoint, TrialRecord
 from tests.search_makers import make_search, record, text_of
+from tests.signal_handlers import handled
 from tune.importance import importances
 from tune.search import check_trial_fits, run_search, stopping, trial_resources
 from tune.trainable import RoundReporter, TrialError, points_in
@@ -41,28 +42,22 @@ def test_a_second_search_in_a_folder_in_use_changes_nothing_there(tmp_path: Path
 def test_a_signal_asks_ray_tune_to_end_and_a_second_one_ends_now(number: int) -> None:
     """SIGUSR1 stands for Ray Tune's own handler; without it nothing runs that could save a state."""
     heard: list[int] = []
-    before = signal.signal(number, signal.default_int_handler)  # may be ignored where a script started the tests
-    stop = threading.Event()
-    with stopping(stop):
-        signal.signal(signal.SIGUSR1, lambda got, _: heard.append(got))
-        os.kill(os.getpid(), number)
-        assert stop.is_set()
-        assert heard == [signal.SIGUSR1]
-        with pytest.raises(KeyboardInterrupt):
+    with handled(number, signal.default_int_handler):
+        with stopping(stop := threading.Event()):
+            signal.signal(signal.SIGUSR1, lambda got, _: heard.append(got))
             os.kill(os.getpid(), number)
-    with stopping(threading.Event()), pytest.raises(KeyboardInterrupt):
-        os.kill(os.getpid(), number)
-    signal.signal(number, before)
+            assert stop.is_set()
+            assert heard == [signal.SIGUSR1]
+            with pytest.raises(KeyboardInterrupt):
+                os.kill(os.getpid(), number)
+        with stopping(threading.Event()), pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), number)
 
 
 def test_a_search_under_nohup_hears_no_closed_terminal() -> None:
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    try:
-        with stopping(stop := threading.Event()):
-            os.kill(os.getpid(), signal.SIGHUP)
-        assert not stop.is_set()
-    finally:
-        signal.signal(signal.SIGHUP, before)
+    with handled(signal.SIGHUP, signal.SIG_IGN), stopping(stop := threading.Event()):
+        os.kill(os.getpid(), signal.SIGHUP)
+    assert not stop.is_set()
 
 
 # --- places ------------------------------------------------------------------------------------

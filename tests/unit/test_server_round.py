@@ -246,7 +246,7 @@ class LostServerPool(DyingServerPool):
 
 
 def test_a_server_that_is_lost_after_its_last_round_does_not_keep_the_sites_from_their_test(tmp_path: Path) -> None:
-    config = config_of(tmp_path, start_timeout_s=0.5, rejoin_timeout_s=0.5)
+    config = config_of(tmp_path, rejoin_timeout_s=0.5)
     run = drive(config, LostServerPool(config, config.output.folder, run_id="run", make_trainer=FakeTrainers()))
     assert run.summary.status == "finished"
     assert {report.site for report in run.summary.evaluations} == {"A", "B", "C"}
@@ -255,7 +255,7 @@ def test_a_server_that_is_lost_after_its_last_round_does_not_keep_the_sites_from
 @pytest.mark.parametrize("lost_in", [2, 3])
 def test_rounds_without_exchange_need_no_server(tmp_path: Path, lost_in: int) -> None:
     """Two rounds of exchange, two alone; the server is lost for good as it forms its last mean, or after it."""
-    config = config_of(tmp_path, cooldown_rounds=2, start_timeout_s=0.5, rejoin_timeout_s=0.5)
+    config = config_of(tmp_path, cooldown_rounds=2, rejoin_timeout_s=0.5)
     pool = LostServerPool(config, config.output.folder, run_id="run", make_trainer=FakeTrainers())
     pool.dies_in = lost_in
     run = drive(config, pool)
