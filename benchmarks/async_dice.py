@@ -16,6 +16,8 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 
+from scipy import stats
+
 from benchmarks import small_runs
 from benchmarks.chaos_cluster import Cluster
 from benchmarks.chaos_table import PAGE, write_into_page
@@ -23,8 +25,6 @@ from gcml_ray.prediction.averages import mean
 
 MODES = ("sync", "async")
 LIMIT_S = 900.0
-# Two-sided 95 % quantiles of Student's t, by degrees of freedom.
-STUDENT_T = {1: 12.706, 2: 4.303, 3: 3.182, 4: 2.776, 5: 2.571, 6: 2.447, 7: 2.365, 8: 2.306, 9: 2.262}
 
 
 def main() -> None:
@@ -87,7 +87,7 @@ def verdict(changes: Sequence[float]) -> str:
     """In words, with a 95 % interval of the mean difference by Student's t."""
     if len(changes) < 2:
         return "One seed: nothing can be said of the difference."
-    half = STUDENT_T[min(len(changes) - 1, 9)] * statistics.stdev(changes) / math.sqrt(len(changes))
+    half = float(stats.t.ppf(0.975, len(changes) - 1)) * statistics.stdev(changes) / math.sqrt(len(changes))
     low, high = 100 * (mean(list(changes)) - half), 100 * (mean(list(changes)) + half)
     interval = f"{100 * mean(list(changes)):+.2f} points, 95 % interval {low:+.2f} to {high:+.2f}"
     if low <= 0 <= high:

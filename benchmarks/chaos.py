@@ -31,6 +31,7 @@ from benchmarks import chaos_table, small_runs
 from benchmarks.chaos_cluster import Cluster
 from benchmarks.chaos_faults import (
     BY_CHAOS,
+    LEAST_ROUNDS,
     OUTSIDE,
     WIDE,
     Fault,
@@ -264,7 +265,12 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--resume", action="store_true", help="go on with the episodes on disk")
     parser.add_argument("--write-docs", action="store_true", help="put the table into docs/reliability.md")
     parser.add_argument("--keep", type=Path, default=None, help="copy every run to this folder, to look into it")
-    return parser.parse_args()
+    options = parser.parse_args()
+    if options.rounds < LEAST_ROUNDS:
+        parser.error(
+            f"--rounds {options.rounds}: {LEAST_ROUNDS} or more, as no fault comes in the first or last rounds"
+        )
+    return options
 
 
 if __name__ == "__main__":

@@ -41,6 +41,8 @@ OUTSIDE = {
 }
 AT_A_SITE = (*BY_CHAOS, "process", "stall", "freeze", "malformed")
 WIDE = ("actors", "raylet")  # no saying beforehand who is hit
+FIRST_FAULT, QUIET_END = 2, 4  # the earliest round of a fault, and how many rounds after the last one
+LEAST_ROUNDS = FIRST_FAULT + QUIET_END
 TMPFS_BYTES = 48 * 2**20
 PUSH_TIMEOUT_S = 10.0
 
@@ -77,8 +79,9 @@ def draw_faults(seed: int, number: int, *, kinds: tuple[str, ...], rounds: int) 
     hand = pack[2 * (number % per_pack) :][:2]
     rng = random.Random(f"{seed} episode {number}")
     sites = rng.sample(small_runs.SITES, k=2)
+    last = rounds - QUIET_END
     return tuple(
-        Fault(kind, site if kind in AT_A_SITE else "", rng.randint(2, rounds - 4), rng.uniform(0.0, 1.5))
+        Fault(kind, site if kind in AT_A_SITE else "", rng.randint(FIRST_FAULT, last), rng.uniform(0.0, 1.5))
         for kind, site in zip(hand, sites, strict=False)
     )
 

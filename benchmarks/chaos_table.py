@@ -10,8 +10,9 @@ from pathlib import Path
 
 from gcml_ray.prediction.averages import mean
 
-RESULTS = Path("benchmarks/results")
-PAGE = Path("docs/reliability.md")
+ROOT = Path(__file__).parents[1]
+RESULTS = ROOT / "benchmarks/results"
+PAGE = ROOT / "docs/reliability.md"
 FELL = "Dice of the spared sites fell by"  # so begins the problem of a run with no other one
 
 

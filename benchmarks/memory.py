@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import csv
+import os
 import resource
 import tempfile
 import threading
@@ -110,9 +111,10 @@ def run(config: Config, *, every: int) -> Scale:
 
 def tiny_config(folder: Path, *, num_sites: int, rounds: int, pool: str) -> Config:
     """A federation whose rounds take a fraction of a second."""
-    size = Size(num_sites, rounds, 1, 2)
+    cores = os.cpu_count() or 1
+    size = Size(num_sites, rounds, 1, cores)
     federation = {"rounds": rounds, "local_steps": 1, "warmup_rounds": 0, "cooldown_rounds": 0, "evaluate_every": 10}
-    resources = {"pool": pool, "cpus_per_site": min(1.0, 2 / num_sites), "address": "local"}
+    resources = {"pool": pool, "cpus_per_site": min(1.0, cores / num_sites), "address": "local"}
     output = {"folder": str(folder / "run"), "checkpoint_every": 1, "num_overlays": 0}
     return make_config(
         folder, size, run="run", method=METHOD, federation=federation, resources=resources, output=output

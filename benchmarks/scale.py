@@ -48,7 +48,7 @@ from gcml_ray.config.file import parse_config
 from gcml_ray.files.run_folder import RunFolder
 from gcml_ray.gossip.graph import sample_edges
 from gcml_ray.push.wire import Buffer, PushHeader
-from gcml_ray.records import EvaluationReport, RoundRecord, SiteInfo, Split, TrainOrder, TrainReport
+from gcml_ray.records import RoundRecord, SiteInfo, TrainOrder, TrainReport
 from gcml_ray.tracking.run import NullTracker
 
 MANY = 100_000
@@ -80,14 +80,13 @@ class SleepingTrainer(BufferTrainer):
         peers = tuple(header.sender for header, _ in pushes)
         return TrainReport(self.site, order.round_number, peers, 1, {}, {}, "", {}, None, False, {}, 0.0, 0)
 
-    def evaluate(self, *, split: Split, model: str) -> EvaluationReport:
-        """Nothing to score."""
-        return EvaluationReport(self.site, split, model, 0, (), 0.0)
-
 
 @dataclass(frozen=True)
 class Row:
-    """One federation. Driver: processor seconds, their share of the rounds' wall time, resident megabytes."""
+    """One federation. Driver: processor seconds, their share of the rounds' wall time, megabytes.
+
+    Megabytes are resident ones, with what the process shares with others.
+    """
 
     sites: int
     processes: int
@@ -229,9 +228,8 @@ def graph_seconds(topology: Topology, num_sites: int, *, repeats: int) -> float:
     """Processor seconds to draw one round, the fastest of several."""
     num_train, seconds = sites_by_name(num_sites), []
     for number in range(repeats):
-        rng = np.random.default_rng(number)
         began = time.process_time()
-        sample_edges(topology, num_train, max_incoming=3, rng=rng, exchange_round=number)
+        draw(topology, num_train, number)
         seconds.append(time.process_time() - began)
     return min(seconds)
 

@@ -33,8 +33,9 @@ from tune.search import run_search
 from tune.search_file import load_search
 from tune.trial_config import Search, base_params, trial_config
 
+ROOT = Path(__file__).parents[1]
 SITES = ("north", "east", "south", "west")
-SPACE = yaml.safe_load(Path("configs/tune_phantom.yaml").read_text(encoding="utf-8"))["space"]
+SPACE = yaml.safe_load((ROOT / "configs/tune_phantom.yaml").read_text(encoding="utf-8"))["space"]
 ALL_BUT_SAME = {"method.dcml.lambda": {"name": "uniform", "low": 0.1, "high": 0.1 + 1e-9}}
 
 

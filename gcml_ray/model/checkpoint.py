@@ -276,7 +276,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Array], dict[str, str]]:
         DamagedError: it is not what was written.
     """
     if not path.is_file():
-        raise CheckpointError(f"{path} does not exist")
+        raise CheckpointError(f"{path} {'is a folder, not a file' if path.is_dir() else 'does not exist'}")
     try:
         with safe_open(path, framework="np") as handle:
             tensors = {name: handle.get_tensor(name) for name in list(handle.keys())}

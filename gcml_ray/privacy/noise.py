@@ -15,7 +15,7 @@ class Noise:
     """A stream of standard normal values on one device; a new one is begun for each draw that must stay secret.
 
     On a CPU the stream is NumPy's Philox with a key of 128 bits: torch's generator there keeps 32 bits of its seed, so
-    few that all of them can be tried. On a GPU it is torch's Philox, whose seed has 64.
+    few that all of them can be tried. On a GPU it is torch's Philox, whose seed has 63 here.
 
     Args:
         device: where the values are wanted.

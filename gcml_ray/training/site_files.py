@@ -169,13 +169,15 @@ class SiteFiles:
         try:
             facts = load_model_file(path, into)
         except CheckpointError as error:
-            facts = self._load_kept(model, into, lost=error)
+            facts, path = self._load_kept(model, into, lost=error), self.folder / MODEL_FILE
         site, number = facts.get("site"), facts.get("round", "")
         if site != self.site or not number.isdecimal() or name != _model_name(int(number)):
             raise CheckpointError(
                 f"{path} is the model of site {site}, round {number or 'unknown'}: it was copied or "
                 "renamed; put the right one back"
             )
+        if path.name == MODEL_FILE:
+            keep_as(path, self.folder / name)
         return int(number)
 
     def _load_kept(self, model: str, into: FlatModel, *, lost: CheckpointError) -> dict[str, str]:
@@ -188,7 +190,6 @@ class SiteFiles:
             ) from lost
         facts = load_model_file(kept, into)
         log.warning("site %s takes %s, which an earlier test has kept: %s", self.site, kept.name, lost)
-        keep_as(kept, self.folder / self.state.best_file)
         return facts
 
     def keep_personalised(self) -> None:

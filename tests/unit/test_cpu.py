@@ -91,7 +91,7 @@ def test_a_thread_has_longer_turns_and_its_own_niceness() -> None:
 def test_a_site_has_no_more_threads_than_there_are_cores(
     monkeypatch: pytest.MonkeyPatch, cpus_per_site: float, expected: int
 ) -> None:
-    """99 threads on two cores took minutes for a step; without Ray nobody else says no."""
+    """More threads than cores wait for each other in every step; without Ray nobody else says no."""
     monkeypatch.setattr("gcml_ray.training.cpu.num_usable_cpus", lambda: 3)
     assert num_threads(cpus_per_site) == expected
 

@@ -10,7 +10,7 @@ import pytest
 
 from gcml_ray.config import Config
 from gcml_ray.errors import CheckpointError, DamagedError
-from gcml_ray.model.checkpoint import round_file, save_round, saved_rounds
+from gcml_ray.model.checkpoint import round_file, save_model, save_round, saved_rounds
 from gcml_ray.model.learner import Learner
 from gcml_ray.records import PERSONALISED
 from gcml_ray.training.site_files import SiteFiles
@@ -88,6 +88,18 @@ def test_lost_best_model_is_taken_from_what_an_earlier_test_has_kept(
     caplog.clear()
     assert files.load(PERSONALISED, learner.model) == 3  # it is whole again
     assert not caplog.records
+
+
+def test_kept_model_of_another_round_does_not_take_the_place_of_the_best_one(tmp_path: Path) -> None:
+    files = with_best_model(make_config(tmp_path), tmp_path / "A")
+    kept, best = tmp_path / "A" / "personalised.safetensors", tmp_path / "A" / files.state.best_file
+    facts = {"site": "A", "round": "2"}
+    best.unlink()
+    kept.unlink()
+    save_model(kept, make_learner().model, facts=facts)
+    with pytest.raises(CheckpointError, match=r"personalised\.safetensors is the model of site A, round 2"):
+        files.load(PERSONALISED, make_learner().model)
+    assert not best.exists()
 
 
 def test_best_model_that_is_lost_for_good_is_an_error_with_the_way_out(tmp_path: Path) -> None:
