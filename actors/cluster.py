@@ -280,12 +280,12 @@ def _advice(resources: ResourcesConfig, num_sites: int, available: Sequence[Node
     cpus, gpus = resources.cpus_per_site, resources.gpus_per_site
     room = _room(available, cpus=cpus, gpus=gpus)
     hint = f"for a simulation --set resources.sites_per_actor={-(-num_sites // room)}, " if room else ""
-    num_sites = resources.num_actors(num_sites)
+    num_actors = resources.num_actors(num_sites)
     num_gpus = sum(int(node.gpus) for node in available)
-    if sum(_places_by_gpu(node, gpus) for node in available) < num_sites:
-        gpus = int(100 / math.ceil(num_sites / num_gpus)) / 100 if num_gpus else 0.0
+    if sum(_places_by_gpu(node, gpus) for node in available) < num_actors:
+        gpus = int(100 / math.ceil(num_actors / num_gpus)) / 100 if num_gpus else 0.0
     shares = (hundredths / 100 for hundredths in range(round(cpus * 100), 0, -1))
-    cpus_that_fit = next((share for share in shares if _room(available, cpus=share, gpus=gpus) >= num_sites), None)
+    cpus_that_fit = next((share for share in shares if _room(available, cpus=share, gpus=gpus) >= num_actors), None)
     if cpus_that_fit is None:
         return "Start nodes that can hold them"
     advice = [f"--set resources.cpus_per_site={cpus_that_fit:g}"] if cpus_that_fit < cpus else []

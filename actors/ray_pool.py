@@ -24,8 +24,8 @@ from gcml_ray.config import SERVER, Config
 from gcml_ray.errors import ClusterError
 from gcml_ray.records import WAITS_FOR_ROOM, Peer, SiteStatus
 
-# A site's threads: training in the default group, so that pushes land while it trains.
 GROUP_POLL_S = 1.0  # how often it is asked whether to stop while a placement group waits for room
+# A site's threads: training in the default group, so that pushes land while it trains.
 CONCURRENCY_GROUPS = {"push": 1, "inbox": 2, "control": 1}
 GROUP_OF = {"push": "push", "register": "control", "status": "control"}
 

@@ -45,8 +45,9 @@ def without_secrets(text: str) -> str:
 
 
 def some(names: Sequence[str], at_most: int) -> str:
-    """The first of many names, and whether there are more."""
-    return ", ".join(names[:at_most]) + (", ..." if len(names) > at_most else "")
+    """The first of many names, and how many more there are."""
+    more = f" and {len(names) - at_most} more" if len(names) > at_most else ""
+    return ", ".join(names[:at_most]) + more
 
 
 def number(value: float, digits: int = 3) -> str:

@@ -13,8 +13,8 @@ from actors.compare import Ending, Views, run_comparison
 from gcml_ray.comparison.config import ComparisonConfig
 from gcml_ray.config import Config
 from gcml_ray.config.file import save_config
-from tests.fake_runs import RecordingListener
 from tests.fakes import FakeTrainers, Fault, fake_config
+from tests.runs import RecordingListener
 
 METHODS: dict[str, dict[str, Any]] = {
     "local": {"method": {"name": "local"}},

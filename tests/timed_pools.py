@@ -11,8 +11,8 @@ from actors import roster
 from actors.local_pool import LocalPool
 from actors.site_pool import Outcome
 from gcml_ray.config import Config
-from tests.fake_runs import RecordingListener, Run, drive
 from tests.fakes import FakeTrainers, Fault
+from tests.runs import RecordingListener, Run, drive
 from tests.waiting import Clock
 
 

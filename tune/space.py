@@ -182,7 +182,7 @@ class SearchConfig(Section):
         for key in self.space:
             parts = key.split(".")
             starts = [".".join(parts[:length]) for length in range(1, len(parts) + 1)]
-            wrong = next((start for start in (*starts, key) if start in FIXED), None)
+            wrong = next((start for start in starts if start in FIXED), None)
             if wrong is not None or key in ("data", "federation"):
                 reason = FIXED[wrong] if wrong else "it holds keys that trials are compared by; name the key within it"
                 raise ValueError(f"space.{key} cannot be searched: {reason}")

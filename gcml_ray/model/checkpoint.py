@@ -30,6 +30,7 @@ from gcml_ray.files.whole_files import replaced
 from gcml_ray.model.learner import Learner
 from gcml_ray.model.weight_average import WeightAverage
 from gcml_ray.model.weights import FlatModel
+from gcml_ray.wording import some
 
 log = logging.getLogger(__name__)
 
@@ -161,7 +162,7 @@ def _check_moments(path: Path, moments: Mapping[str, Array], *, size: int) -> No
     """Refuses moments of other weights: optimisers keep counts, and a number a weight."""
     odd = [name for name, array in moments.items() if array.shape not in ((), (size,))]
     if odd:
-        raise CheckpointError(f"{path} holds another optimiser's state: {', '.join(odd[:5])} do not fit the network")
+        raise CheckpointError(f"{path} holds another optimiser's state: {some(odd, 5)} do not fit the network")
 
 
 def _learner_arrays(learner: Learner, prefix: str) -> dict[str, Array]:
@@ -222,14 +223,14 @@ def _load_model(path: Path, model: FlatModel, arrays: Mapping[str, Array]) -> No
     found = {name: array.shape for name, array in arrays.items()}
     if shapes != found:
         odd = sorted(name for name in shapes.keys() | found.keys() if shapes.get(name) != found.get(name))
-        raise CheckpointError(f"{path} holds another network: {', '.join(odd[:5])} differ; check network in the config")
+        raise CheckpointError(f"{path} holds another network: {some(odd, 5)} differ; check network in the config")
     dtypes = {name: np.dtype(np.float32) for name in shapes} | {k: _array(v).dtype for k, v in counters.items()}
     if odd := [
         f"{name} is {arrays[name].dtype} instead of {dtypes[name]}"
         for name in shapes
         if arrays[name].dtype != dtypes[name]
     ]:
-        raise CheckpointError(f"{path} holds other numbers than gcml-ray writes: {', '.join(odd[:5])}")
+        raise CheckpointError(f"{path} holds other numbers than gcml-ray writes: {some(odd, 5)}")
     for spec in model.layout:
         view = model.flat[spec.offset : spec.offset + int(np.prod(spec.shape))]
         view.copy_(torch.from_numpy(arrays[spec.name].reshape(-1)))

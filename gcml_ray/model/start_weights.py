@@ -22,6 +22,7 @@ from gcml_ray.data.contract import data_contract
 from gcml_ray.errors import CheckpointError, ConfigError
 from gcml_ray.files.model_card import WEIGHTS_FILE
 from gcml_ray.model.checkpoint import CHECKSUM, read_tensors
+from gcml_ray.wording import some
 
 log = logging.getLogger(__name__)
 
@@ -117,9 +118,4 @@ def _mismatches(module: nn.Module, weights: Mapping[str, Tensor]) -> list[str]:
         if name in weights and weights[name].shape != own[name].shape
     ]
     kinds = {"missing": missing, "not in the network": unknown, "of another shape": reshaped}
-    return [f"{kind}: {_listed(names)}" for kind, names in kinds.items() if names]
-
-
-def _listed(names: list[str]) -> str:
-    more = f" and {len(names) - MAX_NAMED} more" if len(names) > MAX_NAMED else ""
-    return ", ".join(names[:MAX_NAMED]) + more
+    return [f"{kind}: {some(names, MAX_NAMED)}" for kind, names in kinds.items() if names]

@@ -10,8 +10,8 @@ from typing import Any
 from actors.ray_pool import RayPool
 from actors.site_pool import Outcome
 from gcml_ray.config import Config
-from tests.fake_runs import RecordingListener, Run, drive
 from tests.fakes import FakeTrainers, Fault
+from tests.runs import RecordingListener, Run, drive
 from tests.waiting import wait_until
 
 

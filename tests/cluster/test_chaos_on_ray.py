@@ -13,8 +13,8 @@ from ray._private.state import actors as all_actors
 from gcml_ray.config import Config
 from gcml_ray.records import RoundRecord
 from tests.cluster.ray_runs import run_on_ray
-from tests.fake_runs import RecordingListener, Run
 from tests.fakes import calls_of, fake_config
+from tests.runs import RecordingListener, Run
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.usefixtures("ray_local", "waits_for_returns")

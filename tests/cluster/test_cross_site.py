@@ -8,8 +8,8 @@ import pytest
 
 from actors.local_pool import LocalPool
 from actors.ray_pool import RayPool
-from tests.fake_runs import drive
 from tests.makers import make_config
+from tests.runs import drive
 
 pytestmark = pytest.mark.usefixtures("ray_local")
 

@@ -16,8 +16,8 @@ from gcml_ray.config import Config
 from gcml_ray.config.file import save_config
 from gcml_ray.files.run_folder import RunFolder
 from tests.cluster.ray_runs import wait_for_none
-from tests.fake_runs import run_locally
 from tests.fakes import calls_of, fake_config, final_weights, release, run_folder
+from tests.runs import run_locally
 from tests.waiting import wait_until
 
 SITES = ("A", "B")

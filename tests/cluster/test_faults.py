@@ -15,8 +15,8 @@ from gcml_ray.push.wire import Buffer, PushHeader
 from gcml_ray.records import RoundRecord, TrainOrder, TrainReport
 from tests.cluster.conftest import live_actors
 from tests.cluster.ray_runs import launched, next_outcomes, ray_pool, run_on_ray, start_all
-from tests.fake_runs import RecordingListener, Run, drive
 from tests.fakes import FakeTrainers, Fault, calls_of, fake_config, final_weights, release, run_folder
+from tests.runs import RecordingListener, Run, drive
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.usefixtures("ray_local", "waits_for_returns")

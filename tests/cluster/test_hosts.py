@@ -18,9 +18,9 @@ from gcml_ray.errors import ClusterError
 from gcml_ray.records import RoundRecord, TrainOrder, TrainReport
 from tests.cluster.conftest import CPUS, live_actors
 from tests.cluster.ray_runs import launched, next_outcomes, ray_pool, run_on_ray, start_all
-from tests.fake_runs import RecordingListener, Run, drive, run_locally
 from tests.fakes import Fault, calls_of, fake_config, final_weights, release, run_folder
 from tests.makers import make_config
+from tests.runs import RecordingListener, Run, drive, run_locally
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.usefixtures("ray_local")

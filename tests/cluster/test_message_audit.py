@@ -12,9 +12,9 @@ from actors.object_store import ObjectStoreTransport
 from actors.ray_pool import RayPool
 from gcml_ray.config import Config
 from gcml_ray.networks.registry import build_network
-from tests.fake_runs import drive
 from tests.makers import make_config
 from tests.message_audit import Book, NotesCalls, NotesPushes, assert_only_weights_and_records
+from tests.runs import drive
 
 pytestmark = pytest.mark.usefixtures("ray_local")
 

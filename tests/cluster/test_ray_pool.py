@@ -21,8 +21,8 @@ from gcml_ray.errors import ClusterError, SiteError
 from gcml_ray.records import WAITS_FOR_ROOM, RoundRecord, SiteStatus
 from tests.cluster.conftest import live_actors, placement_groups
 from tests.cluster.ray_runs import launched, run_on_ray
-from tests.fake_runs import RecordingListener, drive, run_locally
 from tests.fakes import FakeTrainers, Fault, fake_config, final_weights
+from tests.runs import RecordingListener, drive, run_locally
 from tests.waiting import wait_until
 
 pytestmark = pytest.mark.usefixtures("ray_local")

@@ -9,11 +9,10 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from actors.local_pool import LocalPool
 from actors.ray_pool import RayPool
 from gcml_ray.config import Config
-from tests.fake_runs import Run, drive
 from tests.makers import make_config
+from tests.runs import Run, drive, run_real
 
 pytestmark = pytest.mark.usefixtures("ray_local")
 
@@ -28,10 +27,6 @@ def config_of(folder: Path, **sections: Any) -> Config:
 
 def run_on_ray(config: Config) -> Run:
     return drive(config, RayPool(config, config.output.folder, run_id="run"))
-
-
-def run_locally(config: Config) -> Run:
-    return drive(config, LocalPool(config, config.output.folder, run_id="run"))
 
 
 def assert_same_weights(first: Run, second: Run) -> None:
@@ -54,7 +49,7 @@ def test_2d_weights_equal_those_of_the_local_pool_and_of_a_second_run(tmp_path: 
     first, second, locally = (tmp_path / name for name in ("first", "second", "local"))
     on_ray = run_on_ray(config_of(first, spatial_dims=2))
     assert_models_were_exchanged(on_ray)
-    assert_same_weights(on_ray, run_locally(config_of(locally, spatial_dims=2)))
+    assert_same_weights(on_ray, run_real(config_of(locally, spatial_dims=2)))
     assert_same_weights(on_ray, run_on_ray(config_of(second, spatial_dims=2)))
 
 
@@ -65,4 +60,4 @@ def test_3d_weights_with_a_granted_gpu_that_does_not_exist_are_those_of_the_cpu(
     for info in on_ray.summary.infos:
         assert info.device == "cpu"
         assert info.notes == ("a GPU was granted but CUDA is not available: training on the CPU",)
-    assert_same_weights(on_ray, run_locally(config_of(tmp_path / "local")))
+    assert_same_weights(on_ray, run_real(config_of(tmp_path / "local")))

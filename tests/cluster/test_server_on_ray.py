@@ -12,9 +12,9 @@ from actors.local_pool import LocalPool
 from actors.ray_pool import RayPool
 from gcml_ray.config import Config
 from tests.cluster.ray_runs import run_on_ray
-from tests.fake_runs import drive
 from tests.fakes import Fault, calls_of, fake_config
 from tests.makers import make_config
+from tests.runs import drive
 
 pytestmark = pytest.mark.usefixtures("ray_local")
 

@@ -23,8 +23,8 @@ from gcml_ray.push.wire import PushHeader
 from gcml_ray.records import PushReceipt, RoundRecord, SiteStatus
 from tests.cluster.conftest import live_actors
 from tests.cluster.ray_runs import run_on_ray
-from tests.fake_runs import RecordingListener
 from tests.fakes import FakeTrainers, fake_config
+from tests.runs import RecordingListener
 from tests.waiting import wait_until
 
 SITES = ("A", "B")

@@ -14,8 +14,8 @@ import pytest
 
 from gcml_ray.records import RoundRecord
 from tests.cluster.ray_runs import run_on_ray
-from tests.fake_runs import RecordingListener, Run
 from tests.fakes import Fault, fake_config, release, run_folder
+from tests.runs import RecordingListener, Run
 
 pytestmark = pytest.mark.usefixtures("ray_local")
 

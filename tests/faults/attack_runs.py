@@ -12,11 +12,10 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from actors.local_pool import LocalPool
 from gcml_ray.config import Config
 from gcml_ray.prediction.averages import mean
 from gcml_ray.records import PERSONALISED, Judgement
-from tests.fake_runs import Run, drive
+from tests.runs import Run, run_real
 
 SITES = ("A", "B", "C", "D", "E", "F", "G", "H")
 SIDE = 24
@@ -137,5 +136,5 @@ class Attacked:
 def run_attack(folder: Path, *, num_sites: int, name: str, liars: Sequence[str] = (), **sections: Any) -> Attacked:
     """Runs a federation; the liars are left out of its result."""
     config = attack_config(folder, name=name, **sections)
-    run = drive(config, LocalPool(config, config.output.folder, run_id="run"))
+    run = run_real(config)
     return Attacked(run, tuple(site for site in SITES[:num_sites] if site not in liars))

@@ -14,7 +14,6 @@ from actors import faulty_trainer
 from actors.faulty_trainer import FaultyTrainer, with_chaos
 from actors.federation import run_federation
 from actors.listener import NullListener
-from actors.local_pool import LocalPool
 from actors.site_pool import SiteDiedError
 from gcml_ray.chaos import parse_chaos
 from gcml_ray.config import Config
@@ -22,10 +21,10 @@ from gcml_ray.errors import ConfigError, SiteError
 from gcml_ray.files.run_folder import RunFolder
 from gcml_ray.push.wire import Buffer, PushHeader
 from gcml_ray.records import TrainOrder
-from tests.fake_runs import Run, drive, run_locally
 from tests.fakes import FakeTrainers, calls_of, fake_config
 from tests.makers import make_config
 from tests.pushes import refusal
+from tests.runs import Run, run_locally, run_real
 from tests.waiting import Clock
 
 ORDERS = [TrainOrder(number, "exchange", evaluate=True, checkpoint=True) for number in range(1, 5)]
@@ -41,10 +40,10 @@ def run_fakes(folder: Path, text: str, **sections: Any) -> Run:
     return run_locally(chaotic(fake_config(folder, **sections), text))
 
 
-def run_real(folder: Path, text: str, **sections: Any) -> Run:
+def run_two(folder: Path, text: str, **sections: Any) -> Run:
     """Two real sites with tiny cases, three rounds."""
     config = chaotic(make_config(folder, **sections), text)
-    return drive(config, LocalPool(config, config.output.folder, run_id="run"))
+    return run_real(config)
 
 
 # --- breakdowns ----------------------------------------------------------------------------------
@@ -74,7 +73,7 @@ def test_breakdown_is_a_failure_of_that_site_and_round_and_the_run_goes_on(
     ("text", "kind"), [("kill:server@r2", "died"), ("raise:server@r2", "raised"), ("disk:server@r2", "raised")]
 )
 def test_breakdown_of_the_server_happens_where_it_works(tmp_path: Path, text: str, kind: str) -> None:
-    run = run_real(tmp_path, text, method={"name": "fedavg"})
+    run = run_two(tmp_path, text, method={"name": "fedavg"})
     assert [(site, number, how) for site, number, how, _ in run.failures()] == [("server", 2, kind)]
     assert run.summary.status == "finished"
     assert run.trained("A") == [1, 2, 3]
@@ -83,18 +82,18 @@ def test_breakdown_of_the_server_happens_where_it_works(tmp_path: Path, text: st
 @pytest.mark.parametrize("text", ["raise:B@merge@r3", "raise:B@validate@r3", "raise:B@checkpoint@r3"])
 def test_breakdown_reaches_every_stage_of_real_training(tmp_path: Path, text: str) -> None:
     method = {"name": "gcml", "topology": {"name": "ring"}, "merge": "val_weighted"}
-    run = run_real(tmp_path, text, method=method)
+    run = run_two(tmp_path, text, method=method)
     assert [(site, number) for site, number, _, _ in run.failures()] == [("B", 3)]
     assert run.trained("A") == [1, 2, 3]
 
 
 def test_breakdown_while_loading_ends_the_run_at_its_start(tmp_path: Path) -> None:
     with pytest.raises(SiteError, match="chaos: raise:B@load"):
-        run_real(tmp_path, "raise:B@load")
+        run_two(tmp_path, "raise:B@load")
 
 
 def test_full_disk_costs_a_checkpoint_and_the_site_goes_back_to_the_one_before(tmp_path: Path) -> None:
-    run = run_real(tmp_path, "disk:B@r2")
+    run = run_two(tmp_path, "disk:B@r2")
     assert [(f.site, f.round_number, f.error_type) for f, _ in run.listener.failures] == [("B", 2, "OSError")]
     assert "No space left on device" in run.listener.failures[0][0].message
     assert run.trained("B") == [1, 3]
@@ -102,7 +101,7 @@ def test_full_disk_costs_a_checkpoint_and_the_site_goes_back_to_the_one_before(t
 
 def test_weights_that_become_nan_are_refused_by_the_site_itself(tmp_path: Path) -> None:
     """With ``keep_local`` nothing but the site's own check stands between NaN and the next round."""
-    run = run_real(tmp_path, "nan:B@r2", method={"name": "gcml", "topology": {"name": "ring"}, "merge": "keep_local"})
+    run = run_two(tmp_path, "nan:B@r2", method={"name": "gcml", "topology": {"name": "ring"}, "merge": "keep_local"})
     assert "NaN" in run.listener.failures[0][0].message
     assert run.trained("B") == [1, 3]
 

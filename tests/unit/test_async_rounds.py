@@ -17,8 +17,8 @@ from gcml_ray.config import Config
 from gcml_ray.files.run_folder import RunFolder
 from gcml_ray.push.wire import Expectation, PushHeader, TensorSpec, checksum
 from gcml_ray.records import RoundRecord
-from tests.fake_runs import RecordingListener, Run, drive, run_locally
 from tests.fakes import FakeTrainers, Fault, calls_of, fake_config
+from tests.runs import RecordingListener, Run, drive, run_locally
 
 
 def async_config(tmp_path: Path, **federation: Any) -> Config:

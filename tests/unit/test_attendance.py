@@ -17,8 +17,8 @@ from gcml_ray.config import SERVER, Config
 from gcml_ray.errors import CheckpointError, ConfigError, SiteError
 from gcml_ray.files.run_folder import RunFolder, RunState
 from gcml_ray.records import RoundRecord, SiteInfo
-from tests.fake_runs import RecordingListener, run_locally
 from tests.fakes import FakeTrainer, Fault, calls_of, fake_config, final_weights
+from tests.runs import RecordingListener, run_locally
 
 
 def sites_of_rounds(run: Any) -> list[str]:

@@ -12,8 +12,8 @@ import pytest
 from actors.attendance import request
 from gcml_ray.console.summary import lost_words
 from gcml_ray.errors import ConfigError
-from tests.fake_runs import run_locally
 from tests.fakes import Fault, fake_config
+from tests.runs import run_locally
 from tests.unit.test_attendance import ask
 
 

@@ -19,9 +19,9 @@ from gcml_ray.cli.predict import evaluate, predict
 from gcml_ray.config import Config
 from gcml_ray.errors import CheckpointError, ConfigError, DataError
 from gcml_ray.prediction.label_files import site_that_made
-from tests.fake_runs import RecordingListener
 from tests.makers import make_config
 from tests.model_files import Array, Bright, bright_box, personal, save_volume, write_run
+from tests.runs import RecordingListener
 
 app = typer.Typer(pretty_exceptions_enable=False)
 app.command()(predict)

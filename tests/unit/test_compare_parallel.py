@@ -17,8 +17,8 @@ from gcml_ray.comparison.output import Tables, finished_cells
 from gcml_ray.config import ResourcesConfig
 from gcml_ray.errors import ConfigError
 from tests.comparison_runs import Watch, break_gossip, make_comparison, run
-from tests.fake_runs import RecordingListener
 from tests.fakes import FakeTrainers
+from tests.runs import RecordingListener
 
 
 @pytest.fixture(autouse=True)

@@ -24,9 +24,9 @@ from gcml_ray.errors import ConfigError
 from gcml_ray.files.run_folder import TRACKING_FILE, RunFolder
 from gcml_ray.records import WAITS_FOR_ROOM, EvaluationReport, SiteStatus, Split
 from tests.comparison_runs import METHODS, Watch, break_gossip, make_comparison, run
-from tests.fake_runs import RecordingListener
 from tests.fakes import FakeTrainers, Fault, calls_of
 from tests.made_up_run import made_up_config, made_up_round
+from tests.runs import RecordingListener
 
 
 @pytest.fixture(autouse=True)

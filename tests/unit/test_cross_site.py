@@ -16,10 +16,10 @@ from gcml_ray.model.checkpoint import load_model_file
 from gcml_ray.networks.registry import build_network
 from gcml_ray.records import CaseScore
 from gcml_ray.training.trainer import SiteTrainer
-from tests.fake_runs import Run, drive, run_locally
 from tests.fakes import FakeTrainer, Fault, fake_config, final_weights, first_weight_as_dice
 from tests.makers import make_config
 from tests.message_audit import AuditedLocalPool, Book, assert_only_weights_and_records
+from tests.runs import Run, drive, run_locally, run_real
 
 ON = {"cross_site": True}
 
@@ -109,10 +109,6 @@ BATCH_NORM = {"name": "unet", "options": {"channels": [4, 8], "strides": [2], "n
 ROUNDS = {"rounds": 2, "warmup_rounds": 0}
 
 
-def run_here(config: Config) -> Run:
-    return drive(config, LocalPool(config, config.output.folder, run_id="run"))
-
-
 def trainer_of(run: Run, config: Config, site: str) -> SiteTrainer:
     """A site as it is after the run."""
     trainer = SiteTrainer(config, site, run.folder.path, use_gpu=False, on_progress=lambda *_: None)
@@ -148,7 +144,7 @@ METHODS = pytest.mark.parametrize(
 @METHODS
 def test_scores_away_are_those_of_the_owners_file(tmp_path: Path, sections: dict[str, Any]) -> None:
     config = make_config(tmp_path, spatial_dims=2, evaluation=ON, federation=ROUNDS, **sections)
-    run = run_here(config)
+    run = run_real(config)
     for owner, site in (("A", "B"), ("B", "A")):
         away = [score.dice for score in run.folder.cross_site() if (score.model, score.site) == (owner, site)]
         assert away == scores_by_hand(run, config, owner=owner, site=site)
@@ -158,7 +154,7 @@ def test_scores_away_are_those_of_the_owners_file(tmp_path: Path, sections: dict
 def test_the_whole_model_travels_as_it_is_used_at_home(tmp_path: Path, sections: dict[str, Any]) -> None:
     """Every value of A's file is in B's learner, those included that the method keeps local."""
     config = make_config(tmp_path, spatial_dims=2, evaluation=ON, federation=ROUNDS, **sections)
-    run = run_here(config)
+    run = run_real(config)
     a, b = trainer_of(run, config, "A"), trainer_of(run, config, "B")
     b.visits.score(*a.visits.export("run/visit"))
     arrived = b.exchange.learner_for(config.network).model.flat.clone()
@@ -176,7 +172,7 @@ def test_models_of_another_network_are_scored_too(tmp_path: Path) -> None:
     config = make_config(
         tmp_path, spatial_dims=2, evaluation=ON, federation=ROUNDS, method=method, site_networks={"B": wide}
     )
-    run = run_here(config)
+    run = run_real(config)
     away = [score.dice for score in run.folder.cross_site() if (score.model, score.site) == ("B", "A")]
     assert away == scores_by_hand(run, config, owner="B", site="A")
 

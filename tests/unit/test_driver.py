@@ -18,8 +18,8 @@ from gcml_ray.files.run_folder import RunFolder, RunState
 from gcml_ray.push.wire import Buffer
 from gcml_ray.records import RoundRecord, SiteFailure, SiteInfo
 from gcml_ray.seeding import numpy_generator
-from tests.fake_runs import RecordingListener, RecordingTracker, Run, run_locally
 from tests.fakes import FakeTrainers, Fault, calls_of, fake_config, final_weights
+from tests.runs import RecordingListener, RecordingTracker, Run, run_locally
 from tests.timed_pools import DeafPool, TimedPool
 
 

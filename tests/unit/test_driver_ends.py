@@ -12,8 +12,8 @@ from actors.driver import Driver
 from actors.federation import run_federation
 from gcml_ray.errors import CheckpointError
 from gcml_ray.records import SiteInfo
-from tests.fake_runs import RecordingListener, run_locally
 from tests.fakes import FakeTrainers, fake_config
+from tests.runs import RecordingListener, run_locally
 from tests.unit.test_driver import raises_in
 
 

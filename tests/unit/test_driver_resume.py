@@ -16,9 +16,9 @@ from gcml_ray.config import Config
 from gcml_ray.errors import CheckpointError
 from gcml_ray.files.run_folder import RunFolder, RunState
 from gcml_ray.records import TrainReport
-from tests.fake_runs import RecordingListener, drive, run_locally
 from tests.fakes import FakeTrainers, Fault, fake_config, final_weights
 from tests.makers import make_config
+from tests.runs import RecordingListener, drive, run_locally
 
 
 def stopped_after(number: int) -> RecordingListener:

@@ -14,7 +14,6 @@ import torch
 from safetensors.numpy import load_file
 from torch import Tensor, nn
 
-from actors.local_pool import LocalPool
 from gcml_ray.config import Config, OptimiserConfig
 from gcml_ray.data.datalist import read_datalist
 from gcml_ray.errors import CheckpointError, ConfigError
@@ -27,11 +26,9 @@ from gcml_ray.prediction.predict import load_model
 from gcml_ray.records import ENSEMBLE, PERSONALISED
 from gcml_ray.training.ensemble import Ensemble, EnsembleMember
 from gcml_ray.training.trainer import SiteTrainer
-from tests.fake_runs import Run, drive
 from tests.makers import make_config
+from tests.runs import run_real
 from tests.trainer_runs import RING, TROUBLESOME, make_trainer, order, push_from_b, run, weights
-
-pytestmark = pytest.mark.filterwarnings("ignore:The given NumPy array is not writable")
 
 
 def config_of(folder: Path, *, num_peers: int = 2, **sections: Any) -> Config:
@@ -189,13 +186,9 @@ def test_an_ensemble_without_peers_scores_as_the_personalised_model(tmp_path: Pa
 # --- a run ------------------------------------------------------------------------------------------
 
 
-def run_locally(config: Config) -> Run:
-    return drive(config, LocalPool(config, config.output.folder, run_id="run"))
-
-
 @pytest.mark.parametrize("name", ["gossip_avg", "gcml", "gml", "defkt", "dpsgd"])
 def test_every_method_with_peers_tests_ensembles_too(tmp_path: Path, name: str) -> None:
-    done = run_locally(config_of(tmp_path, method={"name": name, "topology": RING}))
+    done = run_real(config_of(tmp_path, method={"name": name, "topology": RING}))
     assert (done.summary.status, done.failures()) == ("finished", [])
     models = {"personalised", "before_gossip", "ensemble"}
     assert {(score.site, score.model) for score in done.folder.cases()} == {(s, m) for s in "AB" for m in models}
@@ -204,7 +197,7 @@ def test_every_method_with_peers_tests_ensembles_too(tmp_path: Path, name: str) 
 def test_prediction_with_peers_is_what_was_tested(tmp_path: Path) -> None:
     """B's model is made a member by hand; the mask of A's test case is that of the ensemble in the run."""
     config = config_of(tmp_path)
-    run_locally(config)
+    run_real(config)
     trainer = make_trainer(config, resume_round=None)
     trainer.files.keep_members([trainer.state.peer_files["B"]])
     model = load_model(config.output.folder, "A", peers=True)
@@ -220,7 +213,7 @@ def test_prediction_with_peers_is_what_was_tested(tmp_path: Path) -> None:
 
 def test_an_ensemble_that_was_never_tested_is_refused(tmp_path: Path) -> None:
     config = config_of(tmp_path)
-    run_locally(config)
+    run_real(config)
     (Path(config.output.folder) / "checkpoints/A/members.json").unlink()
     with pytest.raises(CheckpointError, match="site A has not tested its ensemble"):
         load_model(config.output.folder, "A", peers=True)
@@ -240,7 +233,7 @@ def test_an_ensemble_that_was_never_tested_is_refused(tmp_path: Path) -> None:
 )
 def test_damaged_list_of_members_is_refused(tmp_path: Path, text: str, words: str) -> None:
     config = config_of(tmp_path)
-    run_locally(config)
+    run_real(config)
     (Path(config.output.folder) / "checkpoints/A/members.json").write_text(text)
     with pytest.raises(CheckpointError, match=rf"members\.json .*{words}"):
         load_model(config.output.folder, "A", peers=True)
@@ -248,7 +241,7 @@ def test_damaged_list_of_members_is_refused(tmp_path: Path, text: str, words: st
 
 def test_a_run_that_kept_no_peers_has_no_ensemble_to_predict_with(tmp_path: Path) -> None:
     config = config_of(tmp_path, num_peers=0)
-    run_locally(config)
+    run_real(config)
     with pytest.raises(ConfigError, match="no site kept any"):
         load_model(config.output.folder, "A", peers=True)
 

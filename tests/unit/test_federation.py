@@ -14,8 +14,8 @@ from actors.listener import NullListener
 from actors.site_pool import SitePool
 from gcml_ray.errors import ConfigError, SiteError
 from gcml_ray.files.run_folder import RunFolder
-from tests.fake_runs import RecordingListener
 from tests.fakes import FakeTrainers, Fault, fake_config
+from tests.runs import RecordingListener
 
 
 def run(config: Any, *faults: Fault, resume: bool = False, stop_after: int = 0) -> tuple[Any, RecordingListener]:

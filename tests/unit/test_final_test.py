@@ -11,8 +11,8 @@ from actors.local_pool import LocalPool
 from actors.site_pool import Outcome, SiteDiedError, SiteHungError
 from gcml_ray.config import Config
 from gcml_ray.records import SiteFailure
-from tests.fake_runs import Run, drive, run_locally
 from tests.fakes import FakeTrainers, Fault, calls_of, fake_config
+from tests.runs import Run, drive, run_locally
 from tests.unit.test_driver import raises_in
 
 TEST_ROUND = 4  # what a failure in the test counts for: the last round

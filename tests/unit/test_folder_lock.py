@@ -11,8 +11,8 @@ import pytest
 from actors.federation import run_federation
 from gcml_ray.errors import ConfigError
 from gcml_ray.files.folder_lock import held
-from tests.fake_runs import RecordingListener
 from tests.makers import make_config
+from tests.runs import RecordingListener
 
 
 def test_a_folder_that_is_held_is_refused_with_who_holds_it(tmp_path: Path) -> None:

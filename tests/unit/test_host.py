@@ -15,9 +15,9 @@ from actors.local_pool import LocalPool
 from actors.site import NotStartedError
 from gcml_ray.config import SERVER, Config
 from gcml_ray.records import TrainOrder
-from tests.fake_runs import Run, drive, run_locally
 from tests.fakes import FakeTrainers, Fault, calls_of, fake_config
 from tests.makers import make_config
+from tests.runs import Run, run_locally, run_real
 
 ROUNDS = {"rounds": 3, "local_steps": 2, "warmup_rounds": 1, "cooldown_rounds": 0}
 NETWORK = {
@@ -34,7 +34,7 @@ def run(folder: Path, per_actor: int, **sections: Any) -> Run:
     values: dict[str, Any] = {"method": GCML, "network": NETWORK, "federation": ROUNDS} | sections
     resources = {"sites_per_actor": per_actor} | values.pop("resources", {})
     config = make_config(folder, num_sites=4, spatial_dims=2, resources=resources, **values)
-    return drive(config, LocalPool(config, config.output.folder, run_id="run"))
+    return run_real(config)
 
 
 def last_files(run: Run) -> dict[str, dict[str, Any]]:

@@ -12,8 +12,8 @@ from actors.driver import Driver
 from actors.site_pool import Outcome
 from gcml_ray.config import Config
 from gcml_ray.records import SiteFailure
-from tests.fake_runs import run_locally
 from tests.fakes import Fault, fake_config
+from tests.runs import run_locally
 from tests.timed_pools import LatePool, TimedPool
 
 GOSSIP: dict[str, Any] = {"name": "gossip_avg", "topology": {"name": "ring"}}

@@ -11,16 +11,13 @@ import torch
 from safetensors.numpy import load_file
 from torch import Tensor, nn
 
-from actors.local_pool import LocalPool
 from gcml_ray.config import Config
 from gcml_ray.errors import ConfigError
 from gcml_ray.model.weights import FlatModel, norm_parameters
 from gcml_ray.training.trainer import SiteTrainer
-from tests.fake_runs import drive
 from tests.makers import make_config
+from tests.runs import run_real
 from tests.trainer_runs import RING, TROUBLESOME, make_trainer, push_from_b, run, weights
-
-pytestmark = pytest.mark.filterwarnings("ignore:The given NumPy array is not writable")
 
 LOCAL_NORMS = {"topology": RING, "buffers": "keep", "share_norms": False}
 AFFINE = {
@@ -102,7 +99,7 @@ def test_sites_end_with_norms_of_their_own_and_resume_to_the_bit(tmp_path: Path,
 def test_a_federation_runs_with_local_norms(tmp_path: Path) -> None:
     """The norms of A and B go different ways, and every push is smaller."""
     config = config_of(tmp_path, "gcml", federation={"rounds": 3, "warmup_rounds": 0})
-    done = drive(config, LocalPool(config, config.output.folder, run_id="run"))
+    done = run_real(config)
     assert (done.summary.status, done.failures()) == ("finished", [])
     assert all(push.accepted for push in done.folder.transfers())
     model = make_trainer(config, folder=tmp_path / "other").local.model

@@ -12,7 +12,6 @@ import torch
 from gcml_ray.config import Config
 from gcml_ray.networks.registry import build_network
 from gcml_ray.records import SiteStatus
-from tests.fake_runs import drive
 from tests.makers import make_config
 from tests.message_audit import (
     MAX_BYTES,
@@ -22,8 +21,7 @@ from tests.message_audit import (
     problems_of,
     problems_of_push,
 )
-
-pytestmark = pytest.mark.filterwarnings("ignore:The given NumPy array is not writable")
+from tests.runs import drive
 
 DP_SGD = {"mode": "dp_sgd", "noise_multiplier": 1.0, "max_grad_norm": 1.0, "delta": 1e-2, "epsilon_limit": 6.0}
 UPDATE_NOISE = {"mode": "update_noise", "noise_multiplier": 0.01, "max_update_norm": 1.0, "delta": 1e-2}

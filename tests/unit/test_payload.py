@@ -18,8 +18,8 @@ from gcml_ray.push.outbox import Outbox, Parcel
 from gcml_ray.push.payload import BLOCK_VALUES, decode, decode_difference, encode, encode_difference, payload_size
 from gcml_ray.push.wire import Buffer, Expectation, PushHeader, checksum
 from gcml_ray.records import PushReceipt
-from tests.fake_runs import run_locally
 from tests.fakes import fake_config, final_weights
+from tests.runs import run_locally
 
 LOSSY = ("float16", "bfloat16", "int8")
 FLOATS = st.floats(-1000, 1000, width=32)

@@ -29,8 +29,6 @@ from gcml_ray.seeding import numpy_generator
 from tests.makers import make_config
 from tests.trainer_runs import make_trainer
 
-pytestmark = pytest.mark.filterwarnings("ignore:The given NumPy array is not writable")
-
 PRIVATE = {"mode": "dp_sgd", "noise_multiplier": 1.0, "max_grad_norm": 1.0, "delta": 1e-2, "seeded": True}
 TRUSTING = {"weights": False, "validation": False}  # the made-up pushes of these tests would be refused
 

@@ -19,8 +19,6 @@ from gcml_ray.push.wire import checksum
 from tests.makers import make_config
 from tests.trainer_runs import make_trainer, order, push_from_b, run, weights
 
-pytestmark = pytest.mark.filterwarnings("ignore:The given NumPy array is not writable")
-
 NOISED = {"mode": "update_noise", "noise_multiplier": 0.0, "max_update_norm": 1.0, "delta": 1e-2, "seeded": True}
 
 

@@ -13,17 +13,14 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, get_args, get_type_hints
 
-import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from gcml_ray.cli.main import main
 from gcml_ray.config import LocalMethod, Method
-from gcml_ray.data.loading import Sample
 from gcml_ray.errors import DataError
 from gcml_ray.files.run_folder import RunFolder, RunState
-from gcml_ray.records import CaseScore, Judgement, PushReceipt, RoundRecord, SiteFailure
+from gcml_ray.records import CaseScore, Judgement, PushReceipt, SiteFailure
 from gcml_ray.report.page.gossip_charts import gossip_graph, push_map
 from gcml_ray.report.page.parts import chart_text
 from gcml_ray.report.page.records import read_run, site_dice
@@ -31,10 +28,8 @@ from gcml_ray.report.page.run import FAILURES, text_without_secrets
 from gcml_ray.report.page.run_charts import WAITING, stage_seconds
 from gcml_ray.report.page.summary import METHODS, explained
 from gcml_ray.report.page.write import write_report
-from gcml_ray.report.regions import _compare, draw_regions
 from gcml_ray.wording import without_secrets
 from tests.made_up_run import made_up_config, made_up_round
-from tests.model_files import write_run
 from tests.report_runs import SITES, make_run, without_pushes
 
 SECTIONS = [
@@ -260,56 +255,6 @@ def test_picture_that_cannot_be_read_is_named_and_the_page_goes_on(tmp_path: Pat
     page = page_of(folder)
     assert "worst_case2.png" in page
     assert page.count('src="data:image/') == 1
-
-
-# --- regions -----------------------------------------------------------------------------------
-
-
-def sample_of(label: list[list[int]]) -> Sample:
-    empty = torch.zeros(0, dtype=torch.int32)
-    return Sample("x", torch.zeros(1, 2, 3), torch.tensor([label], dtype=torch.uint8), (1.0, 1.0), empty, empty)
-
-
-def test_omega_is_split_by_whether_the_peer_is_right() -> None:
-    """Six voxels. Omega: all where truth, learner or peer is not 0; there the peer is right at (0, 0) and (0, 2)."""
-    truth = [[1, 1, 0], [0, 0, 2]]
-    learner = torch.tensor([[[0, 1, 1], [0, 0, 2]]])
-    peer = torch.tensor([[[1, 0, 0], [0, 1, 1]]])
-    compared = _compare(sample_of(truth), learner, peer, sigmoid=False)
-    np.testing.assert_array_equal(compared.pull, [[True, False, True], [False, False, False]])
-    np.testing.assert_array_equal(compared.push, [[False, True, False], [False, True, True]])
-
-
-def taught_rounds(site: str, peer: str) -> tuple[RoundRecord, ...]:
-    record = made_up_round(1, (site, peer))
-    report = replace(record.trained[0], site=site, peers=(peer,), regions={"pull": 0.1, "push": 0.1, "omega": 0.2})
-    return (replace(record, trained=(report,)),)
-
-
-def test_example_is_a_validation_case_and_needs_no_test_file(tmp_path: Path) -> None:
-    config = write_run(tmp_path)
-    cases = json.loads(Path(config.data.datalist).read_text())["cases"]
-    own = {case["split"]: case for case in cases if case["site"] == "A"}
-    for path in [*np.atleast_1d(own["test"]["image"]), own["test"]["label"]]:
-        (tmp_path / str(path)).unlink()
-    example = draw_regions(Path(config.output.folder), config, taught_rounds("A", "B"))
-    assert own["validation"].get("case", Path(own["validation"]["label"]).name.partition(".")[0]) in example.title
-    assert example.png.startswith(b"\x89PNG")
-
-
-def test_page_goes_on_where_the_images_do_not_lie_here(tmp_path: Path) -> None:
-    config = write_run(tmp_path)
-    folder = RunFolder(Path(config.output.folder))
-    folder.append_round(taught_rounds("A", "B")[0])
-    Path(config.data.datalist).unlink()
-    page = write_report(folder.path).read_text(encoding="utf-8")
-    assert re.search(r"There is no example picture: .*no such datalist", page)
-
-
-def test_pair_without_its_models_has_no_example(tmp_path: Path) -> None:
-    config = write_run(tmp_path, sites=("A",))
-    with pytest.raises(DataError, match="two sites that learned from each other"):
-        draw_regions(Path(config.output.folder), config, taught_rounds("A", "B"))
 
 
 # --- charts ------------------------------------------------------------------------------------

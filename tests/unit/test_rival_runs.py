@@ -10,7 +10,6 @@ import pytest
 import torch
 from safetensors.numpy import load_file
 
-from actors.local_pool import LocalPool
 from gcml_ray.config import Config
 from gcml_ray.console.summary import run_table
 from gcml_ray.data.datalist import read_datalist
@@ -18,8 +17,8 @@ from gcml_ray.data.pooling import origin, pooled_cases
 from gcml_ray.errors import ConfigError, SiteError
 from gcml_ray.methods import METHODS
 from gcml_ray.report.run import write_plots
-from tests.fake_runs import RecordingListener, Run, drive
 from tests.makers import make_config
+from tests.runs import RecordingListener, run_real
 from tests.trainer_runs import make_trainer
 
 RING = {"name": "ring"}
@@ -47,10 +46,6 @@ def config_of(folder: Path, name: str, **sections: Any) -> Config:
     return make_config(folder, spatial_dims=2, method=method, **sections)
 
 
-def run_locally(config: Config, **options: Any) -> Run:
-    return drive(config, LocalPool(config, config.output.folder, run_id="run"), **options)
-
-
 def num_pushes(name: str, num_sites: int) -> int:
     """What a round of exchange takes by the rule of each method; the ring of two has one push each way."""
     if name in ("local", "pooled"):
@@ -60,7 +55,7 @@ def num_pushes(name: str, num_sites: int) -> int:
 
 @pytest.mark.parametrize("name", METHODS)
 def test_method_runs_from_configuration_to_test_scores_with_the_traffic_of_its_rule(tmp_path: Path, name: str) -> None:
-    run = run_locally(config_of(tmp_path, name))
+    run = run_real(config_of(tmp_path, name))
     assert (run.summary.status, run.failures()) == ("finished", [])
     models = {"personalised", "before_gossip"} | ({"shared"} if name in ("ditto", "proxyfl") else set())
     assert {(score.site, score.model) for score in run.folder.cases()} == {(s, m) for s in "AB" for m in models}
@@ -92,7 +87,7 @@ def test_fedbn_refuses_a_network_that_has_no_norm_to_keep(tmp_path: Path) -> Non
 def test_plain_fedavg_scores_the_aggregated_model(tmp_path: Path) -> None:
     """Without a cool-down both sites end with the same weights, the server's."""
     rounds = ROUNDS | {"warmup_rounds": 0, "cooldown_rounds": 0}
-    run = run_locally(config_of(tmp_path, "fedavg", federation=rounds))
+    run = run_real(config_of(tmp_path, "fedavg", federation=rounds))
     sites = [load_file(run.folder.path / f"checkpoints/{site}/round_00004.safetensors") for site in "AB"]
     for key, values in sites[0].items():
         if key.startswith("model.") and "num_batches" not in key:
@@ -105,10 +100,10 @@ def test_plain_fedavg_scores_the_aggregated_model(tmp_path: Path) -> None:
 @pytest.mark.parametrize("stop_after", [1, 2, 3])
 @pytest.mark.parametrize("name", ["fedavg", "ditto", "proxyfl"])
 def test_resume_is_exact_to_the_bit(tmp_path: Path, name: str, stop_after: int) -> None:
-    whole = run_locally(config_of(tmp_path / "whole", name))
+    whole = run_real(config_of(tmp_path / "whole", name))
     config = config_of(tmp_path / "broken", name)
-    run_locally(config, listener=RecordingListener(stop_after=stop_after))
-    resumed = run_locally(config, resume=True)
+    run_real(config, listener=RecordingListener(stop_after=stop_after))
+    resumed = run_real(config, resume=True)
     for site in "AB":
         file = f"checkpoints/{site}/round_00004.safetensors"
         mine, other = load_file(whole.folder.path / file), load_file(resumed.folder.path / file)
@@ -129,7 +124,7 @@ def test_dittos_models_start_alike_and_proxyfls_do_not(tmp_path: Path) -> None:
 
 def test_proxyfl_takes_private_networks_of_different_kinds(tmp_path: Path) -> None:
     other = {"name": "unet", "options": {"channels": [4, 4], "strides": [2], "num_res_units": 0}}
-    run = run_locally(config_of(tmp_path, "proxyfl", site_networks={"B": other}))
+    run = run_real(config_of(tmp_path, "proxyfl", site_networks={"B": other}))
     assert (run.summary.status, run.failures()) == ("finished", [])
     assert all(push.accepted for push in run.folder.transfers())
 
@@ -162,7 +157,7 @@ def test_pooled_validation_is_the_mean_over_sites(tmp_path: Path) -> None:
 
 
 def test_pooled_takes_as_many_steps_as_one_site(tmp_path: Path) -> None:
-    run = run_locally(config_of(tmp_path, "pooled"))
+    run = run_real(config_of(tmp_path, "pooled"))
     assert [[report.site for report in record.trained] for record in run.folder.rounds()] == [["pooled"]] * 4
     assert sum(report.num_steps for report in run.listener.trained) == 4 * 2
 
@@ -176,7 +171,7 @@ def test_reserved_names_are_no_sites(tmp_path: Path, name: str) -> None:
     datalist = Path(config.data.datalist)
     datalist.write_text(datalist.read_text().replace('"site": "B"', f'"site": "{name}"'))
     with pytest.raises(ConfigError, match=f"site name '{name}' is reserved"):
-        run_locally(config)
+        run_real(config)
 
 
 @pytest.mark.parametrize("name", ["fedavg", "ditto", "dpsgd", "defkt", "pooled"])
@@ -193,7 +188,7 @@ def test_pooled_cases_cannot_stay_on_their_nodes(tmp_path: Path) -> None:
 
 def test_servers_checkpoint_of_another_configuration_is_refused(tmp_path: Path) -> None:
     config = config_of(tmp_path, "fedavg")
-    run_locally(config, listener=RecordingListener(stop_after=2))
+    run_real(config, listener=RecordingListener(stop_after=2))
     changed = config.model_copy(update={"optimiser": config.optimiser.model_copy(update={"learning_rate": 0.5})})
     with pytest.raises(SiteError, match="belongs to another configuration"):
-        run_locally(changed, resume=True)
+        run_real(changed, resume=True)

@@ -12,8 +12,8 @@ from actors.local_pool import LocalPool
 from actors.site_pool import Outcome
 from gcml_ray.errors import SiteError
 from gcml_ray.records import SiteFailure
-from tests.fake_runs import Run, drive
 from tests.fakes import FakeTrainers, calls_of, fake_config
+from tests.runs import Run, drive
 
 
 class LossyPool(LocalPool):

@@ -18,8 +18,8 @@ from gcml_ray.console.search import final_table
 from gcml_ray.errors import CheckpointError, ClusterError
 from gcml_ray.files.record_json import to_json
 from gcml_ray.files.run_folder import RunFolder
-from tests.fake_runs import RecordingListener
 from tests.fakes import FakeTrainers, Fault, calls_of
+from tests.runs import RecordingListener
 from tests.search_makers import make_search, searched, text_of
 from tune.final import run_final
 from tune.search_file import save_search

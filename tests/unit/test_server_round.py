@@ -22,8 +22,8 @@ from gcml_ray.files.run_folder import RunFolder
 from gcml_ray.push.wire import Buffer
 from gcml_ray.records import RoundRecord, SiteFailure
 from gcml_ray.seeding import numpy_generator
-from tests.fake_runs import RecordingListener, RecordingTracker, drive, run_locally
 from tests.fakes import FakeTrainers, Fault, calls_of, fake_config, final_weights, weights_file
+from tests.runs import RecordingListener, RecordingTracker, drive, run_locally
 
 FEDAVG: dict[str, Any] = {"name": "fedavg"}
 

@@ -28,9 +28,6 @@ from tests.trainer_runs import (
     without_clocks,
 )
 
-pytestmark = pytest.mark.filterwarnings("ignore:The given NumPy array is not writable")
-
-
 # --- resume --------------------------------------------------------------------------------------
 
 METHODS = {

@@ -10,7 +10,6 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from actors.local_pool import LocalPool
 from gcml_ray.config import Config, OptimiserConfig
 from gcml_ray.errors import CheckpointError, DamagedError
 from gcml_ray.model.checkpoint import load_model_file, load_round, read_tensors, round_file, write_tensors
@@ -20,12 +19,10 @@ from gcml_ray.model.weight_average import WeightAverage, decay_at
 from gcml_ray.model.weights import FlatModel
 from gcml_ray.records import BEFORE_GOSSIP, PERSONALISED, SHARED
 from gcml_ray.training.trainer import SiteTrainer
-from tests.fake_runs import drive
 from tests.makers import make_config
 from tests.method_rounds import batch_of, cross_entropy
+from tests.runs import run_real
 from tests.trainer_runs import RING, TROUBLESOME, make_trainer, order, push_from_b, run, weights
-
-pytestmark = pytest.mark.filterwarnings("ignore:The given NumPy array is not writable")
 
 AVERAGED = {"weight_average": 0.5}
 
@@ -332,7 +329,7 @@ def test_methods_run_with_averages_that_are_pushed_too(tmp_path: Path, name: str
     """An average of private steps, or one that leaves with noise, promises what its weights do."""
     optimiser = AVERAGED | {"push_average": True}
     config = make_config(tmp_path, spatial_dims=2, method={"name": name} | KEYS[name], optimiser=optimiser, **sections)
-    done = drive(config, LocalPool(config, config.output.folder, run_id="run"))
+    done = run_real(config)
     assert (done.summary.status, done.failures()) == ("finished", [])
     assert all(push.accepted for push in done.folder.transfers())
     assert {score.model for score in done.folder.cases()} >= {"personalised", "before_gossip"}

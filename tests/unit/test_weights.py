@@ -190,7 +190,6 @@ def test_mix_at_its_ends_is_one_of_the_two_exactly(share: float, expected: list[
     assert model.flat.tolist() == expected
 
 
-@pytest.mark.filterwarnings("ignore:The given NumPy array is not writable")
 def test_load_and_mix_never_write_to_what_came_in() -> None:
     buffer = np.arange(6, dtype=np.float32)
     buffer.flags.writeable = False

@@ -1,12 +1,12 @@
-"""Runs of fake trainers, and what watches them."""
+"""Runs over a driver in this process, of fake trainers or real ones, and what watches them."""
 
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from actors.driver import Driver, RunSummary
 from actors.failure_policy import Decision
@@ -101,7 +101,6 @@ class Run:
     folder: RunFolder
     listener: RecordingListener
     tracker: RecordingTracker
-    seconds: float
 
     def failures(self) -> list[tuple[str, int, str, str]]:
         """(site, round, kind, decision) of every failure."""
@@ -125,7 +124,6 @@ def drive(
     listener: RecordingListener | None = None,
 ) -> Run:
     """Runs a driver over a pool and ends the pool."""
-    began = time.perf_counter()
     path = Path(config.output.folder)
     folder = RunFolder.open(path) if resume else RunFolder.create(path, config)
     state = folder.read_state() if resume else None
@@ -136,7 +134,12 @@ def drive(
         summary = driver.run(sites_of(config), resume=state, finish=finish)
     finally:
         pool.shutdown()
-    return Run(summary, folder, listener, tracker, time.perf_counter() - began)
+    return Run(summary, folder, listener, tracker)
+
+
+def run_real(config: Config, **options: Any) -> Run:
+    """A run of real sites in this process; ``options`` are those of :func:`drive`."""
+    return drive(config, LocalPool(config, config.output.folder, run_id="run"), **options)
 
 
 def run_locally(
