@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # A federation as one Slurm job: a Ray cluster for as long as the job lasts, one site a node.
-#   sbatch docs/deploy/slurm.sh federation.yaml
-#   sbatch docs/deploy/slurm.sh --resume /scratch/runs/hospitals
+#   sbatch docs/deploy/slurm.sh my_federation.yaml           (a copy of docs/deploy/federation.yaml)
+#   sbatch docs/deploy/slurm.sh --resume /runs/hospitals     (its output.folder)
 # The configuration needs resources.placement: label and address: auto. Site by site the names in SITES go to the nodes
 # in the order of "scontrol show hostnames"; where data lie on certain nodes, ask for them with --nodelist.
 #SBATCH --job-name=gcml
