@@ -19,6 +19,7 @@ import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -41,12 +42,12 @@ STORE_BYTES = 2 * 2**30  # of each of two nodes: a few pushes of 500 MB
 
 
 class BufferTrainer:
-    """A model that is nothing but its weights; ``train_round`` takes what came in."""
+    """A model that is nothing but its ``num_values`` weights; ``train_round`` takes what came in."""
 
-    def __init__(self, config: Config, site: str, folder: Path, **_: Any) -> None:
-        del folder
+    def __init__(self, config: Config, site: str, folder: Path, *, num_values: int, **_: Any) -> None:
+        del config, folder
         self.site = site
-        self.num_values = config.federation.local_steps  # the one number of a configuration that is free here
+        self.num_values = num_values
         self.layout = (TensorSpec("weights", (self.num_values,), WIRE_DTYPE, 0),)
 
     def start(self, *, resume_round: int | None) -> SiteInfo:
@@ -110,10 +111,11 @@ def two_nodes() -> Iterator[None]:
 
 def measure(megabytes: int, *, repeats: int, wire: dict[str, Any], nodes: int) -> tuple[float, float, float]:
     """Median seconds of push, take and memcpy."""
-    config = _config(num_values=megabytes * 1_000_000 // 4, wire=wire)
+    config = _config(wire)
+    make_trainer = partial(BufferTrainer, num_values=megabytes * 1_000_000 // 4)
     handles = {
         site: SiteActor.options(num_cpus=0.5, label_selector={"site": site} if nodes > 1 else None).remote(
-            config, site, "unused", run_id="push", use_gpu=False, make_trainer=BufferTrainer
+            config, site, "unused", run_id="push", use_gpu=False, make_trainer=make_trainer
         )
         for site in SITES
     }
@@ -138,7 +140,7 @@ def measure(megabytes: int, *, repeats: int, wire: dict[str, Any], nodes: int) -
     return push_s, take_s, memcpy_s
 
 
-def _config(*, num_values: int, wire: dict[str, Any]) -> Config:
+def _config(wire: dict[str, Any]) -> Config:
     """A configuration whose data are never read."""
     return parse_config(
         {
@@ -153,7 +155,7 @@ def _config(*, num_values: int, wire: dict[str, Any]) -> Config:
             "network": {"name": "unet"},
             "optimiser": {"learning_rate": 1e-3},
             "method": {"name": "gossip_avg", "topology": {"name": "ring"}},
-            "federation": {"rounds": 1, "local_steps": num_values},
+            "federation": {"rounds": 1, "local_steps": 1},
             "wire": wire,
             "output": {"folder": "unused"},
         },

@@ -23,6 +23,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -68,11 +69,11 @@ TOPOLOGIES: dict[str, Topology] = {
 
 
 class SleepingTrainer(BufferTrainer):
-    """A site whose training takes its time and no processor: ``evaluation.surface_tolerance`` seconds a round."""
+    """A site whose training takes its time and no processor: ``seconds`` a round."""
 
-    def __init__(self, config: Config, site: str, folder: Path, **options: Any) -> None:
-        super().__init__(config, site, folder, **options)
-        self.seconds = config.evaluation.surface_tolerance  # a number of a configuration that is free here
+    def __init__(self, config: Config, site: str, folder: Path, *, seconds: float, **options: Any) -> None:
+        super().__init__(config, site, folder, num_values=NUM_VALUES, **options)
+        self.seconds = seconds
 
     def train_round(self, order: TrainOrder, pushes: Sequence[tuple[PushHeader, Buffer]]) -> TrainReport:
         """Sleeps."""
@@ -117,7 +118,7 @@ class Watch(NullListener):
         self.marks.append((time.monotonic(), time.process_time(), pages * os.sysconf("SC_PAGE_SIZE") / 1e6))
 
 
-def make_config(folder: Path, *, num_sites: int, rounds: int, seconds: float, per_actor: int, pool: str) -> Config:
+def make_config(folder: Path, *, num_sites: int, rounds: int, per_actor: int, pool: str) -> Config:
     """A federation of sleeping sites; the datalist names files that nobody reads."""
     folder.mkdir(parents=True)
     names = [f"site{number:05d}" for number in range(num_sites)]
@@ -137,8 +138,7 @@ def make_config(folder: Path, *, num_sites: int, rounds: int, seconds: float, pe
             "network": {"name": "unet"},
             "optimiser": {"learning_rate": 1e-3},
             "method": {"name": "gossip_avg", "topology": {"name": "matching"}},
-            "federation": {"rounds": rounds, "local_steps": NUM_VALUES, "warmup_rounds": 0, "cooldown_rounds": 0},
-            "evaluation": {"surface_tolerance": seconds},
+            "federation": {"rounds": rounds, "local_steps": 1, "warmup_rounds": 0, "cooldown_rounds": 0},
             "resources": {
                 "pool": pool,
                 "address": "local",
@@ -152,11 +152,12 @@ def make_config(folder: Path, *, num_sites: int, rounds: int, seconds: float, pe
     )
 
 
-def measure_sites(config: Config, make_pool: Callable[..., SitePool], *, processes: int) -> Row:
-    """One federation, its first round left out."""
+def measure_sites(config: Config, make_pool: Callable[..., SitePool], *, seconds: float, processes: int) -> Row:
+    """One federation, its first round left out; a site's training takes ``seconds``."""
     folder = RunFolder.create(Path(config.output.folder), config)
     watch, names = Watch(), sites_of(config)
-    pool = make_pool(config, config.output.folder, run_id="scale", make_trainer=SleepingTrainer)
+    make_trainer = partial(SleepingTrainer, seconds=seconds)
+    pool = make_pool(config, config.output.folder, run_id="scale", make_trainer=make_trainer)
     driver = Driver(config, pool, folder, tracker=NullTracker(), listener=watch, stop=threading.Event())
     try:
         driver.run(names, resume=None, test=False)
@@ -187,24 +188,24 @@ def run_sites(options: argparse.Namespace) -> list[Row]:
                 Path(scratch) / str(num_sites),
                 num_sites=num_sites,
                 rounds=options.rounds + 1,
-                seconds=options.seconds / per_actor,
                 per_actor=per_actor,
                 pool=options.pool,
             )
             processes = -(-num_sites // per_actor)
-            rows.append(_run_on(config, processes=1 if options.pool == "local" else processes))
+            processes = 1 if options.pool == "local" else processes
+            rows.append(_run_on(config, seconds=options.seconds / per_actor, processes=processes))
             print(rows[-1], flush=True)
     return rows
 
 
-def _run_on(config: Config, *, processes: int) -> Row:
+def _run_on(config: Config, *, seconds: float, processes: int) -> Row:
     if config.resources.pool == "local":
-        return measure_sites(config, LocalPool, processes=processes)
+        return measure_sites(config, LocalPool, seconds=seconds, processes=processes)
     from actors.cluster import connected  # noqa: PLC0415 - not for --pool local
     from actors.ray_pool import RayPool  # noqa: PLC0415 - as above
 
     with connected(config.resources):
-        return measure_sites(config, RayPool, processes=processes)
+        return measure_sites(config, RayPool, seconds=seconds, processes=processes)
 
 
 # --- graphs and spread -------------------------------------------------------------------------

@@ -82,7 +82,20 @@ def make_card(
     fingerprint: str,
     data_contract: str,
 ) -> ModelCard:
-    """The card of a site's model, from what lies in the folder of its run."""
+    """The card of a site's model, from what lies in the folder of its run.
+
+    Args:
+        run: the run that trained it; its test Dice is the mean over the site's cases in ``cases.csv``.
+        config: of that run.
+        site: whose model, or ``pooled``.
+        round_number: the round that the weights come from; peers of later rounds are not named.
+        validation_dice: a number as a weights file has it; empty where the model was never validated.
+        fingerprint: of its network.
+        data_contract: see :func:`gcml_ray.data.contract.data_contract`.
+
+    Raises:
+        ValueError: ``validation_dice`` is no number.
+    """
     rounds = run.rounds()
     learnt_from = [  # not of whom weights arrived: a receiver's judge may leave a model out
         peer
