@@ -187,13 +187,13 @@ def _check_steps(config: Config, headers: Sequence[CaseHeader]) -> Checking[list
     scratch = nearest_existing(Path(config.output.folder))
     for site, case in sorted(first.items()):
         try:
-            data, seconds = probe.read_first_case(config, case)
+            data, loading = probe.read_first_case(config, case)
         except DataError as error:
             yield Check(f"read {site}", "FAIL", str(error), "mend the file, or take the case out of the datalist")
             continue
         yield checks.check_sample(data, config.data)
         try:
-            found = probe.measure_site(config, data, load_seconds=seconds, scratch=scratch)
+            found = probe.measure_site(config, data, loading=loading, scratch=scratch)
         except (ConfigError, RuntimeError, ValueError, OSError) as error:
             remedy = "change network, loss or data.patch_size as it says; for want of memory, a smaller patch or batch"
             yield Check(f"step {site}", "FAIL", f"{type(error).__name__}: {error}", remedy)

@@ -145,8 +145,10 @@ def label_problems(case: Case, label: Tensor, data: DataConfig) -> list[str]:
             "or set label_threshold"
         )
         return [volume_problem(case.label, tuple(label.shape)) or several]
-    values = torch.unique(label[0])
-    foreign = sorted(set(values.tolist()) - {float(value) for value in data.labels.values()})
+    known = torch.zeros_like(label[0], dtype=torch.bool)
+    for value in data.labels.values():
+        known |= label[0] == value
+    foreign = [] if known.all() else sorted(torch.unique(label[0][~known]).tolist())
     return [_value_problem(case, foreign, data)] if foreign else []
 
 

@@ -37,6 +37,7 @@ ROUND_FILES = KEPT_ROUNDS + 1  # the newest is whole before the oldest goes
 MODEL_FILES = KEPT_ROUNDS + 1  # the best models that the kept rounds name, and the model before gossip
 RAY_BYTES = 500_000_000  # GCS, raylet and agents of an idle Ray 2.60
 CUDA_CONTEXT_BYTES = 600_000_000  # of each process that uses a GPU, before its first tensor
+SCORE_BYTES = 30  # a voxel, of surface distances where a model finds structure all over the image (measured)
 STORE_FACTOR = 2  # Ray frees objects in batches: about twice what is referenced lies there
 
 
@@ -45,8 +46,8 @@ class SiteForecast:
     """One site's needs; ``host_bytes`` without the interpreter, ``disk_bytes`` at most.
 
     ``push_bytes``: a push as it travels; with ``topk`` the first one to each receiver has ``first_push_bytes``.
-    ``vector_bytes``: what it is in memory, before and after. ``waiting_bytes``: what it keeps in memory between its
-    turns, where it shares a process.
+    ``vector_bytes``: what it is in memory, before and after. ``resting_bytes``: of ``host_bytes``, what it keeps while
+    another site of the same process works. ``waiting_bytes``: the same where sites take turns at one set of learners.
     """
 
     site: str
@@ -57,6 +58,7 @@ class SiteForecast:
     host_bytes: int
     gpu_bytes: int
     disk_bytes: int
+    resting_bytes: int = 0
     waiting_bytes: int = 0
 
 
@@ -181,7 +183,7 @@ def forecast(config: Config, cases: Sequence[SiteCases], costs: Sequence[SiteCos
         num_pushes=len(pushed),
         pushed_bytes=sum(pushed),
         fedavg_upload_bytes=sum(site.push_bytes for site in sites) * len(exchange),
-        machine_memory_bytes=machine_memory_bytes(sites, costs, place)
+        machine_memory_bytes=machine_memory_bytes(sites, place)
         + server_bytes(config.method, sites, place)
         + worker_bytes(config.data, len(sites), place),
         one_gpu_bytes=sum(by_gpu[:sharing]),
@@ -232,16 +234,21 @@ def _site_forecast(config: Config, cases: SiteCases, costs: SiteCosts) -> SiteFo
     device = learners + costs.activation_bytes + candidate_bytes(config.method, costs) * (2 if average else 1)
     own = (weights + moments) * (2 if has_two_models(config.method) else 1) + average
     written = vector + own if costs.on_gpu else learners + own  # safetensors copies every tensor before it writes
-    host = cache + mailbox + (written if costs.on_gpu else max(device, written))
+    passing = own if costs.on_gpu else costs.activation_bytes  # needed while it trains or writes, and then no more
+    resting = cache + mailbox + (written if costs.on_gpu else max(device, written)) - passing
+    score_bytes = SCORE_BYTES + 2 * VALUE_BYTES * config.data.num_outputs  # logits, and what they are summed up in
+    testing = score_bytes * cases.largest("validation", "test")
+    loading = int(costs.load_bytes * cases.largest("train", "validation", "test"))
     return SiteForecast(
         site=cases.site,
         push_bytes=travelling,
         first_push_bytes=vector if config.wire.topk_share else travelling,
         vector_bytes=vector,
         cache_bytes=cache,
-        host_bytes=host,
+        host_bytes=max(resting + max(passing, testing), cache + loading),
         gpu_bytes=device + CUDA_CONTEXT_BYTES if costs.on_gpu else 0,
         disk_bytes=ROUND_FILES * own + (MODEL_FILES + num_peer_models) * weights,
+        resting_bytes=resting,
         waiting_bytes=mailbox + (0 if config.resources.park == "disk" else cache + own),
     )
 
@@ -290,7 +297,7 @@ def cache_bytes(cases: SiteCases, data: DataConfig) -> int:
     return everything + VALUE_BYTES * cases.voxels("train")
 
 
-def machine_memory_bytes(sites: Sequence[SiteForecast], costs: Sequence[SiteCosts], place: Place) -> int:
+def machine_memory_bytes(sites: Sequence[SiteForecast], place: Place) -> int:
     """Memory of one machine: the largest sites that share it, each in a process of its own, and Ray itself.
 
     In one process the sites share the interpreter, and only one of them works at a time.
@@ -298,9 +305,8 @@ def machine_memory_bytes(sites: Sequence[SiteForecast], costs: Sequence[SiteCost
     if place.sites_per_process > 1:
         return _shared_processes_bytes(sites, place)
     if place.one_process:
-        on_host = [0 if cost.on_gpu else cost.activation_bytes for cost in costs]
-        resting = sum(site.host_bytes - working for site, working in zip(sites, on_host, strict=True))
-        return place.interpreter_bytes + resting + max(on_host)
+        resting = sum(site.resting_bytes for site in sites)
+        return place.interpreter_bytes + resting + max(site.host_bytes - site.resting_bytes for site in sites)
     needs = sorted((place.interpreter_bytes + site.host_bytes for site in sites), reverse=True)
     return RAY_BYTES + sum(needs[: place.sites_per_machine])
 

@@ -19,6 +19,10 @@ class SiteCases:
         """Number of cases in a split."""
         return sum(part == split for part, _ in self.grids)
 
+    def largest(self, *splits: Split) -> int:
+        """Voxels of the largest case in these splits."""
+        return max((math.prod(shape) for part, shape in self.grids if part in splits), default=0)
+
     def voxels(self, *splits: Split) -> int:
         """Voxels of all cases in these splits."""
         return sum(math.prod(shape) for part, shape in self.grids if part in splits)
@@ -31,7 +35,7 @@ class SiteCosts:
     ``num_values`` are all weights (parameters and floating-point buffers), ``num_sent`` those of a push.
     ``activation_bytes``: what steps and predictions take beside weights, moments and data, on the device.
     ``window_s``: one sliding window of a prediction. ``load_s`` and ``score_s`` are for one voxel, the latter
-    with all the metrics of a test.
+    with all the metrics of a test. ``load_bytes``: by how much memory grows at the peak of loading, for one voxel.
     """
 
     site: str
@@ -46,6 +50,7 @@ class SiteCosts:
     checkpoint_s: float
     activation_bytes: int
     on_gpu: bool
+    load_bytes: float = 0.0
 
 
 @dataclass(frozen=True)

@@ -53,8 +53,16 @@ def interpreter_bytes() -> int:
     return _memory()[0]
 
 
-def read_first_case(config: Config, case: Case) -> tuple[SiteData, float]:
-    """One case of a site read whole, as its only training case, and the seconds it took.
+@dataclass(frozen=True)
+class Loading:
+    """What reading one case has taken: seconds, and by how many bytes memory grew at its peak."""
+
+    seconds: float
+    num_bytes: int
+
+
+def read_first_case(config: Config, case: Case) -> tuple[SiteData, Loading]:
+    """One case of a site read whole, as its only training case, and what that took.
 
     Raises:
         DataError: what is wrong with its files.
@@ -62,17 +70,18 @@ def read_first_case(config: Config, case: Case) -> tuple[SiteData, float]:
     here = config.data.model_copy(update={"num_workers": 0})  # the start of workers would count as a step's time
     data = SiteData(case.site, [replace(case, split="train")], here, seed=config.federation.seed)
     began = time.perf_counter()
-    data.load(is_whole=False)
-    return data, time.perf_counter() - began
+    with _peak(torch.device("cpu")) as grown:
+        data.load(is_whole=False)
+    return data, Loading(time.perf_counter() - began, grown[0])
 
 
-def measure_site(config: Config, data: SiteData, *, load_seconds: float, scratch: Path) -> Probe:
+def measure_site(config: Config, data: SiteData, *, loading: Loading, scratch: Path) -> Probe:
     """Real steps, a prediction and a checkpoint of one site, with its own network and patches.
 
     Args:
         config: the run's configuration.
         data: from :func:`read_first_case`.
-        load_seconds: from there too.
+        loading: from there too.
         scratch: a folder on the disk of the run; a temporary folder is made below it and removed.
 
     Raises:
@@ -93,7 +102,7 @@ def measure_site(config: Config, data: SiteData, *, load_seconds: float, scratch
                 losses |= {f"mutual step: {name}": value for name, value in more.items()}
             window_s = _measure_window(config, data, local, device)
         checkpoint_s = _measure_checkpoint(config, data.site, local, scratch)
-    sample = data.split("train")[0]
+    num_voxels = math.prod(data.split("train")[0].image.shape[1:])
     known = 4 * sum(
         learner.model.flat.numel() + learner.model.num_parameters * (1 + moments_per_parameter(config.optimiser))
         for learner in (local, peer)
@@ -107,7 +116,8 @@ def measure_site(config: Config, data: SiteData, *, load_seconds: float, scratch
         local_step_s=local_s,
         mutual_step_s=mutual_s,
         window_s=window_s,
-        load_s=load_seconds / math.prod(sample.image.shape[1:]),
+        load_s=loading.seconds / num_voxels,
+        load_bytes=loading.num_bytes / num_voxels,
         score_s=_measure_scoring(config, data),
         checkpoint_s=checkpoint_s,
         activation_bytes=max(0, grown[0] - known),

@@ -27,6 +27,8 @@ from gcml_ray.report.slices import (
     dark_legend,
     outline_handle,
     picture,
+    shrunk,
+    stride,
 )
 
 MAX_PANELS = 6
@@ -73,14 +75,16 @@ def draw_overlay(
     if image.ndim == 4:
         index = _slice_index(references, predictions)
         image, references, predictions = (axial(part, index) for part in (image, references, predictions))
-    rows, columns = crop(np.any(references | predictions, axis=0))
+    window = crop(np.any(references | predictions, axis=0))
+    step = stride(window, image.shape[1:])
+    references, predictions = (shrunk(masks[:, *window], step) for masks in (references, predictions))
     shown = [i for i in range(len(names)) if (references[i] | predictions[i]).any()][:MAX_PANELS] or [0]
     figure, panels = _panels(len(shown), title=title)
-    shown_image = picture(image)[rows, columns]
+    shown_image = picture(image, window, step)
     for axes, i in zip(panels, shown, strict=True):
         axes.imshow(shown_image, cmap="gray", vmin=0, vmax=1, interpolation="nearest")
-        contour(axes, references[i][rows, columns], REFERENCE)
-        contour(axes, predictions[i][rows, columns], PREDICTION)
+        contour(axes, references[i], REFERENCE)
+        contour(axes, predictions[i], PREDICTION)
         axes.set_title(names[i], fontsize=9, parse_math=False)
     path.parent.mkdir(parents=True, exist_ok=True)
     save_figure(figure, path, dpi=150)

@@ -17,9 +17,12 @@ from matplotlib.lines import Line2D
 from numpy.typing import NDArray
 
 Mask = NDArray[np.bool_]
+Window = tuple[slice, slice]  # rows and columns of a picture
+WHOLE: Window = (slice(None), slice(None))
 Look = tuple[str, str]  # of an outline: colour and line style
 REFERENCE: Look = ("#56B4E9", "solid")  # colours of Okabe and Ito, told apart by the colour-blind
 PREDICTION: Look = ("#F0E442", "dashed")
+MOST_PIXELS = 1200  # a side, of a drawn slice
 MIN_SIDE, MARGIN = 48, 0.35  # of the crop: pixels, and share of the structure's extent
 
 
@@ -44,10 +47,10 @@ def axial(stack: NDArray[Any], index: int) -> NDArray[Any]:
     return np.flip(stack[..., index], axis=(1, 2)).transpose(0, 2, 1)
 
 
-def crop(mask: Mask) -> tuple[slice, slice]:
+def crop(mask: Mask) -> Window:
     """A window around the mask with a margin, at least ``MIN_SIDE`` pixels; the whole image for an empty mask."""
     if not mask.any():
-        return slice(None), slice(None)
+        return WHOLE
     windows = []
     for axis, size in enumerate(mask.shape):
         hits = np.flatnonzero(mask.any(axis=1 - axis))
@@ -58,12 +61,37 @@ def crop(mask: Mask) -> tuple[slice, slice]:
     return windows[0], windows[1]
 
 
-def picture(image: NDArray[Any]) -> NDArray[np.float64]:
-    """(C, H, W) to (H, W, 3) or (H, W) between 0 and 1, the darkest and brightest percent cut off."""
+def stride(window: Window, shape: Sequence[int]) -> int:
+    """Every how many pixels of a window of (H, W) are drawn: more than ``MOST_PIXELS`` a side no figure can show."""
+    sides = [len(range(*part.indices(size))) for part, size in zip(window, shape, strict=True)]
+    return -(-max(sides) // MOST_PIXELS)
+
+
+def shrunk(masks: Mask, step: int) -> Mask:
+    """(K, H, W) masks, a pixel for each ``step`` x ``step`` square: true where any of it is, so no vessel is lost."""
+    if step == 1:
+        return masks
+    padding = [(0, 0), *((0, -size % step) for size in masks.shape[1:])]
+    whole = np.pad(masks, padding)
+    rows, columns = (size // step for size in whole.shape[1:])
+    squares: Mask = np.asarray(whole.reshape(len(masks), rows, step, columns, step).any(axis=(2, 4)))
+    return squares
+
+
+def picture(image: NDArray[Any], window: Window = WHOLE, step: int = 1) -> NDArray[np.float64]:
+    """A window of (C, H, W) as (H, W, 3) or (H, W) between 0 and 1, the image's darkest and brightest percent cut off.
+
+    Args:
+        image: in colour where it has three channels.
+        window: rows and columns to show.
+        step: of them every how many.
+    """
     values = np.moveaxis(image, 0, -1) if image.shape[0] == 3 else image[0]
-    values = np.nan_to_num(values.astype(np.float64))
-    low, high = np.percentile(values, (1, 99), axis=(0, 1), keepdims=True)
-    scaled: NDArray[np.float64] = (values - low) / np.maximum(high - low, 1e-12)
+    every = max(1, min(values.shape[:2]) // MOST_PIXELS)  # a sample tells where the percents lie
+    sample = np.nan_to_num(values[::every, ::every].astype(np.float64))
+    low, high = np.percentile(sample, (1, 99), axis=(0, 1), keepdims=True)
+    shown = np.nan_to_num(values[window][::step, ::step].astype(np.float64))
+    scaled: NDArray[np.float64] = (shown - low) / np.maximum(high - low, 1e-12)
     return scaled.clip(0, 1)
 
 

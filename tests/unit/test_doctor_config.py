@@ -360,8 +360,8 @@ def test_a_diverging_step_is_found(tmp_path: Path) -> None:
 def test_a_method_without_mutual_steps_measures_local_ones_only(tmp_path: Path) -> None:
     write_case(tmp_path, "A0")
     config = make_config(tmp_path, method={"name": "local"})
-    data, seconds = probe.read_first_case(config, headers(tmp_path, config, ["A0"])[0].case)
-    found = probe.measure_site(config, data, load_seconds=seconds, scratch=tmp_path)
+    data, loading = probe.read_first_case(config, headers(tmp_path, config, ["A0"])[0].case)
+    found = probe.measure_site(config, data, loading=loading, scratch=tmp_path)
     assert set(found.losses) == {"segmentation"}
     assert found.costs.mutual_step_s == found.costs.local_step_s
 
@@ -369,9 +369,9 @@ def test_a_method_without_mutual_steps_measures_local_ones_only(tmp_path: Path) 
 def test_the_probe_leaves_the_random_state_and_the_threads_alone(tmp_path: Path) -> None:
     write_case(tmp_path, "A0")
     config = make_config(tmp_path, resources={"cpus_per_site": 2.0})
-    data, seconds = probe.read_first_case(config, headers(tmp_path, config, ["A0"])[0].case)
+    data, loading = probe.read_first_case(config, headers(tmp_path, config, ["A0"])[0].case)
     state, threads = torch.get_rng_state(), torch.get_num_threads()
-    probe.measure_site(config, data, load_seconds=seconds, scratch=tmp_path)
+    probe.measure_site(config, data, loading=loading, scratch=tmp_path)
     assert torch.equal(torch.get_rng_state(), state)
     assert torch.get_num_threads() == threads
 

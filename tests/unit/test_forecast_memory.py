@@ -101,13 +101,33 @@ def test_checkpoints_are_two_rounds_one_in_writing_and_three_models() -> None:
 
 
 def test_on_a_gpu_the_models_do_not_take_host_memory() -> None:
-    """Host: cases + mailbox + pinned push + the checkpoint's copy. GPU: learners, candidates, activations, context."""
+    """Host: cases + mailbox + pinned push + the scoring of a case. GPU: learners, candidates, activations, context."""
     place = Place(slots=1, sites_per_machine=1, interpreter_bytes=0, one_process=False)
     gpu = config(resources={"gpus_per_site": 0.5})
     needs = forecast(gpu, [cases("A"), cases("B")], [costs("A", on_gpu=True), costs("B", on_gpu=True)], place)
-    assert needs.sites[0].host_bytes == (6000 * 9 + 12000) + 4400 + 4400 + (4400 + 8000)
+    assert needs.sites[0].host_bytes == (6000 * 9 + 12000) + 4400 + 4400 + 1000 * (30 + 2 * 4 * 2)
     one = 2 * 4 * 4100 + 3 * 4400 + 5_000_000 + 600_000_000
     assert needs.one_gpu_bytes == 2 * one  # two sites share it
+
+
+def test_what_loading_and_scoring_take_for_a_while_is_part_of_a_site_s_memory() -> None:
+    """Six cases of 1000 voxels; the checkpoint's copy, activations or scores, whatever is more, or loading."""
+    place = Place(slots=1, sites_per_machine=1, interpreter_bytes=0, one_process=False)
+    small, usual, large = (
+        forecast(config(), [cases("A")], [costs("A", activation_bytes=activations, load_bytes=load_bytes)], place)
+        for activations, load_bytes in ((10, 0.0), (5_000_000, 0.0), (5_000_000, 1e5))
+    )
+    rest = usual.sites[0].resting_bytes
+    assert small.sites[0].host_bytes == small.sites[0].resting_bytes + 1000 * (30 + 2 * 4 * 2)
+    assert usual.sites[0].host_bytes == rest + 5_000_000
+    assert large.sites[0].host_bytes == (6000 * 9 + 12000) + 100_000_000
+
+
+def test_in_one_process_one_site_loads_or_scores_at_a_time() -> None:
+    needs = forecast(config(), [cases("A"), cases("B")], [costs("A", load_bytes=1e5), costs("B")], ONE_PROCESS)
+    first, second = needs.sites
+    assert first.host_bytes > 100_000_000
+    assert needs.machine_memory_bytes == 1_000_000 + first.host_bytes + second.resting_bytes
 
 
 # --- verdicts ----------------------------------------------------------------------------------

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import torch
 
+from gcml_ray.data import loading
 from gcml_ray.data.case_checks import check_headers
 from gcml_ray.data.datalist import Case
 from gcml_ray.data.loading import load_sample, prepare_image, read_image
@@ -37,7 +38,11 @@ def test_nonzero_normalisation_leaves_zeros_out(tmp_path: Path) -> None:
     assert (sample.image[0, :3] == 0).all()
 
 
-def test_crop_indices_are_flat_positions_of_label_and_rest(tmp_path: Path) -> None:
+@pytest.mark.parametrize("piece", [7, 2**24])
+def test_crop_indices_are_flat_positions_of_label_and_rest(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, piece: int
+) -> None:
+    monkeypatch.setattr(loading, "PIECE", piece)
     label = block_label(6, 5, 4)
     sample = load_sample(case_3d(tmp_path, random_image(6, 5, 4), label), config())
     np.testing.assert_array_equal(sample.foreground, np.flatnonzero(label))

@@ -16,7 +16,7 @@ from gcml_ray.files.run_folder import RunFolder
 from gcml_ray.records import CaseScore, SiteFailure
 from gcml_ray.report.overlays import draw_overlay
 from gcml_ray.report.run import plot_dice_by_round, plot_gossip_graph, plot_losses, plot_test_dice, write_plots
-from gcml_ray.report.slices import clearest_channel
+from gcml_ray.report.slices import WHOLE, clearest_channel, picture, shrunk, stride
 from tests.made_up_run import made_up_run
 
 ALL = ["dice_by_round.png", "losses.png", "gossip_graph.png", "test_dice.png"]
@@ -194,6 +194,29 @@ def test_three_channels_of_a_2d_image_are_colour(tmp_path: Path) -> None:
     draw_overlay(image, block((64, 64), 20, 40), block((64, 64), 22, 42), title="", path=tmp_path / "overlay.png")
     picture = np.asarray(Image.open(tmp_path / "overlay.png").convert("RGB"), dtype=int)
     assert ((picture[..., 0] > 200) & (picture[..., 1] < 30) & (picture[..., 2] < 30)).sum() > 100
+
+
+def test_large_pictures_are_shrunk_and_keep_what_is_thin() -> None:
+    """3000 x 4000 pixels at most 1200 a side: every fourth; a vessel of one pixel is still there."""
+    mask = np.zeros((1, 3000, 4000), dtype=bool)
+    mask[0, :, 1] = True
+    mask[0, 2999, 3999] = True
+    step = stride(WHOLE, mask.shape[1:])
+    small = shrunk(mask, step)
+    assert (step, small.shape) == (4, (1, 750, 1000))
+    assert small[0, :, 0].all()
+    assert small[0, 749, 999]
+    assert small.sum() == 751
+    image = np.linspace(0, 1, 12_000_000, dtype=np.float32).reshape(1, 3000, 4000)
+    shown = picture(image, WHOLE, step)
+    assert shown.shape == (750, 1000)
+    np.testing.assert_allclose(shown[[0, 375, 749], 500], [0.0, 0.5, 1.0], atol=0.01)
+
+
+def test_pictures_of_usual_size_are_drawn_pixel_by_pixel() -> None:
+    mask = np.eye(1200, dtype=bool)[None]
+    assert stride((slice(100, 300), slice(None)), (2000, 1200)) == 1
+    assert shrunk(mask, 1) is mask
 
 
 def test_channel_with_the_clearest_structure_is_shown_and_colour_pictures_as_they_are() -> None:
