@@ -191,7 +191,7 @@ class CaseScore:
 
 @dataclass(frozen=True)
 class EvaluationReport:
-    """All case scores of one site, split and model."""
+    """All case scores of one site, split and model. ``peak_memory_bytes``: of the process so far, in host memory."""
 
     site: str
     split: Split
@@ -199,6 +199,7 @@ class EvaluationReport:
     round_number: int
     scores: tuple[CaseScore, ...]
     seconds: float
+    peak_memory_bytes: int = 0
 
 
 def by_site(report: EvaluationReport) -> tuple[EvaluationReport, ...]:

@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.progress import Progress
 
+from gcml_ray.console.progress import counted
 from gcml_ray.console.terminal import terminal
 from gcml_ray.data.datalist import listed, read_datalist
 
@@ -30,14 +30,8 @@ def inspect(
     from gcml_ray.report.inspection import write_inspection  # noqa: PLC0415
 
     cases = read_datalist(datalist)
-    with Progress(transient=True) as bar:
-        task = bar.add_task("reading headers" if quick else "reading")
-        inspection = inspect_cases(
-            cases,
-            quick=quick,
-            spacing_is_real=real_spacing,
-            progress=lambda done, total: bar.update(task, completed=done, total=total),
-        )
+    with counted(terminal(is_error=True), "reading headers" if quick else "reading") as progress:
+        inspection = inspect_cases(cases, quick=quick, spacing_is_real=real_spacing, progress=progress)
     folder = out or datalist.with_name(f"{datalist.stem}_inspect")
     write_inspection(folder / "sites.png", inspection, title=datalist.stem)
     write_cases(folder / "cases.csv", inspection)

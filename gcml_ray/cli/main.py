@@ -152,7 +152,12 @@ def run(
     if summary.evaluations:
         console.print(run_table(summary.evaluations, unit=loaded.data.distance_unit))
     folder = RunFolder(Path(loaded.output.folder))
-    facts = run_facts(folder.rounds(), start_seconds=summary.start_seconds, chaos="; then ".join(folder.faults()))
+    facts = run_facts(
+        folder.rounds(),
+        start_seconds=summary.start_seconds,
+        evaluations=summary.evaluations,
+        chaos="; then ".join(folder.faults()),
+    )
     console.print(facts)
     console.print(where_things_are(loaded))
     if summary.status == "finished" and (lost := lost_words(folder.read_state(), folder.path)):

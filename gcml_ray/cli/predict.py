@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 
 from gcml_ray.config import POOLED, Config
 from gcml_ray.config.file import load_config
+from gcml_ray.console.progress import bar_of_cases, counted
 from gcml_ray.console.terminal import terminal
 from gcml_ray.data.datalist import SPLITS, Case, cases_of_site, read_datalist, site_names
 from gcml_ray.data.pooling import as_pooled
@@ -72,7 +72,7 @@ def predict(
     problems = list(found.problems)
     for each in found.problems:
         _say_failed(console, each)
-    with _progress(console) as bar:
+    with bar_of_cases(console) as bar:
         task = bar.add_task("predict", total=len(todo))
         for case in todo:
             bar.update(task, description=case.name)
@@ -147,11 +147,6 @@ def _say_failed(console: Console, problem: str) -> None:
     console.print(f"failed: {problem}", style="red")
 
 
-def _progress(console: Console) -> Progress:
-    columns = (TextColumn("{task.description}", markup=False), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    return Progress(*columns, console=console, transient=True, disable=not console.is_terminal)
-
-
 # --- evaluate ----------------------------------------------------------------------------------
 
 
@@ -171,11 +166,8 @@ def evaluate(
     cases = _reference_cases(datalist, config, run, site=site, split=_split(split))
     if not predictions.is_dir():
         raise DataError(f"--predictions {predictions}: no such folder")
-    with _progress(console) as bar:
-        task = bar.add_task("score", total=len(cases))
-        result = score_files(
-            cases, predictions, config, on_progress=lambda done, total: bar.update(task, completed=done, total=total)
-        )
+    with counted(terminal(is_error=True), "scored") as progress:
+        result = score_files(cases, predictions, config, on_progress=progress)
     for problem in result.problems:
         _say_failed(console, problem)
     if result.missing:

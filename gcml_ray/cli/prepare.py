@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Annotated
 
 import typer
-from rich.progress import Progress
 
+from gcml_ray.console.progress import counted
 from gcml_ray.console.terminal import terminal
 from gcml_ray.data.datalist import SPLITS, Case, cases_of_site, few_cases_problem, site_names, write_datalist
 from gcml_ray.wording import count
@@ -60,7 +59,7 @@ def lgg(
     """The public LGG segmentation data set: tif slices to NIfTI volumes, sites by hospital code."""
     from gcml_ray.data.adapters.lgg import prepare_lgg  # noqa: PLC0415 - only this command needs it
 
-    with _progress("converting") as progress:
+    with counted(terminal(is_error=True), "converting") as progress:
         cases = prepare_lgg(folder, volumes or out.parent / "volumes", progress=progress)
     _write(out, cases, description="LGG segmentation data set (kaggle_3m)")
 
@@ -79,7 +78,7 @@ def fets(
     from gcml_ray.data.adapters.fets import PUBLISHED, prepare_fets  # noqa: PLC0415 - only this command needs it
 
     chosen = tuple(PUBLISHED) if institutions is None else parse_numbers(institutions)
-    with _progress("checking") as progress:
+    with counted(terminal(is_error=True), "checking") as progress:
         cases = prepare_fets(folder, partition, institutions=chosen, skip_faulty=skip_faulty, progress=progress)
     _write(out, cases, description=f"FeTS-2022, institutions {', '.join(map(str, chosen))} of {partition.name}")
 
@@ -97,7 +96,7 @@ def panseg(
     from gcml_ray.data.adapters.panseg import PUBLISHED, prepare_panseg  # noqa: PLC0415 - only this command needs it
 
     chosen = tuple(PUBLISHED) if sites is None else parse_names(sites)
-    with _progress("checking") as progress:
+    with counted(terminal(is_error=True), "checking") as progress:
         cases = prepare_panseg(folder, sites=chosen, skip_faulty=skip_faulty, progress=progress)
     _write(out, cases, description=f"PanSegData, {folder.name}")
 
@@ -121,7 +120,7 @@ def hecktor(
     """HECKTOR 2021 (CT, PET): both resampled to one grid, sites by centre."""
     from gcml_ray.data.adapters.hecktor import prepare_hecktor  # noqa: PLC0415 - only this command needs it
 
-    with _progress("resampling") as progress:
+    with counted(terminal(is_error=True), "resampling") as progress:
         found = prepare_hecktor(
             folder,
             volumes or out.parent / "volumes",
@@ -150,7 +149,7 @@ def nnunet(
     """Any data set in nnU-Net's raw layout; also prints what it means for the configuration."""
     from gcml_ray.data.adapters.nnunet import config_lines, prepare_nnunet  # noqa: PLC0415 - only this command needs it
 
-    with _progress("checking") as progress:
+    with counted(terminal(is_error=True), "checking") as progress:
         found = prepare_nnunet(
             folder, site_regex=site_regex, site_csv=site_csv, skip_faulty=skip_faulty, progress=progress
         )
@@ -207,14 +206,6 @@ def parse_names(text: str) -> tuple[str, ...]:
     if not names:
         raise typer.BadParameter(f"{text!r} names nothing; write A,B,C")
     return names
-
-
-@contextmanager
-def _progress(task_name: str) -> Iterator[Callable[[int, int], None]]:
-    """A bar that takes (done, total)."""
-    with Progress(transient=True) as bar:
-        task = bar.add_task(task_name)
-        yield lambda done, total: bar.update(task, completed=done, total=total)
 
 
 def _write(out: Path, cases: Sequence[Case], *, description: str) -> None:

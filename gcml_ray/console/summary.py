@@ -123,12 +123,19 @@ def share_of_fedavg(rounds: Sequence[RoundRecord]) -> float | None:
     return sum(receipt.size_bytes for receipt in taken) / uploads if uploads else None
 
 
-def run_facts(rounds: Sequence[RoundRecord], *, start_seconds: float, chaos: str = "") -> str:
+def run_facts(
+    rounds: Sequence[RoundRecord],
+    *,
+    start_seconds: float,
+    evaluations: Sequence[EvaluationReport] = (),
+    chaos: str = "",
+) -> str:
     """What a run took: time and how much of the sites' time was training, traffic, memory.
 
     Args:
         rounds: its records.
         start_seconds: how long it took to start.
+        evaluations: reports of its test, which may take more memory than its rounds.
         chaos: the faults that it was run with.
     """
     seconds = sum(record.seconds for record in rounds)
@@ -142,7 +149,8 @@ def run_facts(rounds: Sequence[RoundRecord], *, start_seconds: float, chaos: str
     refused = sum(not receipt.accepted for record in rounds for receipt in record.pushes)
     # not RoundRecord.skipped: what comes late is among those trained of a later round, and so not missed
     missed = sum(len(record.plan.sites) + len(record.left_out) - len(record.trained) for record in rounds)
-    site_peak = max((report.peak_memory_bytes for record in rounds for report in record.trained), default=0)
+    peaks = [report.peak_memory_bytes for record in rounds for report in record.trained]
+    site_peak = max([*peaks, *(report.peak_memory_bytes for report in evaluations)], default=0)
     driver_peak = peak_memory_bytes()
     megabytes = sum(receipt.size_bytes for receipt in taken) / 1e6
     share = share_of_fedavg(rounds)

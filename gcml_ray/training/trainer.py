@@ -10,6 +10,7 @@ import os
 import socket
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -386,7 +387,7 @@ class SiteTrainer:
             self.files.keep_personalised()
             assert isinstance(learner, Learner)
             self.evaluator.draw(learner, report.scores, self.overlays)
-        return report
+        return replace(report, peak_memory_bytes=peak_memory_bytes())
 
     def _model_to_evaluate(self, model: str) -> tuple[Scored, int]:
         """What predicts, and the round that it comes from."""

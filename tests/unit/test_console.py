@@ -107,6 +107,23 @@ def test_sites_that_wait_for_room_are_named_once_and_only_after_a_while(tmp_path
     assert out.getvalue().count("A, B: no process yet; other jobs hold the CPUs or GPUs that are asked for") == 1
 
 
+@pytest.mark.parametrize("is_terminal", [False, True])
+def test_where_there_is_no_table_a_minute_of_silence_ends_with_what_the_sites_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_terminal: bool
+) -> None:
+    console = Console(file=io.StringIO(), width=200, force_terminal=is_terminal)
+    shown = RunConsole(console, title="t")
+    shown.on_start(fake_config(tmp_path), ["A", "B"])
+    statuses = [SiteStatus("A", 0, "load", 3, 9), SiteStatus("B", 0, "ready", 0, 0)]
+    shown.on_status(statuses)
+    assert "A load" not in console.file.getvalue()
+    monkeypatch.setattr(shown, "told_at", shown.told_at - 61)
+    shown.on_status(statuses)
+    shown.on_status(statuses)
+    lines = [line for line in console.file.getvalue().splitlines() if line.endswith("A load 3/9, B ready")]
+    assert len(lines) == (0 if is_terminal else 1)
+
+
 def test_line_of_a_record_without_a_barrier_has_the_sites_own_rounds(tmp_path: Path) -> None:
     config = fake_config(tmp_path, sites=("A", "B", "C"), federation={"mode": "async", "rounds": 9})
     line = round_line(config, record(12), left="")

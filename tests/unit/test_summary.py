@@ -62,6 +62,13 @@ def test_faults_on_purpose_come_first_in_the_last_words() -> None:
     assert "purpose" not in run_facts([record_of(1, "A")], start_seconds=0.0)
 
 
+def test_largest_memory_of_a_site_may_be_that_of_its_test() -> None:
+    record = replace(record_of(1, "A"), trained=(replace(make_report("A", 1), peak_memory_bytes=2_000_000_000),))
+    tested = EvaluationReport("A", "test", "personalised", 1, (), 1.0, peak_memory_bytes=3_000_000_000)
+    assert "largest site 2000 MB" in run_facts([record], start_seconds=0.0)
+    assert "largest site 3000 MB" in run_facts([record], start_seconds=0.0, evaluations=[tested])
+
+
 def test_judged_models_are_counted_with_those_not_let_in() -> None:
     judged = tuple(Judgement("B", is_good, "", None, None, None, None) for is_good in (True, False, True))
     report = replace(make_report("A", 1), judged=judged)
