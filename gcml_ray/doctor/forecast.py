@@ -37,7 +37,7 @@ ROUND_FILES = KEPT_ROUNDS + 1  # the newest is whole before the oldest goes
 MODEL_FILES = KEPT_ROUNDS + 1  # the best models that the kept rounds name, and the model before gossip
 RAY_BYTES = 500_000_000  # GCS, raylet and agents of an idle Ray 2.60
 CUDA_CONTEXT_BYTES = 600_000_000  # of each process that uses a GPU, before its first tensor
-SCORE_BYTES = 30  # a voxel, of surface distances where a model finds structure all over the image (measured)
+SCORE_BYTES = 40  # a voxel, for the surface distances of a model that finds structure all over (benchmarks.large)
 STORE_FACTOR = 2  # Ray frees objects in batches: about twice what is referenced lies there
 
 

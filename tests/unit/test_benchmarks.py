@@ -109,8 +109,8 @@ def test_on_a_ring_knowledge_moves_one_site_a_round() -> None:
 
 
 def test_sites_that_sleep_leave_the_driver_its_own_work(tmp_path: Path) -> None:
-    config = scale.make_config(tmp_path / "run", num_sites=4, rounds=3, seconds=0.01, per_actor=1, pool="local")
-    row = scale.measure_sites(config, LocalPool, processes=1)
+    config = scale.make_config(tmp_path / "run", num_sites=4, rounds=3, per_actor=1, pool="local")
+    row = scale.measure_sites(config, LocalPool, seconds=0.01, processes=1)
     assert (row.sites, row.processes) == (4, 1)
     assert row.round_s > 0.04  # four sites in turn
     assert row.rounds_per_s == pytest.approx(1 / row.round_s)

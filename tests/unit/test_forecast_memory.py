@@ -105,7 +105,7 @@ def test_on_a_gpu_the_models_do_not_take_host_memory() -> None:
     place = Place(slots=1, sites_per_machine=1, interpreter_bytes=0, one_process=False)
     gpu = config(resources={"gpus_per_site": 0.5})
     needs = forecast(gpu, [cases("A"), cases("B")], [costs("A", on_gpu=True), costs("B", on_gpu=True)], place)
-    assert needs.sites[0].host_bytes == (6000 * 9 + 12000) + 4400 + 4400 + 1000 * (30 + 2 * 4 * 2)
+    assert needs.sites[0].host_bytes == (6000 * 9 + 12000) + 4400 + 4400 + 1000 * (40 + 2 * 4 * 2)
     one = 2 * 4 * 4100 + 3 * 4400 + 5_000_000 + 600_000_000
     assert needs.one_gpu_bytes == 2 * one  # two sites share it
 
@@ -118,7 +118,7 @@ def test_what_loading_and_scoring_take_for_a_while_is_part_of_a_site_s_memory() 
         for activations, load_bytes in ((10, 0.0), (5_000_000, 0.0), (5_000_000, 1e5))
     )
     rest = usual.sites[0].resting_bytes
-    assert small.sites[0].host_bytes == small.sites[0].resting_bytes + 1000 * (30 + 2 * 4 * 2)
+    assert small.sites[0].host_bytes == small.sites[0].resting_bytes + 1000 * (40 + 2 * 4 * 2)
     assert usual.sites[0].host_bytes == rest + 5_000_000
     assert large.sites[0].host_bytes == (6000 * 9 + 12000) + 100_000_000
 

@@ -8,9 +8,12 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 import torch
+from monai.metrics.hausdorff_distance import compute_hausdorff_distance
 from monai.metrics.meandice import compute_dice
+from monai.metrics.surface_dice import compute_surface_dice
 from torch import Tensor
 
+from gcml_ray.prediction import metrics
 from gcml_ray.prediction.metrics import dice_per_class, score_case, summarise
 from gcml_ray.records import CaseScore
 
@@ -259,3 +262,22 @@ def test_summary_keeps_sites_and_classes_apart_in_order() -> None:
         ("DU", "b", 1),
     ]
     assert (summaries[0].split, summaries[0].model) == ("test", "personalised")
+
+
+# --- beside MONAI --------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("shape", [(17, 23), (9, 14, 11)], ids=["2D", "3D"])
+@pytest.mark.parametrize("seed", range(5))
+def test_surface_scores_are_those_of_monai(monkeypatch: pytest.MonkeyPatch, shape: tuple[int, ...], seed: int) -> None:
+    """Blobs and single voxels; the second time surfaces are "too large" for torch's quantile."""
+    rng = np.random.default_rng(seed)
+    spacing = rng.uniform(0.4, 3.0, size=len(shape)).tolist()
+    masks = [torch.as_tensor(rng.random(shape) < share) for share in (0.02, 0.4)]
+    batch = [mask[None, None] for mask in masks]
+    hd95 = compute_hausdorff_distance(*batch, include_background=True, percentile=95, spacing=spacing).item()
+    limit = 1.2 * (1 + metrics.SPACING_NOISE)
+    dice = compute_surface_dice(*batch, class_thresholds=[limit], include_background=True, spacing=spacing).item()
+    assert metrics._surface_scores(*masks, spacing=spacing, tolerance=1.2) == (hd95, dice)
+    monkeypatch.setattr(metrics, "MOST_FOR_TORCH", 3)
+    assert metrics._surface_scores(*masks, spacing=spacing, tolerance=1.2) == pytest.approx((hd95, dice), rel=1e-6)

@@ -185,7 +185,7 @@ def test_cases_with_the_same_problem_share_a_line(tmp_path: Path) -> None:
         loaded(cases, channels=("mr", "ct"))
     for case in cases[:6]:
         nibabel.save(nibabel.Nifti1Image(np.full((6, 6, 6), 7, np.uint8), np.eye(4)), case.label)
-    with pytest.raises(DataError, match=r"^site A: 6 of 7 cases \(A/c0, A/c1, A/c2, A/c3, A/c4, \.\.\.\): label"):
+    with pytest.raises(DataError, match=r"^site A: 6 of 7 cases \(A/c0, A/c1, A/c2, A/c3, A/c4 and 1 more\): label"):
         loaded(cases)
 
 
