@@ -25,6 +25,7 @@ from gcml_ray.data.datalist import Case
 from gcml_ray.data.loading import Sample, load_sample
 from gcml_ray.prediction.metrics import score_case
 from gcml_ray.report.overlays import draw_overlay
+from gcml_ray.stopwatch import memory_growth
 
 VOXEL_MM = (0.8, 0.8, 2.5)
 
@@ -76,15 +77,10 @@ def data_of(size: Size) -> DataConfig:
 
 def grown(work: Callable[[], object]) -> tuple[float, float]:
     """By how many megabytes this process grows at the peak of a call, and its processor seconds."""
-    Path("/proc/self/clear_refs").write_text("5", encoding="ascii")  # the peak is counted anew
-    before, began = _memory("VmRSS"), time.process_time()
-    work()
-    return _memory("VmHWM") - before, time.process_time() - began
-
-
-def _memory(field: str) -> float:
-    lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-    return next(int(line.split()[1]) for line in lines if line.startswith(field)) * 1024 / 1e6
+    began = time.process_time()
+    with memory_growth() as growth:
+        work()
+    return growth[0] / 1e6, time.process_time() - began
 
 
 def measure(size: Size, case: Case, what: str, queue: multiprocessing.Queue[tuple[float, float, float]]) -> None:

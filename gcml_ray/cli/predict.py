@@ -26,6 +26,7 @@ from gcml_ray.files.tables import case_table
 from gcml_ray.files.whole_files import replace_file
 from gcml_ray.records import CaseScore, Split
 from gcml_ray.training.known_cases import check_splits
+from gcml_ray.wording import some
 
 if TYPE_CHECKING:
     from gcml_ray.data.image_cases import FoundCases
@@ -171,9 +172,8 @@ def evaluate(
     for problem in result.problems:
         _say_failed(console, problem)
     if result.missing:
-        names = ", ".join(f"{case.site}/{case.name}" for case in result.missing[:MAX_NAMED])
-        more = f" and {len(result.missing) - MAX_NAMED} more" if len(result.missing) > MAX_NAMED else ""
-        console.print(f"without a prediction: {names}{more}")
+        names = [f"{case.site}/{case.name}" for case in result.missing]
+        console.print(f"without a prediction: {some(names, MAX_NAMED)}")
     if result.scores:
         console.print(_score_table(result.scores, unit=config.data.distance_unit))
     if out is not None and result.scores:

@@ -30,7 +30,7 @@ from gcml_ray.model.checkpoint import SiteState, save_round
 from gcml_ray.model.learner import Learner, Statistics, local_step, mutual_step
 from gcml_ray.prediction.metrics import score_case
 from gcml_ray.seeding import derive_seed
-from gcml_ray.stopwatch import peak_memory_bytes
+from gcml_ray.stopwatch import memory_growth, resident_bytes
 from gcml_ray.training.cpu import num_threads
 from gcml_ray.training.evaluation import Evaluator
 from gcml_ray.training.site_learner import build_learner
@@ -50,7 +50,7 @@ class Probe:
 
 def interpreter_bytes() -> int:
     """Memory of this process now: torch and MONAI are imported, nothing is loaded yet."""
-    return _memory()[0]
+    return resident_bytes()
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def read_first_case(config: Config, case: Case) -> tuple[SiteData, Loading]:
     here = config.data.model_copy(update={"num_workers": 0})  # the start of workers would count as a step's time
     data = SiteData(case.site, [replace(case, split="train")], here, seed=config.federation.seed)
     began = time.perf_counter()
-    with _peak(torch.device("cpu")) as grown:
+    with memory_growth() as grown:
         data.load(is_whole=False)
     return data, Loading(time.perf_counter() - began, grown[0])
 
@@ -258,38 +258,15 @@ def _threads(num_threads: int) -> Iterator[None]:
 def _peak(device: torch.device) -> Iterator[list[int]]:
     """Yields a list that holds one number after the block: by how many bytes memory grew at its peak.
 
-    The device's memory on a GPU, this process's resident memory on a CPU. What Python or the C library kept
-    from earlier work is used again without growing, so the first block of a process is the exact one.
+    The device's memory on a GPU; on a CPU see :func:`gcml_ray.stopwatch.memory_growth`.
     """
-    grown: list[int] = []
-    if device.type == "cuda":
-        torch.cuda.empty_cache()
-        before = torch.cuda.memory_reserved(device)
-        torch.cuda.reset_peak_memory_stats(device)
-        yield grown
-        grown.append(torch.cuda.max_memory_reserved(device) - before)
+    if device.type != "cuda":
+        with memory_growth() as grown:
+            yield grown
         return
-    _forget_peak()
-    before = _memory()[0]
+    grown = []
+    torch.cuda.empty_cache()
+    before = torch.cuda.memory_reserved(device)
+    torch.cuda.reset_peak_memory_stats(device)
     yield grown
-    grown.append(_memory()[1] - before)
-
-
-def _forget_peak() -> None:
-    """Makes Linux count the peak of resident memory anew; where that is refused, the old peak stays."""
-    try:
-        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
-    except OSError:
-        return
-
-
-def _memory() -> tuple[int, int]:
-    """Resident memory of this process: now and at its peak, in bytes."""
-    try:
-        lines = Path("/proc/self/status").read_text(encoding="ascii").splitlines()
-    except OSError:
-        peak = peak_memory_bytes()
-        return peak, peak
-    fields = dict(line.split(":", 1) for line in lines)
-    now, peak = (int(fields[name].split()[0]) * 1024 for name in ("VmRSS", "VmHWM"))
-    return now, peak
+    grown.append(torch.cuda.max_memory_reserved(device) - before)

@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from gcml_ray.inspection.facts import CaseFacts, Inspection
 from gcml_ray.inspection.sites import AXIS_NAMES, Quantity, by_verdict, quantities
 from gcml_ray.report.axes import empty_figure, save_figure, site_looks, tidy
+from gcml_ray.wording import some
 
 COLUMNS = 3
 PANEL = (4.3, 3.1)  # inches
@@ -61,8 +62,7 @@ def write_inspection(path: Path, inspection: Inspection, *, title: str) -> None:
 def _headline(found: Sequence[Quantity]) -> str:
     differing = [each for each in found if not _is_same(each)]
     parts = [
-        f"{word.capitalize()}: {', '.join(each.name[0].lower() + each.name[1:] for each in those[:MAX_NAMED])}"
-        + (f" and {len(those) - MAX_NAMED} more" if len(those) > MAX_NAMED else "")
+        f"{word.capitalize()}: {some([each.name[0].lower() + each.name[1:] for each in those], MAX_NAMED)}"
         for word, those in by_verdict(differing).items()
         if those and word in VERDICT_COLOURS
     ]

@@ -13,7 +13,7 @@ from gcml_ray.report.page.parts import Block, Figures, Section, Words
 from gcml_ray.report.page.records import RunRecords, site_dice
 from gcml_ray.report.page.run_charts import describe_phases
 from gcml_ray.report.words import megabytes, points
-from gcml_ray.wording import count, duration, in_shell, number
+from gcml_ray.wording import count, duration, in_shell, number, some
 
 METHODS = {
     "local": "every site trains alone",
@@ -187,5 +187,5 @@ def _trouble(run: RunRecords) -> list[str]:
 def in_words(names: Sequence[str], *, most: int = 12) -> str:
     """``A, B and C``; after ``most`` names a count."""
     if len(names) > most:
-        return f"{', '.join(names[:most])} and {len(names) - most} more"
+        return some(names, most)
     return " and ".join(filter(None, (", ".join(names[:-1]), names[-1]))) if names else "nothing"
