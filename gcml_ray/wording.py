@@ -44,10 +44,10 @@ def without_secrets(text: str) -> str:
     return _ADDRESS.sub(hide, text)
 
 
-def some(names: Sequence[str], at_most: int) -> str:
+def some(names: Sequence[str], at_most: int, *, between: str = ", ") -> str:
     """The first of many names, and how many more there are."""
     more = f" and {len(names) - at_most} more" if len(names) > at_most else ""
-    return ", ".join(names[:at_most]) + more
+    return between.join(names[:at_most]) + more
 
 
 def number(value: float, digits: int = 3) -> str:

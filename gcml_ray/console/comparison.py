@@ -28,8 +28,11 @@ from gcml_ray.records import (
     SiteStatus,
     TrainReport,
 )
+from gcml_ray.wording import some
 
 log = logging.getLogger(__name__)
+
+MAX_TOLD = 4  # cells in a line
 
 
 class CellsConsole(LiveTable):
@@ -50,7 +53,7 @@ class CellsConsole(LiveTable):
     @contextmanager
     def row(self, title: str) -> Iterator[CellRow]:
         """A listener for one cell, whose row is in the table for the length of the block."""
-        row = CellRow(title, say=self.say, is_aborted=self.is_aborted)
+        row = CellRow(title, say=self.say, beat=self._beat, is_aborted=self.is_aborted)
         with self._lock:
             self._rows.append(row)
         try:
@@ -66,6 +69,16 @@ class CellsConsole(LiveTable):
     def say(self, line: str) -> None:
         """One line above the table."""
         self.print_line(line)
+
+    def _beat(self) -> None:
+        """A cell shows a sign of life."""
+        self.break_silence(self._what_they_do)
+
+    def _what_they_do(self) -> str:
+        with self._lock:
+            rows = list(self._rows)
+        doing = [f"{row.title}: {row.now}, {row.clock.elapsed} gone" for row in rows]
+        return some(doing, MAX_TOLD, between="; ")
 
     def _table(self) -> Table:
         table = Table(title=self.title, title_justify="left")
@@ -86,10 +99,13 @@ class CellRow:
     Args:
         title: the cell.
         say: shows one line.
+        beat: is called at each sign of life.
         is_aborted: once set, the driver is interrupted as by Ctrl-C: that signal reaches the main thread alone.
     """
 
-    def __init__(self, title: str, *, say: Callable[[str], None], is_aborted: threading.Event) -> None:
+    def __init__(
+        self, title: str, *, say: Callable[[str], None], beat: Callable[[], None], is_aborted: threading.Event
+    ) -> None:
         self.title = title
         self.now = "starting"
         self.num_sites = 0
@@ -97,6 +113,7 @@ class CellRow:
         self.left = ""
         self.clock = Clock()
         self._say = say
+        self._beat = beat
         self._is_aborted = is_aborted
 
     def on_connected(self, where: str) -> None:
@@ -125,6 +142,7 @@ class CellRow:
         """About twice a second; the one place where a cell in another thread can be ended."""
         if any(status.stage == WAITS_FOR_ROOM for status in statuses):
             self.now = WAITS_FOR_ROOM
+        self._beat()
         if self._is_aborted.is_set():
             raise KeyboardInterrupt
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable
 from types import TracebackType
 from typing import Self
@@ -12,6 +13,8 @@ from rich.live import Live
 from rich.table import Table
 
 log = logging.getLogger(__name__)
+
+SILENCE_S = 60.0
 
 
 class LiveTable:
@@ -27,6 +30,7 @@ class LiveTable:
         self, console: Console, *, refresh_per_second: float, get_table: Callable[[], Table] | None = None
     ) -> None:
         self.console = console
+        self._told_at = time.monotonic()
         self._live: Live | None = None
         if console.is_terminal:
             self._live = Live(
@@ -51,7 +55,13 @@ class LiveTable:
 
     def print_line(self, line: str) -> None:
         """One line above the table, its text as it is."""
+        self._told_at = time.monotonic()
         try:
             self.console.print(line)
         except SystemExit:  # Rich's answer to a broken pipe; from here on it prints nothing
             log.warning("nobody reads the output any more: the work goes on, see its log")
+
+    def break_silence(self, describe: Callable[[], str]) -> None:
+        """Where there is no table: after a minute without a line, one that says what is being done."""
+        if self._live is None and time.monotonic() - self._told_at >= SILENCE_S:
+            self.print_line(describe())

@@ -36,7 +36,6 @@ from gcml_ray.wording import NO_PROCESS, count, some
 log = logging.getLogger(__name__)
 
 LONGEST_S = 10 * 365 * 86400.0
-SILENCE_S = 60.0
 MAX_TOLD = 8  # sites in a line
 PATIENCE_S = 15.0  # before a person is told that sites wait for room: a busy machine may take so long by itself
 
@@ -119,7 +118,6 @@ class RunConsole(LiveTable):
         self.round_line = "starting"
         self.asked_at = 0.0
         self.has_told_who_waits = False
-        self.told_at = time.monotonic()
 
     def say(self, line: str) -> None:
         """One line above the table, and in the log."""
@@ -180,20 +178,12 @@ class RunConsole(LiveTable):
                 steps = f" {status.step}/{status.num_steps}" if status.num_steps > 1 else ""
                 own = f"r{status.round_number} " if self.config.federation.mode == "async" else ""
                 self.rows[status.site].stage = f"{own}{status.stage}{steps}"
-        self._tell_what_they_do()
+        self.break_silence(self._what_they_do)
         self._refresh()
 
-    def print_line(self, line: str) -> None:
-        """See :class:`gcml_ray.console.live.LiveTable`."""
-        self.told_at = time.monotonic()
-        super().print_line(line)
-
-    def _tell_what_they_do(self) -> None:
-        """Where there is no table, a line after a minute without one; it is not for the log."""
-        if self.console.is_terminal or time.monotonic() - self.told_at < SILENCE_S:
-            return
+    def _what_they_do(self) -> str:
         doing = [f"{site} {row.stage}" for site, row in sorted(self.rows.items())]
-        self.print_line(f"{self.round_line}, {self.clock.elapsed} gone: {some(doing, MAX_TOLD)}")
+        return f"{self.round_line}, {self.clock.elapsed} gone: {some(doing, MAX_TOLD)}"
 
     def _tell_who_waits(self, sites: Sequence[str]) -> None:
         """Says once whom the cluster has had no room for all the time since the start."""

@@ -12,13 +12,14 @@ from rich.table import Table
 
 from gcml_ray.console.live import LiveTable
 from gcml_ray.search.records import FinalRecord, SearchRecord, TrialRecord, describe_params, format_value
-from gcml_ray.wording import count
+from gcml_ray.wording import count, some
 
 log = logging.getLogger(__name__)
 
 NUM_SHOWN = 20  # trials in the live table
 LINES_AROUND = 8  # of the terminal: title, headings, borders, and what was said last
 HEADINGS = ("round", "mean Dice", "worst Dice", "MB sent")
+MAX_TOLD = 4  # trials in a line
 NARROW = 110  # columns below which the live table leaves out what matters least
 
 
@@ -41,12 +42,18 @@ class SearchConsole(LiveTable):
         self.trials[trial.number] = trial
         if before is None or before.status != trial.status:
             self.say(self._line(trial))
+        self.break_silence(self._what_runs)
         self.show(self._live_table)
 
     def say(self, line: str) -> None:
         """One line above the table, and in the log."""
         log.info("%s", line)
         self.print_line(line)
+
+    def _what_runs(self) -> str:
+        rounds = self.search.rounds
+        running = [trial for trial in self.trials.values() if trial.status == "running"]
+        return some([f"trial {trial.number} in round {trial.last_round}/{rounds}" for trial in running], MAX_TOLD)
 
     def _line(self, trial: TrialRecord) -> str:
         text = f"trial {trial.number} {trial.status}"

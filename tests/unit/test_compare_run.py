@@ -259,6 +259,21 @@ def test_all_cells_stand_below_one_run_with_the_table(tmp_path: Path) -> None:
 # --- the console of several cells --------------------------------------------------------------
 
 
+def test_where_there_is_no_table_a_minute_of_silence_ends_with_what_the_cells_do(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    console = Console(width=200, file=io.StringIO())
+    cells = CellsConsole(console, title="both")
+    with cells.row("gcml, seed 0") as first, cells.row("local, seed 0"):
+        first.on_start(made_up_config(Path("run")), ("A", "B"))
+        first.on_round_begin(made_up_round(5, ("A", "B")).plan)
+        monkeypatch.setattr(cells, "_told_at", cells._told_at - 61)
+        first.on_status(())
+        first.on_status(())
+    last = console.file.getvalue().splitlines()[1:]
+    assert last == ["gcml, seed 0: round 5/30 exchange, 0:00:00 gone; local, seed 0: starting, 0:00:00 gone"]
+
+
 def test_cells_are_rows_while_they_run_and_abort_reaches_their_driver() -> None:
     config = made_up_config(Path("run"))
     console = Console(width=100, file=io.StringIO(), record=True)

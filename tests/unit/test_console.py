@@ -117,7 +117,7 @@ def test_where_there_is_no_table_a_minute_of_silence_ends_with_what_the_sites_do
     statuses = [SiteStatus("A", 0, "load", 3, 9), SiteStatus("B", 0, "ready", 0, 0)]
     shown.on_status(statuses)
     assert "A load" not in console.file.getvalue()
-    monkeypatch.setattr(shown, "told_at", shown.told_at - 61)
+    monkeypatch.setattr(shown, "_told_at", shown._told_at - 61)
     shown.on_status(statuses)
     shown.on_status(statuses)
     lines = [line for line in console.file.getvalue().splitlines() if line.endswith("A load 3/9, B ready")]

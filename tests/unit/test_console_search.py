@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
@@ -39,3 +40,16 @@ def test_a_narrow_table_leaves_out_what_matters_least() -> None:
     narrow, wide = " ".join(shown(width=80, height=24)), " ".join(shown(width=130, height=24))
     assert ("worst Dice" in narrow, "worst Dice" in wide) == (False, True)
     assert "mean Dice" in narrow
+
+
+def test_where_there_is_no_table_a_minute_of_silence_ends_with_the_round_of_what_runs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    console = Console(file=io.StringIO(), width=200)
+    live = SearchConsole(console, search=SearchRecord("x", "mean_dice", 4, ()))
+    running = TrialRecord(3, "3", "running", PARAMS)
+    live.on_trial(running)
+    monkeypatch.setattr(live, "_told_at", live._told_at - 61)
+    live.on_trial(replace(running, points=(TrialPoint(2, {"A": 0.5}, 1.0, 1.0),)))
+    live.on_trial(replace(running, points=(TrialPoint(3, {"A": 0.5}, 1.0, 1.0),)))
+    assert console.file.getvalue().splitlines()[1:] == ["trial 3 in round 2/4"]
