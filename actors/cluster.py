@@ -77,7 +77,7 @@ def joined(address: str) -> Iterator[str]:
     Raises:
         ClusterError: the address cannot be reached.
     """
-    wanted = os.environ.get("RAY_ADDRESS", "auto") if address == "auto" else address
+    wanted = (os.environ.get("RAY_ADDRESS") or "auto") if address == "auto" else address
     description = ""
     if wanted == "auto" and _join():
         description = f"the running cluster at {ray.get_runtime_context().gcs_address}"
@@ -91,7 +91,7 @@ def joined(address: str) -> Iterator[str]:
 
 def _connect(address: str) -> str:
     """Joins the cluster at ``address``; with ``auto`` the running one, or else a new local one."""
-    wanted = os.environ.get("RAY_ADDRESS", "auto") if address == "auto" else address
+    wanted = (os.environ.get("RAY_ADDRESS") or "auto") if address == "auto" else address
     if wanted in ("auto", "local"):
         if wanted == "auto" and _join():
             return f"the running cluster at {ray.get_runtime_context().gcs_address}"

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import threading
 import traceback
-from collections import Counter
 from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import AbstractContextManager, closing
@@ -20,8 +19,10 @@ from actors.listener import Listener
 from actors.site import TrainerFactory
 from gcml_ray.comparison.cells import read_cell, write_cell
 from gcml_ray.comparison.config import ComparisonConfig, cell_config
+from gcml_ray.comparison.equality import who_missed_rounds
 from gcml_ray.comparison.output import Tables, cell_file, make_cell, write_tables
-from gcml_ray.config import SERVER, Config
+from gcml_ray.config import Config
+from gcml_ray.config.differences import differences
 from gcml_ray.config.file import load_config
 from gcml_ray.errors import ConfigError, DataError, GcmlError
 from gcml_ray.files.folder_lock import check_writable
@@ -68,7 +69,6 @@ class Ending:
     failures: dict[str, str] = field(default_factory=dict)
 
 
-MOST_MISSED = 0.1  # of the rounds: a cell with a site that has missed more is not compared
 OpenViews = Callable[[int], AbstractContextManager[Views]]  # how many cells run at a time
 
 
@@ -124,7 +124,11 @@ def run_comparison(
         is_stopped = STOPPED in endings.values() or len(endings) < len(todo)
         status = "stopped" if is_stopped else "failed" if failures else "finished"
     finally:
-        tables, plots = _conclude(comparison, unit)
+        try:
+            tables, plots = _conclude(comparison, unit)
+        except BaseException:
+            tracker.finish((), (), "failed")
+            raise
         tracker.finish(tables.rows, (*tables.files, *plots), status)
     return Ending(is_stopped, tables, failures)
 
@@ -226,10 +230,10 @@ class _Attempt:
     def _run(self, task: Task, *, listener: Listener, stop: threading.Event) -> str:
         """Begins the cell, or goes on with it."""
         resume = task.folder.state_file.exists()
-        if resume and (saved := load_config(task.folder.config_file).identity) != task.config.identity:
+        if resume and (saved := load_config(task.folder.config_file)).identity != task.config.identity:
             raise ConfigError(
-                f"{task.folder.path} holds an unfinished cell of another configuration ({saved}, not "
-                f"{task.config.identity}): delete it to run the cell anew"
+                f"{task.folder.path} holds an unfinished cell of another configuration, it differs in "
+                f"{differences(saved, task.config)}: delete it to run the cell anew"
             )
         if resume and task.folder.read_state().status == "finished":
             _check_rounds(task)  # before a test, which would not mend it
@@ -255,27 +259,11 @@ class _Attempt:
 def _check_rounds(task: Task) -> None:
     """Whether every site has taken about as many steps as those of other cells, and got about as many means.
 
-    Nobody has missed a round who was late in it. Without a barrier a round that failed is done again.
-
     Raises:
         DataError: a site, or the server, has failed in too many rounds.
     """
-    if task.config.federation.mode == "async":
-        return
-    rounds = task.folder.rounds()
-    missed = Counter(
-        site
-        for record in rounds
-        for site in {*record.plan.sites, *record.left_out}
-        if record.missed(site) and record.left_out.get(site) != "busy"
-    )
-    missed[SERVER] = sum(any(failure.site == SERVER for failure in record.failures) for record in rounds)
-    most = {site: number for site, number in sorted(missed.items()) if number > MOST_MISSED * len(rounds)}
-    if most:
-        failures = [failure for record in rounds for failure in record.failures if failure.site in most]
-        why = "; ".join(dict.fromkeys(failure.words for failure in failures[:3])) or "see its log.txt"
-        of = ", ".join(f"{name} missed {number} of {len(rounds)} rounds" for name, number in most.items())
-        raise DataError(f"{of} ({why}), so it is no equal: delete {task.folder.path} to run it anew")
+    if words := who_missed_rounds(task.folder.rounds(), mode=task.config.federation.mode):
+        raise DataError(f"{words}, so it is no equal: delete {task.folder.path} to run it anew")
 
 
 def _last_sites(config: Config) -> list[str]:

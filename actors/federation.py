@@ -89,14 +89,13 @@ def run_federation(
     """
     sites = sites_of(config)
     check_sites(config.chaos, sites, server=SERVER if has_server(config.method) else "")
-    with _own_folder(config, resume=resume, is_trial=not test) as folder:
+    with _own_folder(config, resume=resume, is_trial=not test) as folder, _logged_to(folder.log_file):
         state = _state_to_resume(folder, config) if resume else None
         tracker = BackgroundTracker(build_tracker(config, folder.path))
         status: RunOutcome = "failed"
         try:
             with (
-                _logged_to(folder.log_file),
-                ThreadPoolExecutor(1) as aside,
+                ThreadPoolExecutor(1, thread_name_prefix=f"{threading.current_thread().name}-aside") as aside,
                 pool_for(config, folder.path, listener=listener, stop=stop, make_trainer=make_trainer) as pool,
             ):
                 if config.chaos:
@@ -149,7 +148,8 @@ def _logged_to(path: Path) -> Iterator[None]:
     own = threading.current_thread().name
 
     def is_own(record: logging.LogRecord) -> bool:
-        return record.threadName == own or not str(record.threadName).startswith(RUN_THREADS)
+        name = str(record.threadName)
+        return name == own or name.startswith(f"{own}-") or not name.startswith(RUN_THREADS)
 
     with logged_to(path, ("gcml_ray", "actors"), is_wanted=is_own):
         try:

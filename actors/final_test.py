@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from actors.cross_site import score_across_sites
 from actors.failure_policy import Decision
 from actors.pace import CallKind
+from gcml_ray.errors import NoModelError
 from gcml_ray.gossip.phases import models_to_test
 from gcml_ray.records import BEFORE_GOSSIP, PERSONALISED, EvaluationReport, SiteFailure, by_site
 
@@ -92,7 +93,7 @@ class FinalTest:
                 self._keep(outcome.result)
             elif outcome.failure.kind == "raised" or is_last:
                 self._give_up(outcome.failure)
-                if (outcome.failure.kind, model) == ("raised", BEFORE_GOSSIP):  # there may be none: it came later
+                if (outcome.failure.error_type, model) == (NoModelError.__name__, BEFORE_GOSSIP):  # it came later
                     self._untested.pop((outcome.site, model), None)
             else:
                 again.append(outcome.site)

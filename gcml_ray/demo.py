@@ -7,7 +7,7 @@ from importlib.resources import as_file, files
 from pathlib import Path
 
 from gcml_ray.config import Config
-from gcml_ray.config.file import load_config, setting
+from gcml_ray.config.file import load_config, parse_config, setting
 from gcml_ray.data.datalist import write_datalist
 from gcml_ray.data.phantom import prepare_phantom
 
@@ -36,3 +36,21 @@ def demo_config(datalist: Path, output: Path, overrides: Sequence[str]) -> Confi
     own = (setting("data.datalist", datalist), setting("output.folder", output))
     with as_file(files("gcml_ray") / "demo.yaml") as path:
         return load_config(path, (*own, *overrides))
+
+
+def alone_config(config: Config, output: Path) -> Config:
+    """The same sites, each one alone; what concerns peers is left out.
+
+    Args:
+        config: of the demo's first run.
+        output: the run folder.
+    """
+    values = config.model_dump(mode="json", by_alias=True)
+    alone = (
+        setting("name", "local"),
+        setting("method", {"name": "local"}),
+        setting("optimiser.push_average", value=False),
+        setting("evaluation.ensemble_peers", 0),
+        setting("output.folder", output),
+    )
+    return parse_config(values, alone, source="the demo's run of sites alone")

@@ -27,6 +27,10 @@ class CheckpointError(GcmlError):
     """A checkpoint or run folder cannot be read, or belongs to another configuration."""
 
 
+class NoModelError(CheckpointError):
+    """A site never had the model that is asked for: nothing is lost."""
+
+
 class DamagedError(CheckpointError):
     """A file of a checkpoint is not what was written: cut short, or with other bytes in it."""
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 from gcml_ray.callbacks import CallbackList, Progress
 from gcml_ray.config import Config
+from gcml_ray.config.differences import differences
 from gcml_ray.config.file import load_config, parse_config, setting
 from gcml_ray.errors import ConfigError
 from gcml_ray.files.run_folder import RunFolder
@@ -241,7 +242,7 @@ class Federation:
         if saved.identity != self.config.identity:
             raise ConfigError(
                 f"resume: the run in {self.folder} has another configuration, it differs in "
-                f"{', '.join(_differences(saved, self.config))}. Use Federation.open({str(self.folder)!r}), or start "
+                f"{differences(saved, self.config)}. Use Federation.open({str(self.folder)!r}), or start "
                 "a new run in another output.folder"
             )
 
@@ -259,24 +260,6 @@ def _as_config(config: Config | str | Path | Mapping[str, Any], overrides: Seque
             return config
         config = config.model_dump(mode="json", by_alias=True)
     return parse_config(config, overrides, source="configuration")
-
-
-def _differences(one: Config, other: Config) -> list[str]:
-    """Where two configurations would give different results, as ``section.key`` with both values."""
-    left, right = _flat(one.science), _flat(other.science)
-    return [
-        f"{key.removesuffix('_')} ({left.get(key, 'default')!r} there, {right.get(key, 'default')!r} here)"
-        for key in {**left, **right}
-        if left.get(key) != right.get(key)
-    ]
-
-
-def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested values by dotted key."""
-    flat: dict[str, Any] = {}
-    for key, value in values.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, Mapping) else {prefix + key: value}
-    return flat
 
 
 def _site_score(site: str, model: str, scores: Sequence[CaseScore]) -> SiteScore:

@@ -28,7 +28,7 @@ from gcml_ray.cli.report import report
 from gcml_ray.cli.running import STOPPED, watched
 from gcml_ray.cli.site import site_app
 from gcml_ray.cli.tune import tune
-from gcml_ray.config import Config, LocalMethod
+from gcml_ray.config import Config
 from gcml_ray.config.file import load_config, setting
 from gcml_ray.console.summary import (
     comparison_table,
@@ -171,15 +171,14 @@ def demo(
 ) -> None:
     """Make four phantom sites, train them together and alone, and compare: a few minutes on two cores."""
     from actors.federation import ray_session  # noqa: PLC0415 - the one place that knows all packages
-    from gcml_ray.demo import demo_config, prepare_demo  # noqa: PLC0415 - scipy only where phantoms are made
+    from gcml_ray.demo import alone_config, demo_config, prepare_demo  # noqa: PLC0415 - scipy only where phantoms are made
 
     console = terminal()
     target = _fresh_folder(folder)
     console.print(f"Making phantom sites in {target / 'data'}")
     datalist = prepare_demo(target / "data")
     gcml = demo_config(datalist, target / "gcml", overrides)
-    alone_too = gcml.model_copy(update={"name": "local", "method": LocalMethod(name="local")})
-    local = alone_too.in_folder(target / "local")
+    local = alone_config(gcml, target / "local")
     with ray_session(gcml):
         together, is_enough = _run_once(gcml, console, title="together (GCML)")
         _exit_for(together, gcml)

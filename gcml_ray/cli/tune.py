@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import threading
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
@@ -78,7 +79,11 @@ def _search(search: Search, console: Console, *, resume: bool, retry_failed: boo
     except BaseException:
         tracker.abandon("FAILED")
         raise
-    plots = write_search_plots(record, search.folder / "plots")
+    plots: Sequence[Path] = ()
+    try:
+        plots = write_search_plots(record, search.folder / "plots")
+    except OSError as error:
+        console.print(f"the plots were not written ({error}); gcml report shows the same", style="yellow")
     files = [search.folder / file for file in (SEARCH_FILE, BEST_FILE) if (search.folder / file).exists()]
     tracker.finish(record, [*files, *plots], is_stopped=stop.is_set())
     console.print(search_table(record))

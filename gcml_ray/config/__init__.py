@@ -241,15 +241,15 @@ class Config(Section):
 
     @property
     def identity(self) -> str:
-        """Short hash of :attr:`science`."""
-        return hashlib.blake2b(json.dumps(self.science, sort_keys=True).encode(), digest_size=8).hexdigest()
+        """Short hash of what decides a run's result."""
+        deciding = self.deciding(by_alias=False)
+        return hashlib.blake2b(json.dumps(deciding, sort_keys=True).encode(), digest_size=8).hexdigest()
 
-    @property
-    def science(self) -> dict[str, Any]:
+    def deciding(self, *, by_alias: bool) -> dict[str, Any]:
         """All that decides a run's result, as a mapping; where it runs, tracking and output do not.
 
         Values at their default are left out, so a new key invalidates no older run: who changes what a default means
-        renames its key.
+        renames its key. ``by_alias``: with the keys of a file (``lambda``), not those of the sections.
         """
         clocks = {
             "start_timeout_s",
@@ -261,8 +261,9 @@ class Config(Section):
             "round_deadline_s",
             "time_limit_s",
         }
-        science = self.model_dump(
+        deciding = self.model_dump(
             mode="json",
+            by_alias=by_alias,
             exclude_defaults=True,
             exclude={
                 "name": True,
@@ -276,7 +277,7 @@ class Config(Section):
                 "federation": clocks,
             },
         )
-        return {section: values for section, values in science.items() if values != {}}
+        return {section: values for section, values in deciding.items() if values != {}}
 
     @field_validator("chaos")
     @classmethod
@@ -329,6 +330,12 @@ class Config(Section):
         problem = privacy_problem(self.privacy, self.method, self.data, self.resources)
         if problem := problem or self.resources.workers_problem(self.data.num_workers):
             raise ValueError(problem)
+        if self.federation.time_limit_s is not None and self.output.checkpoint_every > 1:
+            raise ValueError(
+                f"federation.time_limit_s may end a run after any round, and output.checkpoint_every "
+                f"{self.output.checkpoint_every} would lose the rounds after the last checkpoint at a resume: set "
+                "checkpoint_every to 1"
+            )
         if self.evaluation.cross_site and self.privacy.mode == "update_noise":
             raise ValueError(
                 "evaluation.cross_site sends personalised models as they are, but privacy.mode update_noise promises "

@@ -1,8 +1,9 @@
 """What a run will need: memory, disk, traffic and time, worked out before it starts.
 
 Arithmetic only. What cannot be known is measured in :mod:`gcml_ray.doctor.probe` and comes in as
-:class:`SiteCosts`. The gossip graphs follow from the seed, so the traffic is exact as long as no site fails;
-times hold for a machine that is as busy as it was when the costs were measured.
+:class:`SiteCosts`. The gossip graphs follow from the seed, so the traffic is exact as long as no site fails, no push
+is refused, and ``federation.time_limit_s`` ends nothing early; times hold for a machine that is as busy as it was when
+the costs were measured.
 """
 
 from __future__ import annotations

@@ -14,9 +14,15 @@ from gcml_ray.records import RoundPlan, Split
 
 
 def planned_rounds(config: Config, num_train: dict[str, int]) -> tuple[RoundPlan, ...]:
-    """Every round as the driver will plan it while no site is lost."""
+    """Every round as the driver will plan it while no site is lost, and whoever joins is ready in time."""
+    schedule = config.federation.schedule
+
+    def here(number: int) -> dict[str, int]:
+        away = {site for site, entry in schedule.items() if not entry.joins <= number < (entry.leaves or math.inf)}
+        return {site: cases for site, cases in num_train.items() if site not in away} or num_train
+
     return tuple(
-        plan_round(config.method, config.federation, round_number=number, num_train=num_train)
+        plan_round(config.method, config.federation, round_number=number, num_train=here(number))
         for number in range(1, config.federation.rounds + 1)
     )
 
@@ -76,6 +82,7 @@ def round_seconds(
         [
             site_round_seconds(config, one, cost, num_incoming=incoming[one.site], round_number=plan.round_number)
             for one, cost in zip(cases, costs, strict=True)
+            if one.site in plan.sites
         ],
         slots,
     )

@@ -213,7 +213,7 @@ def check_disk(folder: Path, *, needed_bytes: int, name: str = "disk") -> Check:
 
 def nearest_existing(folder: Path) -> Path:
     """The folder itself, or the first of its parents that exists."""
-    return next(path for path in (folder.absolute(), *folder.absolute().parents) if path.exists())
+    return next(path for path in (folder.absolute(), *folder.absolute().parents) if os.path.exists(path))
 
 
 def default_object_store_bytes(machine: Machine) -> int:

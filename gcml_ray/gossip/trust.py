@@ -24,10 +24,15 @@ def trust_of_edges(rounds: Sequence[RoundRecord]) -> dict[Edge, float]:
         rounds: finished rounds, oldest first (the driver's last fifty).
     """
     weights: dict[Edge, float] = {}
+    refused: set[str] = set()  # senders; only their weights can be below 1
     sites = sorted({site for record in rounds for site in record.plan.sites})
     for record in rounds:
         for report in record.trained:
             for judgement in report.judged:
+                if not judgement.accepted:
+                    refused.add(judgement.sender)
+                elif judgement.sender not in refused:
+                    continue
                 here, elsewhere = (ACCEPTED, ACCEPTED_ELSEWHERE) if judgement.accepted else (REFUSED, REFUSED_ELSEWHERE)
                 for receiver in sites:
                     if receiver != judgement.sender:

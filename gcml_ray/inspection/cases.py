@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 from scipy import ndimage
 
 from gcml_ray.data.adapters.findings import grid_problems_of_files
-from gcml_ray.data.case_checks import MAX_LABEL, NOT_FINITE, value_problem
+from gcml_ray.data.case_checks import MAX_LABEL, NOT_FINITE, value_problem, without_alpha
 from gcml_ray.data.datalist import Case, name_from_file
 from gcml_ray.data.pictures import label_role
 from gcml_ray.data.reading import is_picture, read_header, read_volume, spatial_dims_of, values_text
@@ -161,9 +161,9 @@ def _read(case: Case, names: Sequence[str], dims: int, problems: list[str]) -> _
         elif array.min() == array.max():
             notes.append(f"{name} is {array.flat[0]:g} everywhere")
         facts.append(_channel_facts(name, array))
-    by_content: dict[bytes, list[str]] = {}
+    by_content: dict[str, list[str]] = {}
     for name, array in arrays:
-        by_content.setdefault(array.tobytes(), []).append(name)
+        by_content.setdefault(_digest([array]), []).append(name)
     notes += [
         f"{', '.join(same)} hold the same voxels: stand-ins for a missing sequence?"
         for same in by_content.values()
@@ -181,7 +181,7 @@ def _read(case: Case, names: Sequence[str], dims: int, problems: list[str]) -> _
 def _digest(arrays: Iterable[NDArray[Any]]) -> str:
     digest = hashlib.blake2b(digest_size=16)
     for array in arrays:
-        digest.update(array.tobytes())
+        digest.update(np.ascontiguousarray(array).data.cast("B"))
     return digest.hexdigest()
 
 
@@ -198,12 +198,11 @@ def _read_label(case: Case, dims: int, problems: list[str]) -> NDArray[np.int64]
     if not Path(case.label).is_file():
         return None
     try:
-        stack = read_volume(case.label, spatial_dims=dims, role=label_role(case.label_threshold)).array.numpy()
+        label_file = read_volume(case.label, spatial_dims=dims, role=label_role(case.label_threshold))
     except DataError as error:
         problems.append(str(error))
         return None
-    if is_picture(case.label) and len(stack) in (2, 4):
-        stack = stack[:-1]  # its last channel is the opacity
+    stack = without_alpha(label_file.array, case.label).numpy()
     if problem := _stack_problem(stack, case.label_threshold):
         problems.append(problem)
         return None

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean, stdev
 from typing import Any, Literal
@@ -175,9 +175,22 @@ def mean_dices(scores: Sequence[FinalScore]) -> list[float]:
     return [score.mean_dice for score in scores]
 
 
+def short_names(keys: Iterable[str]) -> dict[str, str]:
+    """Each key's shortest end, in whole parts, that no other of these keys has: ``name``, or ``network.name``."""
+    parts = {key: key.split(".") for key in keys}
+    names = {}
+    for key, own in parts.items():
+        others = [other for name, other in parts.items() if name != key]
+        is_own = (all(other[-length:] != own[-length:] for other in others) for length in range(1, len(own)))
+        length = next((length for length, alone in enumerate(is_own, start=1) if alone), len(own))
+        names[key] = ".".join(own[-length:])
+    return names
+
+
 def describe_params(params: dict[str, Any]) -> str:
-    """Drawn values by the last part of their keys."""
-    return ", ".join(f"{key.rpartition('.')[2]}={format_value(value)}" for key, value in sorted(params.items()))
+    """Drawn values by the ends of their keys."""
+    names = short_names(params)
+    return ", ".join(f"{names[key]}={format_value(value)}" for key, value in sorted(params.items()))
 
 
 def format_value(value: Any) -> str:

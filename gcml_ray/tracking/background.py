@@ -32,7 +32,8 @@ class BackgroundTracker:
         self._calls: queue.SimpleQueue[Callable[[], None] | None] = queue.SimpleQueue()
         self._is_given_up = False
         # a daemon: what was given up must not keep the process from ending, as long as a server may take
-        self._thread = threading.Thread(target=self._work, name="tracking", daemon=True)
+        name = f"{threading.current_thread().name}-tracking"  # of whose run it is, for the run's log
+        self._thread = threading.Thread(target=self._work, name=name, daemon=True)
         self._thread.start()
 
     @property

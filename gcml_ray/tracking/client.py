@@ -99,7 +99,13 @@ def without_passwords(paths: Sequence[Path]) -> list[Path]:
 
 def children_of(client: MlflowClient, experiment_id: str, run_id: str) -> list[Run]:
     """The runs below another one."""
-    return list(client.search_runs([experiment_id], f"tags.`mlflow.parentRunId` = '{run_id}'"))
+    wanted = f"tags.`mlflow.parentRunId` = '{run_id}'"
+    page = client.search_runs([experiment_id], wanted)
+    found = list(page)
+    while page.token:  # a page has a thousand
+        page = client.search_runs([experiment_id], wanted, page_token=page.token)
+        found += page
+    return found
 
 
 def find_experiment(client: MlflowClient, name: str, uri: str) -> str:

@@ -11,7 +11,7 @@ from pathlib import Path
 from gcml_ray.config import Config
 from gcml_ray.data.contract import data_contract
 from gcml_ray.data.datalist import Case
-from gcml_ray.errors import CheckpointError, DamagedError
+from gcml_ray.errors import CheckpointError, DamagedError, NoModelError
 from gcml_ray.files.run_folder import MEMBERS_FILE, MODEL_FILE
 from gcml_ray.files.whole_files import replace_file
 from gcml_ray.model.checkpoint import (
@@ -160,11 +160,12 @@ class SiteFiles:
         """Loads the model ``personalised`` or ``before_gossip``; returns the round it comes from.
 
         Raises:
-            CheckpointError: there is none, or it is another one than its name says.
+            NoModelError: there never was one.
+            CheckpointError: its file is gone, or is another one than its name says.
         """
         name = self.state.best_file if model == PERSONALISED else self.state.before_gossip_file
         if not name:
-            raise CheckpointError(f"site {self.site} has no {model} model: it was never evaluated or had no warm-up")
+            raise NoModelError(f"site {self.site} has no {model} model: it was never evaluated or had no warm-up")
         path = self.folder / name
         try:
             facts = load_model_file(path, into)

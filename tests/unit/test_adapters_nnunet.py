@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from gcml_ray.data.adapters.findings import label_problems_of_file
 from gcml_ray.data.adapters.nnunet import config_lines, prepare_nnunet, read_meaning
 from gcml_ray.errors import ConfigError, DataError
 from tests.public_layouts import make_nnunet, save
@@ -109,12 +110,23 @@ def test_nnunet_picture_may_hold_all_channels(tmp_path: Path) -> None:
     assert case.images == (str(tmp_path / "imagesTr" / "A_1_0000.png"),)
 
 
+@pytest.mark.parametrize("mode", ["LA", "RGBA"])
+def test_the_opacity_of_a_label_is_no_class(tmp_path: Path, mode: str) -> None:
+    path = tmp_path / "label.png"
+    Image.fromarray(np.ones((8, 8), np.uint8)).convert("RGB").convert(mode).save(path)
+    assert np.unique(np.asarray(Image.open(path))[..., -1]).tolist() == [255]
+    assert label_problems_of_file(path, {0, 1}, spatial_dims=2) == []
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"channel_names": {"1": "T1"}}, "channel_names .or modality. is"),
         ({"labels": {"background": 0}}, "at least two names"),
         ({"labels": {"background": 0, "a": "x"}}, "must be a whole number"),
+        ({"labels": {"background": 0, "a": 1.7}}, "must be a whole number"),
+        ({"labels": {"0": "background", "\u00b2": "a"}}, "must be a whole number"),
+        ({"labels": {"background": 0, "whole": [0, 1], "b": 2}}, "region 'whole' with the value 0 in it"),
         ({"labels": {"a": 1, "b": 2}}, "the background must be 0"),
         ({"labels": {"background": 0, "a": 1, "ignore": 2}}, "`ignore`, which is not supported"),
         ({"file_ending": ".mha"}, "file_ending is '.mha'"),

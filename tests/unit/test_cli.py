@@ -13,7 +13,9 @@ from rich.console import Console
 
 from gcml_ray.cli.main import main
 from gcml_ray.cli.running import STOPPED, stop_on_signal
+from gcml_ray.config.file import load_config, save_config
 from gcml_ray.console.run import RunConsole
+from gcml_ray.demo import alone_config, demo_config
 from gcml_ray.records import RoundRecord
 from tests.signal_handlers import handled
 
@@ -157,3 +159,13 @@ def test_streams_that_are_closed_end_no_command(tmp_path: Path, closed: str) -> 
     command = ["/bin/sh", "-c", started, sys.executable, script]
     subprocess.run(command, cwd=tmp_path, env=environment, stdin=subprocess.DEVNULL, timeout=120, check=True)  # noqa: S603
     assert (tmp_path / "done").exists()
+
+
+def test_the_demo_s_sites_alone_have_nothing_that_concerns_peers(tmp_path: Path) -> None:
+    """Saved and read again: a configuration that says what would be ignored is refused."""
+    overrides = ["evaluation.ensemble_peers=1", "optimiser.weight_average=0.9", "optimiser.push_average=true"]
+    gcml = demo_config(tmp_path / "datalist.json", tmp_path / "gcml", overrides)
+    alone = alone_config(gcml, tmp_path / "local")
+    save_config(alone, tmp_path / "config.yaml")
+    assert load_config(tmp_path / "config.yaml") == alone
+    assert (alone.method.name, alone.federation, alone.data) == ("local", gcml.federation, gcml.data)

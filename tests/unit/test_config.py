@@ -167,6 +167,12 @@ def test_contradiction_between_keys_is_told_at_their_section(tmp_path: Path) -> 
     ]
 
 
+def test_a_run_that_may_end_after_any_round_writes_each_one(tmp_path: Path) -> None:
+    (line,) = problems(write(tmp_path), "federation.time_limit_s=60", "output.checkpoint_every=5")
+    assert "time_limit_s may end a run after any round" in line
+    assert "set checkpoint_every to 1" in line
+
+
 @pytest.mark.parametrize(
     ("override", "problem"),
     [

@@ -10,6 +10,7 @@ import pytest
 from actors.local_pool import LocalPool
 from actors.site_pool import Outcome, SiteDiedError, SiteHungError
 from gcml_ray.config import Config
+from gcml_ray.errors import CheckpointError, NoModelError
 from gcml_ray.records import SiteFailure
 from tests.fakes import FakeTrainers, Fault, calls_of, fake_config
 from tests.runs import Run, drive, run_locally
@@ -143,12 +144,22 @@ def test_other_models_than_the_personalised_one_are_missed_too(tmp_path: Path) -
 
 
 def test_site_that_has_no_model_before_gossip_is_not_missed(tmp_path: Path) -> None:
-    """It raises an error each time it is asked for one: it joined after the warm-up, or its disk was full."""
+    """It has never had one: it joined after the warm-up, or its disk was full."""
     config = fake_config(tmp_path, federation={"warmup_rounds": 1})
     pool = LosingPool(config)
-    pool.loses, pool.error = (2,), ValueError
+    pool.loses, pool.error = (2,), NoModelError
     run = drive(config, pool)
     assert (run.summary.untested, run.failures()) == ((), [("B", TEST_ROUND, "raised", "skip")])
+
+
+@pytest.mark.parametrize("error", [CheckpointError, MemoryError])
+def test_site_whose_model_before_gossip_is_lost_or_does_not_fit_is_named(
+    tmp_path: Path, error: type[Exception]
+) -> None:
+    config = fake_config(tmp_path, federation={"warmup_rounds": 1})
+    pool = LosingPool(config)
+    pool.loses, pool.error = (2,), error
+    assert drive(config, pool).summary.untested == ("B (before_gossip)",)
 
 
 # --- every model at every site -----------------------------------------------------------------

@@ -41,6 +41,16 @@ def test_pushes_of_a_topology(topology: dict[str, Any], max_incoming: int, pushe
     assert [len(plan.edges) for plan in plans] == [0, *[pushes_a_round] * 7, 0, 0]
 
 
+def test_pushes_follow_the_schedule() -> None:
+    """C and D are there from round 4 until before round 6: on a ring then four sites push, else two."""
+    schedule = {site: {"joins": 4, "leaves": 6} for site in ("C", "D")}
+    federation = {"schedule": schedule, "rounds": 10, "warmup_rounds": 1, "cooldown_rounds": 2}
+    method = {"name": "gcml", "topology": {"name": "ring"}}
+    plans = planned_rounds(config(method=method, federation=federation), NUM_TRAIN)
+    assert [len(plan.sites) for plan in plans] == [2, 2, 2, 4, 4, 2, 2, 2, 2, 2]
+    assert [len(plan.edges) for plan in plans] == [0, 2, 2, 4, 4, 2, 2, 2, 0, 0]
+
+
 def test_bernoulli_pushes_come_to_the_expected_senders() -> None:
     """With m = 1.5 in each of 2000 rounds the mean is 1.5 within four standard errors, sqrt(4 p (1 - p) / 2000)."""
     method = {"name": "gcml", "topology": {"name": "bernoulli", "expected_senders": 1.5}}

@@ -11,8 +11,11 @@ import pytest
 
 from gcml_ray.comparison.cells import Cell, mean_interval, summarise, write_cell
 from gcml_ray.errors import DataError
+from gcml_ray.files.record_json import to_json
 from gcml_ray.records import CaseScore
+from gcml_ray.report.page.comparison import comparison_page, read_runs
 from gcml_ray.report.page.comparison_charts import dice_against_bytes, gains_by_site, mean_dice_by_round
+from gcml_ray.report.page.parts import Table
 from gcml_ray.report.page.records import read_run
 from gcml_ray.report.page.write import write_report
 from tests.report_runs import make_run, without_pushes
@@ -38,6 +41,19 @@ def test_comparison_ranks_methods_and_names_what_is_missing(tmp_path: Path) -> N
     assert "local: " in page
     assert "-10.0 Dice points against gcml" in page
     assert "Not tested yet, and so not in the tables: local (seed 1)" in page
+
+
+def test_a_cell_whose_site_missed_many_rounds_is_named_and_left_out(tmp_path: Path) -> None:
+    folder = make_comparison(tmp_path / "runs")
+    records = read_run(folder / "gcml_seed0").rounds
+    file = folder / "gcml_seed0" / "rounds.jsonl"
+    file.write_text("".join(to_json(replace(each, trained=each.trained[1:])) + "\n" for each in records))
+    page = comparison_page(folder, read_runs(folder), (), with_images=False, with_regions=False)
+    missing = records[0].plan.sites[0]
+    assert page.notices[0].startswith(f"gcml, seed 0: {missing} missed 4 of 4 rounds")
+    assert page.notices[0].endswith("left out of the tables, as by gcml compare.")
+    table = next(block for section in page.sections for block in section.blocks if isinstance(block, Table))
+    assert {row[0]: row[1] for row in table.rows} == {"gcml": "1", "local": "1"}
 
 
 def test_runs_without_a_common_case_are_not_compared(tmp_path: Path) -> None:

@@ -12,7 +12,15 @@ from gcml_ray.report.page.search import search_page
 from gcml_ray.report.page.search_charts import _number_scale, objective_by_trial, parallel_coordinates
 from gcml_ray.report.page.write import write_report
 from gcml_ray.search.folder import read_search_record, write_search_record
-from gcml_ray.search.records import FinalRecord, FinalScore, SearchRecord, TrialPoint, TrialRecord
+from gcml_ray.search.records import (
+    FinalRecord,
+    FinalScore,
+    SearchRecord,
+    TrialPoint,
+    TrialRecord,
+    describe_params,
+    short_names,
+)
 
 OWN = {"method.dcml.lambda": 0.1, "method.merge": "keep_local"}
 
@@ -73,6 +81,14 @@ def test_parallel_coordinates_place_numbers_by_logarithm_and_names_side_by_side(
     own = next(line for line in chart.figure.data if "trial 1<" in line.text[0])
     assert list(own.y) == ["lambda", "merge", "objective"]
     assert list(own.x)[:2] == pytest.approx([0.589, 0.0], abs=1e-3)
+
+
+def test_keys_go_by_their_shortest_ends_that_differ() -> None:
+    keys = ["optimiser.name", "network.name", "method.dcml.lambda", "name"]
+    assert list(short_names(keys).values()) == ["optimiser.name", "network.name", "lambda", "name"]
+    assert describe_params({"optimiser.name": "sgd", "network.name": "unet"}) == (
+        "network.name=unet, optimiser.name=sgd"
+    )
 
 
 def test_trials_are_counted_in_whole_numbers(tmp_path: Path) -> None:

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from gcml_ray.data.case_checks import without_alpha
 from gcml_ray.data.datalist import Case, listed
 from gcml_ray.data.one_grid import on_one_grid, shift_mm, turned_header
 from gcml_ray.data.reading import Header, affine_problem, read_header, read_volume, values_text
@@ -121,6 +122,7 @@ def label_problems_of_file(path: Path, allowed: Collection[int], *, spatial_dims
         label = read_volume(str(path), spatial_dims=spatial_dims, role="label").array
     except DataError as error:
         return [str(error)]
+    label = without_alpha(label, str(path))
     known = torch.zeros(label.shape, dtype=torch.bool)
     for value in allowed:
         known |= label == value

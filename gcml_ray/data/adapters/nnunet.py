@@ -131,12 +131,15 @@ def _labels(entry: Any, problems: list[str]) -> tuple[dict[str, int], dict[str, 
     if not isinstance(entry, dict) or len(entry) < 2:
         problems.append(f"labels is {entry!r}; at least two names with their values were expected")
         return {}, None
-    if all(str(key).isdigit() for key in entry):  # v1: value -> name
-        entry = {str(name): int(value) for value, name in entry.items()}
     try:
+        if all(str(key).isdecimal() for key in entry):  # v1: value -> name
+            entry = {str(name): int(value) for value, name in entry.items()}
         values = {name: _values(value) for name, value in entry.items()}
     except (TypeError, ValueError):
         problems.append(f"labels is {entry!r}; a value must be a whole number or a list of them")
+        return {}, None
+    if mixed := [name for name, several in values.items() if 0 in several and several != (0,)]:
+        problems.append(f"labels has the region {mixed[0]!r} with the value 0 in it; 0 is the background alone")
         return {}, None
     if "ignore" in values:
         problems.append("labels has `ignore`, which is not supported; give those voxels a class")
@@ -152,7 +155,10 @@ def _labels(entry: Any, problems: list[str]) -> tuple[dict[str, int], dict[str, 
 
 
 def _values(entry: Any) -> tuple[int, ...]:
+    """The whole number or numbers of a label; raises TypeError or ValueError for anything else."""
     several = entry if isinstance(entry, list) else [entry]
+    if any(isinstance(value, float) and not value.is_integer() for value in several):
+        raise ValueError(entry)
     return tuple(int(value) for value in several)
 
 

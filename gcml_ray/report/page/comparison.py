@@ -10,6 +10,7 @@ from pathlib import Path
 
 from gcml_ray.comparison.cells import COLUMNS, MIN_CASES, Cell, MethodRow, read_cell, site_verdicts, summarise
 from gcml_ray.comparison.config import cell_name
+from gcml_ray.comparison.equality import who_missed_rounds
 from gcml_ray.comparison.output import make_cell
 from gcml_ray.comparison.table import cells as table_cells
 from gcml_ray.comparison.table import headings, label
@@ -93,7 +94,9 @@ def comparison_page(
         with_images: whether pictures go into the page.
         with_regions: whether an example of the regions is computed.
     """
-    own = [cell_of(each) for each in runs if each.run.scores]
+    unequal = [(each, words) for each in runs if (words := _who_missed_rounds(each))]
+    left_out = [each for each, _ in unequal if each.is_cell]
+    own = [cell_of(each) for each in runs if each.run.scores and each not in left_out]
     known = {(cell.method, cell.seed) for cell in own}
     tested = (*own, *(cell for cell in cells if (cell.method, cell.seed) not in known))
     rows = summarise(tested, bounds=_bounds(runs, tested))
@@ -106,7 +109,12 @@ def comparison_page(
         sections += [_rounds(runs, rows), *_closer(runs, focus, with_images=with_images, with_regions=with_regions)]
         sections += [_time(runs), _failures(runs), _config(runs)]
     has_pictures = any(isinstance(block, Pictures) for section in sections for block in section.blocks)
-    notices = _faults(runs) + ((PATIENTS,) if has_pictures else ()) + _differences_of_cases(tested)
+    notices = (
+        *_faults(runs),
+        *_inequalities(unequal),
+        *((PATIENTS,) if has_pictures else ()),
+        *_differences_of_cases(tested),
+    )
     subtitle = (
         f"Comparison of {count(len({cell.method for cell in tested}), 'method')} over the same sites. Folder: {folder}"
     )
@@ -133,6 +141,19 @@ def _bounds(runs: Sequence[NamedRun], cells: Sequence[Cell]) -> set[str]:
     kinds = {each.method: each.run.config.method.name for each in runs}
     names = {cell.method for cell in cells}
     return {name for name in names if kinds.get(name, name.partition("_")[0]) == POOLED}
+
+
+def _who_missed_rounds(named: NamedRun) -> str:
+    return who_missed_rounds(named.run.rounds, mode=named.run.config.federation.mode)
+
+
+def _inequalities(unequal: Sequence[tuple[NamedRun, str]]) -> tuple[str, ...]:
+    """A warning for each run that had fewer rounds than the others; the words say which site."""
+    return tuple(
+        f"{each.method}, seed {each.seed}: {words}, so it is no equal of the others"
+        f"{': left out of the tables, as by gcml compare' if each.is_cell else ''}."
+        for each, words in unequal
+    )
 
 
 def _faults(runs: Sequence[NamedRun]) -> tuple[str, ...]:

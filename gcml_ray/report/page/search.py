@@ -18,7 +18,15 @@ from gcml_ray.report.page.search_charts import (
 from gcml_ray.report.words import OBJECTIVES
 from gcml_ray.search.effects import Effect, compared_round, describe, effects
 from gcml_ray.search.folder import read_final, read_search_record
-from gcml_ray.search.records import FinalRecord, SearchRecord, TrialRecord, describe_params, format_value, mean_dices
+from gcml_ray.search.records import (
+    FinalRecord,
+    SearchRecord,
+    TrialRecord,
+    describe_params,
+    format_value,
+    mean_dices,
+    short_names,
+)
 from gcml_ray.wording import count, number
 
 
@@ -146,7 +154,7 @@ def _table(search: SearchRecord) -> Table:
         )
         for trial in ranked
     )
-    heads = ("trial", "status", "round", "mean Dice", "worst Dice", "MB sent", *(k.rpartition(".")[2] for k in keys))
+    heads = ("trial", "status", "round", "mean Dice", "worst Dice", "MB sent", *short_names(keys).values())
     return Table("Every trial, the best first", heads, rows, num_names=2)
 
 

@@ -13,7 +13,7 @@ from plotly.colors import sample_colorscale
 from gcml_ray.report.page.parts import COLOURS, Chart, chart_text, hatched, look, new_figure, whole_numbers
 from gcml_ray.report.words import OBJECTIVES
 from gcml_ray.search.effects import Effect, comparable, compared_round, value_at
-from gcml_ray.search.records import SearchRecord, TrialRecord, describe_params, format_value
+from gcml_ray.search.records import SearchRecord, TrialRecord, describe_params, format_value, short_names
 
 # Look (by number) and words of each way in which a trial ends.
 ENDINGS = {
@@ -108,7 +108,8 @@ def parallel_coordinates(search: SearchRecord) -> Chart | None:
         return None
     common = compared_round(search)
     values = [value_at(trial, common, search) for trial in trials]
-    scales = [_scale(key, [trial.params.get(key) for trial in trials]) for key in keys]
+    names = short_names(keys)
+    scales = [_scale(names[key], [trial.params.get(key) for trial in trials]) for key in keys]
     scales.append(_number_scale("objective", values, is_log=False))
     figure = new_figure(height=90 + 62 * len(scales))
     order = sorted(range(len(trials)), key=lambda place: values[place])  # the best on top
@@ -131,9 +132,9 @@ def parallel_coordinates(search: SearchRecord) -> Chart | None:
     return Chart(title, f"Parallel coordinates. {words}.", figure)
 
 
-def _scale(key: str, params: Sequence[Any]) -> _Scale:
+def _scale(name: str, params: Sequence[Any]) -> _Scale:
     """Numbers over more than a decade by their logarithm, names side by side."""
-    label = chart_text(key.rpartition(".")[2])
+    label = chart_text(name)
     if all(isinstance(param, int | float) and not isinstance(param, bool) for param in params):
         return _number_scale(label, params, is_log=min(params) > 0 and max(params) > 10 * min(params))
     names = sorted({format_value(param) for param in params})
