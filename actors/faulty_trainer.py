@@ -92,7 +92,7 @@ class FaultyTrainer:
 
     # --- what a site asks of its trainer -----------------------------------------------------
 
-    def start(self, *, resume_round: int | None) -> SiteInfo:
+    def start(self, *, resume_round: int) -> SiteInfo:
         """Starts the trainer."""
         info: SiteInfo = self.trainer.start(resume_round=resume_round)
         if any(fault.kind == "labels" for fault in self.faults):

@@ -105,7 +105,7 @@ class LocalPool:
         for name in (site, *self.mates(site)):
             self._create(name)
 
-    def start(self, site: str, *, resume_round: int | None) -> None:
+    def start(self, site: str, *, resume_round: int) -> None:
         """See :class:`actors.site_pool.SitePool`."""
         self.submit(site, "start", self._transport, self._names, resume_round, round_number=0)
 

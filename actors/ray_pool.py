@@ -168,7 +168,7 @@ class RayPool:
             return {"scheduling_strategy": strategy}
         return {}
 
-    def start(self, site: str, *, resume_round: int | None) -> None:
+    def start(self, site: str, *, resume_round: int) -> None:
         """See :class:`actors.site_pool.SitePool`."""
         self.submit(site, "start", self._transport(site), self._names, resume_round, round_number=0)
 

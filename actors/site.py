@@ -57,7 +57,7 @@ class Transport(Protocol):
 class Trainer(Protocol):
     """What a site needs of ``gcml_ray.training.trainer.SiteTrainer``; tests bring their own."""
 
-    def start(self, *, resume_round: int | None) -> SiteInfo:
+    def start(self, *, resume_round: int) -> SiteInfo:
         """Loads data and model."""
         ...
 
@@ -164,7 +164,7 @@ class Site:
         self.peers: frozenset[str] = frozenset()
         self.registered: dict[str, Peer] = {}
 
-    def start(self, transport: Transport, peers: Sequence[str], resume_round: int | None) -> SiteInfo:
+    def start(self, transport: Transport, peers: Sequence[str], resume_round: int) -> SiteInfo:
         """Loads data and model, restores a checkpoint; see ``SiteTrainer.start``."""
         transport.check_placement(self.name)
         self.transport = transport

@@ -61,7 +61,7 @@ class SitePool(Protocol):
         """Creates the sites. Raises ClusterError where they do not fit."""
         ...
 
-    def start(self, site: str, *, resume_round: int | None) -> None:
+    def start(self, site: str, *, resume_round: int) -> None:
         """Submits a site's ``start``, which loads its data and model."""
         ...
 

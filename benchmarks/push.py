@@ -50,7 +50,7 @@ class BufferTrainer:
         self.num_values = num_values
         self.layout = (TensorSpec("weights", (self.num_values,), WIRE_DTYPE, 0),)
 
-    def start(self, *, resume_round: int | None) -> SiteInfo:
+    def start(self, *, resume_round: int) -> SiteInfo:
         """Fills the weights."""
         del resume_round
         self.weights: Buffer = np.random.default_rng(0).random(self.num_values, dtype=np.float32)

@@ -1,4 +1,6 @@
-"""The algorithm: losses, networks, gossip graphs, learner, methods, data, metrics. Knows nothing of Ray.
+"""The algorithm and all that needs no Ray: configuration, data, models, methods, privacy, metrics, reports, commands.
+
+A map of the packages, and in which order they may import each other, is in ``docs/architecture.md``.
 
 ``gcml_ray.Federation(config).run()`` trains a federation from Python; ``gcml_ray.load_model(run_folder, site)`` gives a
 personalised model that predicts new patients.

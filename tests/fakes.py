@@ -138,11 +138,10 @@ class FakeTrainer:
         with (self.folder / "calls.txt").open("a", encoding="utf-8") as file:
             file.write(f"{stage} {number} {os.getpid()}\n")
 
-    def start(self, *, resume_round: int | None) -> SiteInfo:
+    def start(self, *, resume_round: int) -> SiteInfo:
         """Starts at zero, or at a round's file."""
         self.note("start", 0)
-        rounds = sorted(int(path.stem[6:]) for path in self.folder.glob("round_*.npy"))
-        self.round_number = (rounds[-1] if rounds else 0) if resume_round is None else resume_round
+        self.round_number = resume_round
         if self.round_number:
             self.weights = np.load(weights_file(self.folder, self.round_number))
         size = self.weights.size
@@ -317,10 +316,10 @@ class FlakyTrainer(FakeTrainer):
 class FakeServer(FlakyTrainer):
     """The plain mean of what arrived."""
 
-    def start(self, *, resume_round: int | None) -> SiteInfo:
+    def start(self, *, resume_round: int) -> SiteInfo:
         """Starts at the newest mean up to a round."""
         rounds = [int(path.stem[6:]) for path in self.folder.glob("round_*.npy")]
-        known = [number for number in rounds if resume_round is None or number <= resume_round]
+        known = [number for number in rounds if number <= resume_round]
         return super().start(resume_round=max(known, default=0))
 
     def train_round(self, order: TrainOrder, pushes: Sequence[tuple[PushHeader, Buffer]]) -> TrainReport:

@@ -34,7 +34,7 @@ def make_trainer(
     *,
     site: str = "A",
     folder: Path | None = None,
-    resume_round: int | None = 0,
+    resume_round: int = 0,
     use_gpu: bool = False,
     on_progress: Callable[[str, int, int], None] = no_progress,
 ) -> SiteTrainer:
@@ -45,7 +45,7 @@ def make_trainer(
 
 
 def started(
-    config: Config, *, site: str = "A", folder: Path | None = None, resume_round: int | None = 0, **options: Any
+    config: Config, *, site: str = "A", folder: Path | None = None, resume_round: int = 0, **options: Any
 ) -> tuple[SiteTrainer, SiteInfo]:
     options = {"use_gpu": False, "on_progress": no_progress} | options
     trainer = SiteTrainer(config, site, folder or Path(config.output.folder), **options)

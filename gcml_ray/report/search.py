@@ -11,17 +11,17 @@ from matplotlib.figure import Figure
 
 from gcml_ray.errors import DataError
 from gcml_ray.report.axes import COLOURS, figure_with_axes, save_figure
-from gcml_ray.report.words import OBJECTIVES
+from gcml_ray.report.words import ENDINGS, OBJECTIVES
 from gcml_ray.search.records import SearchRecord, TrialRecord, TrialStatus
 
-# Colour, marker and words of each way in which a trial ends; shapes tell them apart without colour too.
-LOOKS: dict[TrialStatus, tuple[str, str, str]] = {
-    "finished": (COLOURS[0], "o", "finished"),
-    "cut": (COLOURS[1], "X", "cut by the scheduler"),
-    "stopped": (COLOURS[4], "s", "stopped with the search"),
-    "running": (COLOURS[2], "^", "running"),
-    "waiting": ("0.6", ".", "waiting"),
-    "failed": ("0.4", "v", "failed"),
+# Colour and marker of each way in which a trial ends; shapes tell them apart without colour too.
+LOOKS: dict[TrialStatus, tuple[str, str]] = {
+    "finished": (COLOURS[0], "o"),
+    "cut": (COLOURS[1], "X"),
+    "stopped": (COLOURS[4], "s"),
+    "running": (COLOURS[2], "^"),
+    "waiting": ("0.6", "."),
+    "failed": ("0.4", "v"),
 }
 
 
@@ -53,12 +53,12 @@ def plot_objective(search: SearchRecord) -> Figure:
     """
     trials = _evaluated(search)
     figure, axes = figure_with_axes(7.5, 4.5)
-    for status, (colour, marker, words) in LOOKS.items():
+    for status, (colour, marker) in LOOKS.items():
         own = [trial for trial in trials if trial.status == status]
         if own:
             values = [trial.value(search.objective) for trial in own]
             numbers = [trial.number for trial in own]
-            axes.scatter(numbers, values, color=colour, marker=marker, s=36, label=words, zorder=3)
+            axes.scatter(numbers, values, color=colour, marker=marker, s=36, label=ENDINGS[status], zorder=3)
     finished = [trial for trial in trials if trial.status == "finished"]
     if finished:
         best = list(accumulate((trial.value(search.objective) for trial in finished), max))
@@ -101,7 +101,8 @@ def plot_curves(search: SearchRecord) -> Figure:
     named: set[str] = set()
     for trial in trials:
         is_best = best is not None and trial.number == best.number
-        colour, marker, words = LOOKS[trial.status]
+        colour, marker = LOOKS[trial.status]
+        words = ENDINGS[trial.status]
         rounds = [point.round_number for point in trial.points]
         values = [point.value(search.objective) for point in trial.points]
         name = f"best: trial {trial.number}" if is_best else "" if words in named else words

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable, Sequence
 
 from gcml_ray.records import BEFORE_GOSSIP, ENSEMBLE, PERSONALISED, SHARED, RoundRecord
+from gcml_ray.search.records import TrialStatus
 
 MODELS = {
     PERSONALISED: "personalised",
@@ -15,6 +16,14 @@ MODELS = {
     ENSEMBLE: "with its peers",
 }
 PHASES = {"warmup": "warm-up", "exchange": "exchange", "cooldown": "cool-down"}
+ENDINGS: dict[TrialStatus, str] = {  # of a trial of a search
+    "finished": "finished",
+    "cut": "cut by the scheduler",
+    "stopped": "stopped with the search",
+    "running": "running",
+    "waiting": "waiting",
+    "failed": "failed",
+}
 OBJECTIVES = {  # of a search, along an axis
     "mean_dice": "validation Dice, mean of sites",
     "worst_dice": "validation Dice, worst site",

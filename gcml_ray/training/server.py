@@ -78,12 +78,12 @@ class ServerTrainer:
         self.num_train = 0
         self.round_number = 0
 
-    def start(self, *, resume_round: int | None) -> SiteInfo:
+    def start(self, *, resume_round: int) -> SiteInfo:
         """Restores the newest mean up to a round.
 
         Args:
-            resume_round: 0 starts afresh, None takes the newest there is. The server forms no mean in warm-up and
-                cool-down, so the newest one up to that round is the right one. A damaged file is put aside.
+            resume_round: 0 starts afresh. The server forms no mean in warm-up and cool-down, so the newest one up to
+                that round is the right one. A damaged file is put aside.
         """
         began = time.perf_counter()
         keep_freed_memory()  # of one round's mean for the next
@@ -176,10 +176,10 @@ class ServerTrainer:
         for number in set(rounds) - set(kept):
             round_file(self.checkpoints, number).unlink(missing_ok=True)
 
-    def _restore(self, resume_round: int | None) -> None:
+    def _restore(self, resume_round: int) -> None:
         """The newest mean up to a round that can be read; without one the next exchange forms the first."""
         for number in reversed(saved_rounds(self.checkpoints)):
-            if resume_round is None or number <= resume_round:
+            if number <= resume_round:
                 try:
                     return self._load(number)
                 except DamagedError as error:

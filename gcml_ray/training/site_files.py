@@ -57,9 +57,9 @@ class SiteFiles:
         self._is_anew = True
 
     def restore(
-        self, local: Learner, personal: Learner | None, *, resume_round: int | None, cases: Sequence[Case] = ()
+        self, local: Learner, personal: Learner | None, *, resume_round: int, cases: Sequence[Case] = ()
     ) -> None:
-        """Goes to the round asked for: 0 stays at the start, None takes the newest there is.
+        """Goes to the round asked for; 0 stays at the start.
 
         Where its file is damaged, the round before it that was kept.
 
@@ -77,8 +77,6 @@ class SiteFiles:
             path.unlink(missing_ok=True)  # a write that broke off with its process
         self._check_cases(cases, anew=resume_round == 0)
         rounds = saved_rounds(self.folder)
-        if resume_round is None:
-            resume_round = rounds[-1] if rounds else 0
         if resume_round == 0:  # also of a round that failed before the first checkpoint
             self.state = SiteState(site=self.site, round_number=0, identity=self.config.identity)
             return

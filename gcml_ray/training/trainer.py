@@ -96,11 +96,11 @@ class SiteTrainer:
     # --- start -------------------------------------------------------------------------------
 
     @in_turn
-    def start(self, *, resume_round: int | None) -> SiteInfo:
+    def start(self, *, resume_round: int) -> SiteInfo:
         """Loads the data, builds the model and restores a checkpoint.
 
         Args:
-            resume_round: 0 starts afresh, a positive number restores that round, None the newest one there is.
+            resume_round: 0 starts afresh, a positive number restores that round.
 
         Raises:
             DataError: a case of this site cannot be used.

@@ -135,7 +135,7 @@ def test_site_on_its_way_when_the_run_stopped_takes_part_after_a_resume(
 ) -> None:
     """Ctrl-C while B, which was added on request, loads its data."""
 
-    def start(trainer: FakeTrainer, *, resume_round: int | None) -> Any:
+    def start(trainer: FakeTrainer, *, resume_round: int) -> Any:
         if trainer.site == "B":
             raise KeyboardInterrupt
         return begin(trainer, resume_round=resume_round)

@@ -112,7 +112,7 @@ ROUNDS = {"rounds": 2, "warmup_rounds": 0}
 def trainer_of(run: Run, config: Config, site: str) -> SiteTrainer:
     """A site as it is after the run."""
     trainer = SiteTrainer(config, site, run.folder.path, use_gpu=False, on_progress=lambda *_: None)
-    trainer.start(resume_round=None)
+    trainer.start(resume_round=config.federation.rounds)
     return trainer
 
 

@@ -198,7 +198,7 @@ def test_prediction_with_peers_is_what_was_tested(tmp_path: Path) -> None:
     """B's model is made a member by hand; the mask of A's test case is that of the ensemble in the run."""
     config = config_of(tmp_path)
     run_real(config)
-    trainer = make_trainer(config, resume_round=None)
+    trainer = make_trainer(config, resume_round=config.federation.rounds)
     trainer.files.keep_members([trainer.state.peer_files["B"]])
     model = load_model(config.output.folder, "A", peers=True)
     assert [facts.site for facts in model.facts] == ["A", "B"]

@@ -123,7 +123,7 @@ def test_every_optimiser_step_of_every_model_is_private(
 def test_epsilon_goes_on_after_a_resume(tmp_path: Path) -> None:
     config = private_config(tmp_path)
     run(make_trainer(config), [1, 2])
-    (report,) = run(make_trainer(config, resume_round=None), [3])
+    (report,) = run(make_trainer(config, resume_round=2), [3])
     assert report.privacy_epsilon == epsilon_of(1.0, sample_rate=2 / 3, num_steps=6, delta=1e-2)
 
 

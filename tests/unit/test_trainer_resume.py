@@ -11,7 +11,7 @@ from torch import Tensor
 
 from gcml_ray.config import Config
 from gcml_ray.errors import CheckpointError
-from gcml_ray.model.checkpoint import load_model_file
+from gcml_ray.model.checkpoint import load_model_file, saved_rounds
 from gcml_ray.model.learner import Learner
 from gcml_ray.records import BEFORE_GOSSIP, PERSONALISED, EvaluationReport
 from gcml_ray.training.trainer import SiteTrainer
@@ -22,7 +22,6 @@ from tests.trainer_runs import (
     make_trainer,
     order,
     run,
-    started,
     two_networks,
     weights,
     without_clocks,
@@ -70,13 +69,6 @@ def test_a_site_one_round_ahead_goes_back_and_comes_to_the_same_place(tmp_path: 
     assert torch.equal(weights(back), weights(trainer))
 
 
-def test_resume_without_a_number_takes_the_newest_round(tmp_path: Path) -> None:
-    config = make_config(tmp_path)
-    assert started(config, resume_round=None)[1].restored_round == 0
-    run(make_trainer(config), [1, 2])
-    assert started(config, resume_round=None)[1].restored_round == 2
-
-
 def test_a_round_that_is_not_there_is_refused(tmp_path: Path) -> None:
     config = make_config(tmp_path)
     run(make_trainer(config), [1])
@@ -98,7 +90,7 @@ def test_starting_afresh_ignores_old_checkpoints(tmp_path: Path) -> None:
     again = make_trainer(config, resume_round=0)
     assert torch.equal(weights(again), start)
     run(again, [1])
-    assert started(config, resume_round=None)[1].restored_round == 1
+    assert saved_rounds(again.files.folder) == [1]
 
 
 def test_no_checkpoint_is_written_where_none_was_asked_for(tmp_path: Path) -> None:

@@ -11,17 +11,17 @@ from typing import Any
 from plotly.colors import sample_colorscale
 
 from gcml_ray.report.page.parts import COLOURS, Chart, chart_text, hatched, look, new_figure, whole_numbers
-from gcml_ray.report.words import OBJECTIVES
+from gcml_ray.report.words import ENDINGS, OBJECTIVES
 from gcml_ray.search.effects import Effect, comparable, compared_round, value_at
-from gcml_ray.search.records import SearchRecord, TrialRecord, describe_params, format_value, short_names
+from gcml_ray.search.records import SearchRecord, TrialRecord, TrialStatus, describe_params, format_value, short_names
 
-# Look (by number) and words of each way in which a trial ends.
-ENDINGS = {
-    "finished": (0, "circle", "finished"),
-    "cut": (1, "x", "cut by the scheduler"),
-    "stopped": (3, "square", "stopped with the search"),
-    "running": (2, "triangle-up", "running"),
-    "failed": (6, "triangle-down", "failed"),
+# Look (by number) and symbol of each way in which a trial ends.
+MARKS: dict[TrialStatus, tuple[int, str]] = {
+    "finished": (0, "circle"),
+    "cut": (1, "x"),
+    "stopped": (3, "square"),
+    "running": (2, "triangle-up"),
+    "failed": (6, "triangle-down"),
 }
 SHADES = [[0, "#B9C4CC"], [0.5, COLOURS[5]], [1, COLOURS[0]]]  # from the worst trial to the best
 
@@ -30,12 +30,13 @@ def objective_by_trial(search: SearchRecord) -> Chart:
     """Objective of every trial by its number, and the best finished one so far as a line."""
     figure = new_figure(height=400, x_title="trial", y_title=OBJECTIVES[search.objective])
     trials = [trial for trial in search.trials if trial.points]
-    for status, (index, symbol, words) in ENDINGS.items():
+    for status, (index, symbol) in MARKS.items():
         own = [trial for trial in trials if trial.status == status]
         if own:
             figure.add_scatter(
-                x=[trial.number for trial in own], y=[trial.value(search.objective) for trial in own], name=words,
-                mode="markers", marker={"symbol": symbol, "size": 10, "color": look(index).colour},
+                x=[trial.number for trial in own], y=[trial.value(search.objective) for trial in own],
+                name=ENDINGS[status], mode="markers",
+                marker={"symbol": symbol, "size": 10, "color": look(index).colour},
                 text=[_hover(trial) for trial in own], hovertemplate="%{text}<br>%{y:.3f}<extra></extra>",
             )  # fmt: skip
     _add_own_values(figure, search)
@@ -68,11 +69,11 @@ def learning_curves(search: SearchRecord) -> Chart:
     figure = new_figure(height=440, x_title="round", y_title=OBJECTIVES[search.objective])
     best, named = search.best, set()
     for trial in search.trials:
-        if not trial.points or trial.status not in ENDINGS:
+        if not trial.points or trial.status not in MARKS:
             continue
-        index, symbol, words = ENDINGS[trial.status]
+        index, symbol = MARKS[trial.status]
         is_best = best is not None and trial.number == best.number
-        name = f"best (trial {trial.number})" if is_best else words
+        name = f"best (trial {trial.number})" if is_best else ENDINGS[trial.status]
         last = len(trial.points) - 1
         figure.add_scatter(
             x=[point.round_number for point in trial.points],
