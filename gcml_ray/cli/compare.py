@@ -14,8 +14,8 @@ from rich.console import Console
 
 from gcml_ray.cli.running import STOPPED, stop_on_signal, watched, wide_console
 from gcml_ray.comparison.config import ComparisonConfig, cell_config, load_comparison
-from gcml_ray.comparison.table import method_tables, site_table
 from gcml_ray.console.comparison import CellsConsole
+from gcml_ray.console.comparison_tables import method_tables, site_table
 from gcml_ray.files.run_folder import TRACKING_FILE
 from gcml_ray.tracking.client import how_to_open, tracking_uri
 from gcml_ray.wording import in_shell

@@ -9,7 +9,8 @@ from rich.console import Console
 from rich.table import Table
 
 from gcml_ray.comparison.cells import summarise
-from gcml_ray.comparison.table import csv_text, latex, markdown, method_tables, site_table
+from gcml_ray.comparison.table import csv_text, latex, markdown
+from gcml_ray.console.comparison_tables import method_tables, site_table
 from gcml_ray.console.terminal import terminal
 from tests.unit.test_comparison import cell
 
