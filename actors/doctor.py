@@ -112,8 +112,10 @@ def check_config(config: Config, machine: Machine, nodes: Sequence[Node]) -> Ite
     from gcml_ray.data.datalist import read_datalist  # noqa: PLC0415
     from gcml_ray.doctor import case_reading  # noqa: PLC0415
     from gcml_ray.doctor import configuration as checks  # noqa: PLC0415
+    from gcml_ray.doctor.without_effect import check_effects  # noqa: PLC0415
     from gcml_ray.errors import GcmlError  # noqa: PLC0415
 
+    yield from check_effects(config)
     yield checks.check_output_folder(config)
     yield checks.check_tracking(config)
     try:
