@@ -154,8 +154,11 @@ def _logged_to(path: Path) -> Iterator[None]:
     with logged_to(path, ("gcml_ray", "actors"), is_wanted=is_own):
         try:
             yield
-        except GcmlError as error:
+        except (GcmlError, OSError) as error:
             log.error("%s", error)
+            raise
+        except Exception:
+            log.exception("ended by an error that nobody expected")
             raise
 
 

@@ -121,7 +121,7 @@ class LocalPool:
         site, method, arguments, round_number = self._queue.popleft()
         try:
             result = getattr(self._sites[site], method)(*arguments)
-        except Exception as error:  # whatever a site raises is a record for the driver, as with Ray
+        except (Exception, SystemExit) as error:  # whatever a site raises is a record for the driver, as with Ray
             kind, name = _kind_of(error), type(error).__name__
             failure = SiteFailure(site, round_number, method, kind, str(error) or name, name, traceback.format_exc())
             lost = []
@@ -178,8 +178,8 @@ class LocalPool:
             old.release()
 
 
-def _kind_of(error: Exception) -> Literal["raised", "died", "late"]:
+def _kind_of(error: Exception | SystemExit) -> Literal["raised", "died", "late"]:
     """What the driver would have seen of a site in a process of its own."""
-    if isinstance(error, SiteDiedError | NotStartedError):
+    if isinstance(error, SiteDiedError | NotStartedError | SystemExit):
         return "died"
     return "late" if isinstance(error, SiteHungError) else "raised"

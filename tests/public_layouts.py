@@ -95,3 +95,9 @@ def make_hecktor(folder: Path, cases: Mapping[str, int], *, shape: Sequence[int]
     table = folder / "hecktor2021_bbox_training.csv"
     table.write_text("\n".join(rows) + "\n")
     return table
+
+
+def rewrite(path: Path, voxels: np.ndarray | None = None, *, affine: np.ndarray | None = None) -> None:
+    """The same file with other voxels or another affine."""
+    image = nibabel.load(path)
+    save(path, np.asarray(image.dataobj) if voxels is None else voxels, image.affine if affine is None else affine)

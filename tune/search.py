@@ -257,7 +257,7 @@ def _new_tuner(search: Search, trainable: Any) -> ray_tune.Tuner:
             metric=None if _is_pareto(search) else config.objective,
             mode=None if _is_pareto(search) else "max",
             num_samples=1 if is_grid else config.budget.trials,
-            max_concurrent_trials=config.budget.concurrent_trials,
+            max_concurrent_trials=config.budget.concurrent_trials if isinstance(config.searcher, TpeSearcher) else None,
             time_budget_s=None if hours is None else 3600 * hours,
             search_alg=_searcher(search, first),
             scheduler=_scheduler(search),
@@ -289,8 +289,8 @@ def _is_pareto(search: Search) -> bool:
 
 
 def _searcher(search: Search, first: dict[str, Any]) -> Any:
-    """The searcher, with what it tries first."""
-    searcher = search.config.searcher
+    """The searcher, with what it tries first; Ray Tune wants those of its own to bound the trials at a time."""
+    searcher, at_a_time = search.config.searcher, search.config.budget.concurrent_trials or 0
     if isinstance(searcher, TpeSearcher):
         import optuna  # noqa: PLC0415 - slow, and only where it is used
 
@@ -301,8 +301,8 @@ def _searcher(search: Search, first: dict[str, Any]) -> Any:
             return OptunaSearch(sampler=sampler, points_to_evaluate=[first], **two)
         return OptunaSearch(sampler=sampler, points_to_evaluate=[first])
     if isinstance(searcher, GridSearcher):
-        return BasicVariantGenerator()
-    return BasicVariantGenerator(points_to_evaluate=[first], random_state=searcher.seed)
+        return BasicVariantGenerator(max_concurrent=at_a_time)
+    return BasicVariantGenerator(max_concurrent=at_a_time, points_to_evaluate=[first], random_state=searcher.seed)
 
 
 def _scheduler(search: Search) -> TrialScheduler | None:

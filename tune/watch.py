@@ -71,7 +71,7 @@ class Watch:
         """A trial was made, or its process has started."""
         self._seen.add(trial_id)
         known = self._trials.get(trial_id) or TrialRecord(self._next_number(), trial_id, "waiting", dict(params))
-        self._keep(replace(known, status="running" if is_running else known.status, reason=""))
+        self._keep(replace(known, status="running", reason="") if is_running else known)
 
     def _next_number(self) -> int:
         return 1 + max((trial.number for trial in self._trials.values()), default=0)

@@ -16,6 +16,7 @@ from gcml_ray.cli.running import STOPPED, stop_on_signal, watched, wide_console
 from gcml_ray.comparison.config import ComparisonConfig, cell_config, load_comparison
 from gcml_ray.console.comparison import CellsConsole
 from gcml_ray.console.comparison_tables import method_tables, site_table
+from gcml_ray.console.terminal import print_while_read
 from gcml_ray.files.run_folder import TRACKING_FILE
 from gcml_ray.tracking.client import how_to_open, tracking_uri
 from gcml_ray.wording import in_shell
@@ -42,7 +43,9 @@ def compare(
     comparison = load_comparison(config, overrides)
 
     def say(line: str) -> None:
-        console.print(line)
+        print_while_read(console, line)
+
+    how_to_go_on = f"stopped; the same command goes on where it was: gcml compare {in_shell(config)}"
 
     @contextmanager
     def open_views(at_once: int) -> Iterator[Views]:
@@ -58,14 +61,18 @@ def compare(
 
             yield Views(cell=beside, abort=cells.abort)
 
-    ending = run_comparison(
-        comparison, overrides, open_views=open_views, say=say, at_once=at_once, tables_only=tables_only
-    )
+    try:
+        ending = run_comparison(
+            comparison, overrides, open_views=open_views, say=say, at_once=at_once, tables_only=tables_only
+        )
+    except KeyboardInterrupt:
+        say(how_to_go_on)
+        raise
     _show(console, comparison, ending)
     for name, text in where_things_are(comparison, overrides).items():
         say(f"{name:<23}{text}")
     if ending.is_stopped:
-        say(f"stopped; the same command goes on where it was: gcml compare {in_shell(config)}")
+        say(how_to_go_on)
         raise typer.Exit(STOPPED)
     if ending.failures:
         raise typer.Exit(1)

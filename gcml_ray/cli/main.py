@@ -38,7 +38,7 @@ from gcml_ray.console.summary import (
     run_table,
     where_things_are,
 )
-from gcml_ray.console.terminal import terminal
+from gcml_ray.console.terminal import print_while_read, terminal
 from gcml_ray.errors import ConfigError, GcmlError
 from gcml_ray.files.run_folder import RunFolder
 from gcml_ray.tracking.client import import_lean_client
@@ -87,7 +87,8 @@ def main() -> None:
         words = str(error)
         if isinstance(error, OSError) and error.filename:
             words = f"{error.filename}: {error.strerror}"
-        terminal(is_error=True).print(f"error: {words}", style="red")
+        with suppress(OSError):  # the terminal may be gone
+            terminal(is_error=True).print(f"error: {words}", style="red")
         sys.exit(1)
     except KeyboardInterrupt:
         sys.exit(STOPPED)
@@ -256,7 +257,7 @@ def _exit_for(summary: RunSummary, config: Config) -> None:
 def _stopped(config: Config) -> NoReturn:
     """Ends with the exit code of a run that was asked to stop."""
     words = f"stopped; continue with: gcml run --resume {in_shell(config.output.folder)}"
-    terminal(is_error=True).print(words)
+    print_while_read(terminal(is_error=True), words)
     raise typer.Exit(STOPPED)
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from types import TracebackType
 from typing import Self
 
@@ -12,7 +12,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 
-log = logging.getLogger(__name__)
+from gcml_ray.console.terminal import print_while_read
 
 SILENCE_S = 60.0
 
@@ -46,7 +46,8 @@ class LiveTable:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         if self._live is not None:
-            self._live.stop()
+            with suppress(OSError):  # the terminal is gone
+                self._live.stop()
 
     def show(self, make_table: Callable[[], Table]) -> None:
         """A newer table, made only where there is one to be seen."""
@@ -56,10 +57,7 @@ class LiveTable:
     def print_line(self, line: str) -> None:
         """One line above the table, its text as it is."""
         self._told_at = time.monotonic()
-        try:
-            self.console.print(line)
-        except SystemExit:  # Rich's answer to a broken pipe; from here on it prints nothing
-            log.warning("nobody reads the output any more: the work goes on, see its log")
+        print_while_read(self.console, line)
 
     def break_silence(self, describe: Callable[[], str]) -> None:
         """Where there is no table: after a minute without a line, one that says what is being done."""

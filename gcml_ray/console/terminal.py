@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import logging
+from contextlib import suppress
+
 from rich.console import Console
+
+log = logging.getLogger(__name__)
 
 
 def terminal(*, is_error: bool = False, width: int | None = None) -> Console:
@@ -15,3 +20,17 @@ def terminal(*, is_error: bool = False, width: int | None = None) -> Console:
         width: columns, where the terminal's own are not to be asked for.
     """
     return Console(stderr=is_error, soft_wrap=True, width=width, markup=False, emoji=False, highlight=False)
+
+
+def print_while_read(console: Console, line: str) -> None:
+    """Prints a line of a long job, which goes on where nobody can read it any more.
+
+    That is a pipe without a reader, a terminal that is gone, a full disk. From then on the console prints nothing.
+    """
+    try:
+        console.print(line)
+    except (SystemExit, OSError) as error:  # Rich exits where a pipe is broken
+        with suppress(SystemExit, OSError):
+            console.on_broken_pipe()
+        reason = error if isinstance(error, OSError) else "broken pipe"
+        log.warning("nobody reads the output any more (%s): the work goes on, see its log", reason)

@@ -10,6 +10,7 @@ import hashlib
 import json
 import logging
 import os
+import time
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -22,6 +23,7 @@ from gcml_ray.files.whole_files import replaced
 
 log = logging.getLogger(__name__)
 
+LONGEST_WRITE_S = 3600.0
 FORMAT = 7  # raised when load_sample makes something else of the same files
 # What of the configuration does not decide how a case is preprocessed.
 _LATER = {"datalist", "cache_folder", "patch_size", "batch_size", "foreground_share", "augment", "split", "num_workers"}
@@ -79,6 +81,9 @@ def _read(path: Path, case: Case) -> Sample:
 def _write(path: Path, sample: Sample) -> None:
     """Whole or not at all; readable for this user alone."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    for draft in path.parent.glob("*.tmp"):  # of a process that was killed while it wrote
+        if time.time() - draft.stat().st_mtime > LONGEST_WRITE_S:
+            draft.unlink(missing_ok=True)
     tensors = {name: getattr(sample, name).contiguous() for name in _TENSORS}
     with replaced(path, draft=path.with_suffix(f".{os.getpid()}.tmp")) as draft:  # several runs may share a cache
         save_file(tensors, draft, metadata={"spacing": json.dumps(sample.spacing)})

@@ -31,6 +31,7 @@ MAX_LISTED = 20
 PLACE = re.compile(r"((?:line|entry) \d+|site [^:]+, case [^:]+): (.+)", re.DOTALL)  # before what is wrong there
 MAX_THRESHOLD = 1e30
 FIRST_PRINTED = 32  # characters before this one control a terminal
+LONGEST_NAME = 200  # bytes; file systems take 255, and files made of a name have endings and more
 SPLITS: tuple[Split, ...] = get_args(Split)
 TABLES = (".csv", ".tsv")
 CASE_KEYS = ("site", "case", "image", "label", "split", "label_threshold")
@@ -156,6 +157,8 @@ def name_problem(key: str, value: str) -> str | None:
         return f"{key} is {value!r}; it becomes a file name and must not hold a slash or be dots alone"
     if any(ord(mark) < FIRST_PRINTED or "\ud800" <= mark <= "\udfff" for mark in value):
         return f"{key} is {value!r}; it becomes a file name and a table's cell and must not hold control characters"
+    if (size := len(value.encode())) > LONGEST_NAME:
+        return f"{key} is {value!r}, {size} bytes long; it becomes part of file names and may have {LONGEST_NAME}"
     return None
 
 

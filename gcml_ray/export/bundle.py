@@ -14,6 +14,7 @@ Source: MONAI bundle specification, docs.monai.io (mb_specification). Legend: C 
 
 from __future__ import annotations
 
+import io
 from importlib.metadata import version
 from pathlib import Path
 
@@ -36,7 +37,9 @@ def export_bundle(source: Source, folder: Path) -> str:
     write_json(folder / "configs" / "inference.json", inference_config(config, network))
     write_json(folder / "configs" / "metadata.json", _metadata(source))
     (folder / "models").mkdir()
-    torch.save(source.module.state_dict(), folder / "models" / "model.pt")
+    weights = io.BytesIO()  # not to the disk at once: torch does not say that one is full
+    torch.save(source.module.state_dict(), weights)
+    (folder / "models" / "model.pt").write_bytes(weights.getvalue())
     (folder / "docs").mkdir()
     (folder / "docs" / "README.md").write_text(_readme(source), encoding="utf-8")
     needs = "MONAI, pytorch-ignite, fire and nibabel" if not _own_parts(source) else "MONAI and gcml-ray"

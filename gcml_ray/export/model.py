@@ -9,13 +9,14 @@ Legend: B batch, C outputs, *window = ``evaluation.window_size`` (D H W or H W).
 from __future__ import annotations
 
 import errno
+import io
 import logging
 import os
 import shutil
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -35,6 +36,7 @@ from gcml_ray.seeding import derive_seed
 from gcml_ray.wording import in_shell
 
 UNWRITABLE = (errno.ENOSPC, errno.EDQUOT, errno.EACCES, errno.EROFS)  # faults of where it is written
+DRAFTS = ".export-"  # how the names of folders begin that an export is written to first
 TOLERANCE = 1e-4  # of the largest logit
 TORCH_FILE, ONNX_FILE, GRAPH_FILE = "model.pt2", "model.onnx", "graph.json"
 INPUT, OUTPUT = "image", "logits"
@@ -135,7 +137,9 @@ def missing_models(run_folder: str | Path, exported: list[str]) -> list[str]:
 
 @contextmanager
 def fresh_folder(out: Path, *, force: bool) -> Iterator[Path]:
-    """A folder to write an export into; it gets the name ``out`` when all is written.
+    """A folder to write an export into; when all is written its files go to ``out``, each whole, the card last.
+
+    What was there before stays as it was until then.
 
     Args:
         out: must not exist, or be an empty folder.
@@ -145,22 +149,42 @@ def fresh_folder(out: Path, *, force: bool) -> Iterator[Path]:
         ConfigError: ``out`` exists and ``force`` was not asked for, ``out`` is a file, or the disk does not take it.
     """
     out = Path(os.path.abspath(out))  # "." and ".." have no name
-    if out.exists() and (not out.is_dir() or (any(out.iterdir()) and not force)):
+    is_new = not out.exists()
+    if not is_new and (not out.is_dir() or (not force and any(not _is_left(path) for path in out.iterdir()))):
         advice = "give another folder, or --force to write over its files" if out.is_dir() else "give a folder"
         raise ConfigError(f"--out {out} exists already; {advice}")
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(prefix=".export-", dir=out.parent) as scratch:
+        out.mkdir(parents=True, exist_ok=True)
+        for path in filter(_is_left, list(out.iterdir())):
+            shutil.rmtree(path)
+        with tempfile.TemporaryDirectory(prefix=DRAFTS, dir=out) as scratch:
             draft = Path(scratch) / out.name
             draft.mkdir()
             yield draft
-            shutil.copytree(draft, out, dirs_exist_ok=True)
-    except OSError as error:
-        if error.errno not in UNWRITABLE:
+            _move(draft, out)
+    except BaseException as error:
+        if is_new:
+            with suppress(OSError):  # it has files: those of an export are whole
+                out.rmdir()
+        if not isinstance(error, OSError) or (error.errno not in UNWRITABLE and not isinstance(error, shutil.Error)):
             raise
-        raise ConfigError(
-            f"--out {out} cannot be written ({error.strerror}); make room, or give another folder"
-        ) from error
+        reason = error.strerror or "its files cannot be copied there"  # of several files shutil does not say it
+        raise ConfigError(f"--out {out} cannot be written ({reason}); make room, or give another folder") from error
+
+
+def _is_left(path: Path) -> bool:
+    """Whether it was left behind by an export that was killed."""
+    return path.name.startswith(DRAFTS)
+
+
+def _move(draft: Path, out: Path) -> None:
+    """Every file of a draft to its place; the card last, so that a folder with one is whole."""
+    for path in sorted(draft.rglob("*"), key=lambda path: (path.name == CARD_FILE, path)):
+        target = out / path.relative_to(draft)
+        if path.is_dir():
+            target.mkdir(parents=True, exist_ok=True)
+        else:
+            path.replace(target)
 
 
 # --- formats -----------------------------------------------------------------------------------
@@ -184,10 +208,12 @@ def export_torch(source: Source, folder: Path) -> str:
     """
     program = _traced(source)
     program.example_inputs = None  # windows of noise, larger than the network
+    saved = io.BytesIO()  # not to the disk at once: torch does not say that one is full
     with _explained("torch.export", source):
-        torch.export.save(program, folder / TORCH_FILE)
-        graph = torch.export.load(folder / TORCH_FILE).module()
-        difference = _difference(source, graph)
+        torch.export.save(program, saved)
+        saved.seek(0)
+        difference = _difference(source, torch.export.load(saved).module())
+    (folder / TORCH_FILE).write_bytes(saved.getvalue())
     _write_graph_facts(source, folder, difference)
     return f"{TORCH_FILE}: {_said(difference)}"
 
@@ -324,6 +350,8 @@ def _explained(what: str, source: Source) -> Iterator[None]:
     except ExportError:
         raise
     except Exception as error:  # exporters raise whatever they like; all of it stems from the network
+        if isinstance(error, OSError) and error.errno in UNWRITABLE:
+            raise  # the disk's fault, not the network's
         network = source.config.network_of(source.card.provenance.site)
         reason = str(error).strip().partition("\n")[0]
         raise ExportError(

@@ -46,7 +46,7 @@ def logged_to(
         is_wanted: which of their records to write.
         only_there: keep their records from the loggers above them, and so off the console.
     """
-    handler = _LogFile(path, encoding="utf-8")
+    handler = _LogFile(path, encoding="utf-8", errors="backslashreplace")
     handler.addFilter(is_wanted)
     handler.setFormatter(logging.Formatter(FORMAT))
     loggers = [logging.getLogger(name) for name in names]

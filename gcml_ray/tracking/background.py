@@ -5,7 +5,9 @@ from __future__ import annotations
 import logging
 import queue
 import threading
+import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from gcml_ray.config import Config
@@ -69,14 +71,17 @@ class BackgroundTracker:
         """Waits for everything that was handed over: two minutes at most, and not as long if MLflow never answered."""
         self._calls.put(lambda: self._tracker.finish(status))
         self._calls.put(None)
-        timeout_s = SILENT_TIMEOUT_S if self.is_unreachable else FINISH_TIMEOUT_S
-        self._thread.join(min(QUIET_S, timeout_s))
-        if self._thread.is_alive():
-            log.warning("waiting for tracking (MLflow) to take what is left, at most %g s", timeout_s)
-            self._thread.join(max(0.0, timeout_s - QUIET_S))
+        began = time.monotonic()
+        with suppress(KeyboardInterrupt):  # what was tracked is on disk too: whoever presses Ctrl-C wants no more of it
+            self._thread.join(QUIET_S)
+            if self._thread.is_alive():  # only now is it known whether the first call has failed
+                timeout_s = SILENT_TIMEOUT_S if self.is_unreachable else FINISH_TIMEOUT_S
+                log.warning("waiting for tracking (MLflow) to take what is left, at most %g s", timeout_s)
+                self._thread.join(max(0.0, timeout_s - QUIET_S))
         if self._thread.is_alive():
             self._is_given_up = True
-            log.warning("tracking is not done after %g s; the rest of it is given up", timeout_s)
+            waited_s = round(time.monotonic() - began, 1)
+            log.warning("tracking is not done after %g s; the rest of it is given up", waited_s)
 
     def _work(self) -> None:
         """Does what was handed over. A tracker's own fault must neither stop training nor vanish."""

@@ -1,3 +1,4 @@
+import os
 from pathlib import Path
 
 import nibabel
@@ -205,6 +206,16 @@ def test_lgg_second_run_converts_nothing_again(tmp_path: Path) -> None:
     assert Path(case.label).stat().st_mtime_ns == before
     assert calls == [(1, 1)]
     assert sorted(path.suffix for path in Path(case.label).parent.iterdir()) == [".gz"] * 4
+
+
+def test_lgg_slices_that_have_changed_are_converted_again(tmp_path: Path) -> None:
+    home = write_slices(tmp_path)
+    (case,) = prepare_lgg(tmp_path, tmp_path / "out")
+    mask = home / f"{CASE}_1_mask.tif"
+    Image.fromarray(np.zeros((4, 6), np.uint8)).save(mask)
+    os.utime(mask, (1.0, 1.0))
+    prepare_lgg(tmp_path, tmp_path / "out")
+    assert [read(case.label)[3, 1, number] for number in range(3)] == [0, 1, 1]
 
 
 def test_lgg_problems_of_all_cases_are_reported_and_good_cases_kept(tmp_path: Path) -> None:

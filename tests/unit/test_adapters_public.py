@@ -6,7 +6,6 @@ import threading
 from collections import Counter
 from pathlib import Path
 
-import nibabel
 import numpy as np
 import pytest
 from typer.testing import CliRunner
@@ -17,13 +16,12 @@ from gcml_ray.cli.prepare import prepare_app
 from gcml_ray.config.file import load_config
 from gcml_ray.console.summary import site_dice
 from gcml_ray.data.adapters import fets, panseg
-from gcml_ray.data.adapters.hecktor import prepare_hecktor
 from gcml_ray.data.adapters.published_split import SplitSizes, published_split
 from gcml_ray.data.datalist import Case, cases_of_site, read_datalist
 from gcml_ray.errors import DataError
 from gcml_ray.networks.registry import check_patch
 from gcml_ray.records import PERSONALISED
-from tests.public_layouts import make_fets, make_hecktor, make_nnunet, make_panseg, save
+from tests.public_layouts import make_fets, make_hecktor, make_nnunet, make_panseg, rewrite, save
 
 ROOT = Path(__file__).parents[2]
 SMALL = (16, 16, 8)
@@ -40,12 +38,6 @@ def ids(numbers: dict[str, int]) -> list[Case]:
 
 def counts(cases: tuple[Case, ...]) -> dict[str | None, int]:
     return dict(Counter(case.split for case in cases))
-
-
-def rewrite(path: Path, voxels: np.ndarray | None = None, *, affine: np.ndarray | None = None) -> None:
-    """The same file with other voxels or another affine."""
-    image = nibabel.load(path)
-    save(path, np.asarray(image.dataobj) if voxels is None else voxels, image.affine if affine is None else affine)
 
 
 # --- published splits
@@ -207,130 +199,6 @@ def test_panseg_reports_all_problems_at_once(tmp_path: Path) -> None:
 def test_panseg_folder_without_its_subfolders_is_an_error(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="nnU-Net's raw layout has imagesTr and labelsTr"):
         panseg.prepare_panseg(tmp_path)
-
-
-# --- HECKTOR
-
-
-def voxels(path: str) -> np.ndarray:
-    return np.asarray(nibabel.load(path).dataobj)
-
-
-def test_hecktor_without_boxes_brings_the_pet_to_the_ct_grid(tmp_path: Path) -> None:
-    make_hecktor(tmp_path / "in", {"CHUM": 1}, shape=SMALL)
-    (case,) = prepare_hecktor(tmp_path / "in", tmp_path / "out").training
-    assert (case.site, case.name, case.split) == ("CHUM", "CHUM001", None)
-    assert case.images[0] == str(tmp_path / "in" / "CHUM001_ct.nii.gz")
-    assert case.images[1] == str(tmp_path / "out" / "ct_grid" / "CHUM" / "CHUM001_pt.nii.gz")
-    pet = voxels(str(tmp_path / "in" / "CHUM001_pt.nii.gz"))
-    moved = voxels(case.images[1])
-    assert moved.shape == SMALL  # CT voxels of 1 x 1 x 2 mm, PET voxels of 2 mm: every second one coincides
-    np.testing.assert_allclose(moved[::2, ::2], pet, rtol=1e-5)
-    np.testing.assert_allclose(moved[5, 4], (pet[2, 2] + pet[3, 2]) / 2, rtol=1e-4, atol=1e-5)
-
-
-def test_hecktor_box_is_read_in_itk_axes_and_gives_1_mm_voxels(tmp_path: Path) -> None:
-    folder = tmp_path / "in"
-    ct = np.arange(10 * 8 * 6, dtype=np.int16).reshape(10, 8, 6)
-    pet, mask = np.ones((10, 8, 6), np.float32), (ct % 2).astype(np.uint8)
-    affine = np.eye(4)
-    affine[:3, 3] = (100, 200, 300)
-    for kind, array in {"ct": ct, "pt": pet, "gtvt": mask}.items():
-        save(folder / f"CHUS009_{kind}.nii.gz", array, affine)
-    # x of NIfTI 102..106 is -106..-102 of ITK: voxels 6, 5, 4, 3; y 201..204: voxels 4, 3, 2; z 301..303: voxels 1, 2.
-    table = tmp_path / "boxes.csv"
-    table.write_text("PatientID,x1,x2,y1,y2,z1,z2\nCHUS009,-106,-102,-204,-201,301,303\n")
-    (case,) = prepare_hecktor(folder, tmp_path / "out", boxes=table).training
-    expected = ct[[6, 5, 4, 3]][:, [4, 3, 2]][:, :, [1, 2]]
-    np.testing.assert_array_equal(voxels(case.images[0]), expected)
-    np.testing.assert_array_equal(voxels(case.label), expected % 2)
-    image = nibabel.load(case.images[1])
-    np.testing.assert_allclose(image.affine @ (0, 0, 0, 1), (106, 204, 301, 1))
-    assert image.header.get_zooms() == (1.0, 1.0, 1.0)
-
-
-def test_hecktor_outside_the_ct_is_air(tmp_path: Path) -> None:
-    make_hecktor(tmp_path / "in", {"CHUM": 1}, shape=SMALL)
-    table = tmp_path / "boxes.csv"
-    table.write_text("PatientID,x1,x2,y1,y2,z1,z2\nCHUM001,-20,0,-15,0,0,14\n")
-    (case,) = prepare_hecktor(tmp_path / "in", tmp_path / "out", boxes=table).training
-    assert voxels(case.images[0])[0].tolist() == np.full((15, 14), -1024).tolist()  # x = 20 mm, the CT ends at 15
-    assert not voxels(case.images[1])[0].any()
-
-
-def test_hecktor_mask_takes_the_nearest_voxel(tmp_path: Path) -> None:
-    """One mask voxel of 4 mm, from 6 to 10 mm, is a cube of 64 voxels of 1 mm; interpolation would cut its corners."""
-    mask = np.zeros((5, 5, 5), np.uint8)
-    mask[2, 2, 2] = 1
-    affine = np.diag([4.0, 4.0, 4.0, 1.0])
-    for kind, array in {"ct": mask.astype(np.int16), "pt": mask.astype(np.float32), "gtvt": mask}.items():
-        save(tmp_path / "in" / f"CHUM001_{kind}.nii.gz", array, affine)
-    table = tmp_path / "boxes.csv"
-    table.write_text("PatientID,x1,x2,y1,y2,z1,z2\nCHUM001,-12.5,-2.5,-12.5,-2.5,3.5,13.5\n")
-    (case,) = prepare_hecktor(tmp_path / "in", tmp_path / "out", boxes=table).training
-    assert int(voxels(case.label).sum()) == 64
-
-
-def test_hecktor_unseen_sites_come_back_apart_as_test_cases(tmp_path: Path) -> None:
-    make_hecktor(tmp_path / "in", {"CHUM": 2, "CHUP": 1}, shape=SMALL)
-    found = prepare_hecktor(tmp_path / "in", tmp_path / "out", unseen=("CHUP",))
-    assert [case.name for case in found.training] == ["CHUM001", "CHUM002"]
-    assert [(case.name, case.split) for case in found.unseen] == [("CHUP001", "test")]
-
-
-def test_hecktor_second_run_writes_nothing_again(tmp_path: Path) -> None:
-    table = make_hecktor(tmp_path / "in", {"CHUM": 1}, shape=SMALL)
-    calls: list[tuple[int, int]] = []
-    first = prepare_hecktor(tmp_path / "in", tmp_path / "out", boxes=table)
-    before = Path(first.training[0].label).stat().st_mtime_ns
-    again = prepare_hecktor(tmp_path / "in", tmp_path / "out", boxes=table, progress=lambda *each: calls.append(each))
-    assert again == first
-    assert Path(first.training[0].label).stat().st_mtime_ns == before
-    assert calls == [(1, 1)]
-
-
-def test_hecktor_output_may_lie_below_the_input(tmp_path: Path) -> None:
-    table = make_hecktor(tmp_path, {"CHUM": 1}, shape=SMALL)
-    first = [prepare_hecktor(tmp_path, tmp_path / "volumes", boxes=boxes) for boxes in (None, table)]
-    assert [prepare_hecktor(tmp_path, tmp_path / "volumes", boxes=boxes) for boxes in (None, table)] == first
-
-
-def test_hecktor_reports_all_problems_at_once(tmp_path: Path) -> None:
-    folder = tmp_path / "in"
-    table = make_hecktor(folder, {"CHUM": 6, "CHUS": 1}, shape=SMALL)
-    lines = table.read_text().splitlines()
-    boxes = [line for line in lines if not line.startswith(("CHUM002", "CHUM005", "CHUM006"))]
-    far, flat = "CHUM005,900,910,0,10,0,10", "CHUM006,0,10,5,5,0,10"
-    table.write_text("\n".join([*boxes, far, flat, "CHUX001,0,1,0,1,0,1"]) + "\n")
-    (folder / "CHUM001_pt.nii.gz").unlink()
-    rewrite(folder / "CHUM003_gtvt.nii.gz", np.full((16, 16, 7), 2, np.uint8))
-    make_hecktor(folder / "copy", {"CHUM": 4}, shape=SMALL)
-    for path in folder.glob("copy/CHUM00[123]*"):
-        path.unlink()
-    with pytest.raises(DataError) as caught:
-        prepare_hecktor(folder, tmp_path / "out", boxes=table, unseen=("CHGJ",))
-    for expected in (
-        "hecktor2021_bbox_training.csv lists case CHUX001, which has no file",
-        "site CHGJ (--unseen) has no case",
-        "case CHUM001: pt is missing",
-        "case CHUM002: has no row in hecktor2021_bbox_training.csv",
-        "gtvt (CHUM003_gtvt.nii.gz) has the shape (16, 16, 7), not (16, 16, 8) as ct",
-        "case CHUM003: label CHUM003_gtvt.nii.gz holds the values 2; known are 0, 1",
-        "case CHUM004: ct is there twice",
-        "case CHUM005: its box lies outside the ct",
-        "case CHUM006: hecktor2021_bbox_training.csv, line 7: not a box in mm (its sides are [10.0, 0.0, 10.0] mm)",
-    ):
-        assert expected in str(caught.value)
-    assert [path.name for path in (tmp_path / "out" / "box_1mm").iterdir()] == ["CHUS"]
-
-
-def test_hecktor_all_sites_unseen_or_no_file_at_all_is_an_error(tmp_path: Path) -> None:
-    make_hecktor(tmp_path / "in", {"CHUM": 1}, shape=SMALL)
-    with pytest.raises(DataError, match="none is left to train"):
-        prepare_hecktor(tmp_path / "in", tmp_path / "out", unseen=("CHUM",))
-    (tmp_path / "empty").mkdir()
-    with pytest.raises(DataError, match="no file named <case>_ct"):
-        prepare_hecktor(tmp_path / "empty", tmp_path / "out")
 
 
 # --- command line

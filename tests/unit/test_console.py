@@ -1,4 +1,6 @@
+import errno
 import io
+import os
 from dataclasses import replace
 from pathlib import Path
 
@@ -170,3 +172,27 @@ def test_reader_who_leaves_ends_no_run(caplog: pytest.LogCaptureFixture) -> None
     console.on_broken_pipe = lambda: (_ for _ in ()).throw(SystemExit(1))  # Rich's own turns stdout off as well
     RunConsole(console, title="mine").print_line("a line")
     assert "nobody reads the output any more" in caplog.text
+
+
+@pytest.mark.parametrize("number", [errno.EIO, errno.ENOSPC])
+def test_a_terminal_that_is_gone_or_a_full_disk_ends_no_run(caplog: pytest.LogCaptureFixture, number: int) -> None:
+    """Also where the live table is taken away at the end. From then on nothing is printed."""
+    written = []
+
+    class Gone(io.StringIO):
+        def write(self, text: str) -> int:
+            written.append(text)
+            raise OSError(number, os.strerror(number))
+
+    console = Console(file=Gone(), force_terminal=True)
+
+    def be_quiet() -> None:
+        console.quiet = True
+
+    console.on_broken_pipe = be_quiet  # Rich's own turns stdout off as well
+    shown = RunConsole(console, title="mine")
+    shown.print_line("a line")
+    num_tries = len(written)
+    shown.print_line("another")
+    assert len(written) == num_tries
+    assert f"nobody reads the output any more ([Errno {number}]" in caplog.text

@@ -32,7 +32,7 @@ def test_a_site_error_survives_pickling_with_its_parts() -> None:
 
 def test_every_error_is_a_gcml_error_so_that_the_command_line_can_catch_it() -> None:
     kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, Exception)]
-    assert len(kinds) == 8
+    assert len(kinds) == 9
     assert all(issubclass(kind, GcmlError) for kind in kinds)
 
 

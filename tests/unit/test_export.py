@@ -20,10 +20,10 @@ from gcml_ray.errors import CheckpointError, ConfigError, ExportError
 from gcml_ray.export import model as export_module
 from gcml_ray.export.model import (
     Source,
+    _explained,
     export_onnx,
     export_safetensors,
     export_torch,
-    fresh_folder,
     open_source,
     sites_to_export,
 )
@@ -156,48 +156,18 @@ def test_a_graph_of_nan_is_an_error(source: Source) -> None:
         export_module._difference(source, lambda image: source.module(image) * torch.nan)
 
 
+def test_a_full_disk_is_not_put_down_to_the_network(source: Source) -> None:
+    with pytest.raises(OSError, match="No space left"), _explained("ONNX", source):
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+
 def test_a_missing_package_names_the_extra(tmp_path: Path, source: Source, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(export_module, "find_spec", lambda name: None if name == "onnxruntime" else object())
     with pytest.raises(ConfigError, match=r"onnxruntime is not installed; pip install 'gcml-ray\[export\]'"):
         export_onnx(source, tmp_path)
 
 
-# --- folders and sites -------------------------------------------------------------------------
-
-
-def test_a_folder_that_holds_something_is_refused_without_force(tmp_path: Path) -> None:
-    (tmp_path / "out").mkdir()
-    (tmp_path / "out" / "old.txt").write_text("old")
-    with pytest.raises(ConfigError, match="exists already; give another folder, or --force"):  # noqa: SIM117
-        with fresh_folder(tmp_path / "out", force=False):
-            pass
-
-
-def test_a_full_disk_names_the_folder_that_is_written_not_the_file_that_is_read(tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    full = OSError(errno.ENOSPC, "No space left on device", "personalised.safetensors")
-    with pytest.raises(ConfigError, match=r"--out .*out cannot be written \(No space left on device\); make room"):  # noqa: SIM117
-        with fresh_folder(out, force=False):
-            raise full
-    gone = FileNotFoundError(errno.ENOENT, "No such file", "personalised.safetensors")
-    with pytest.raises(FileNotFoundError), fresh_folder(out, force=False):
-        raise gone
-
-
-def test_force_writes_over_files_and_leaves_others_alone(tmp_path: Path) -> None:
-    out = tmp_path / "out"
-    for force, text in ((False, "old"), (True, "new")):
-        with fresh_folder(out, force=force) as draft:
-            (draft / "model.json").write_text(text)
-        (out / "notes.txt").write_text("mine")
-    assert {path.name: path.read_text() for path in out.iterdir()} == {"model.json": "new", "notes.txt": "mine"}
-
-
-def test_an_export_that_fails_leaves_nothing_behind(tmp_path: Path) -> None:
-    with pytest.raises(ExportError), fresh_folder(tmp_path / "out", force=False) as draft:  # noqa: PT012
-        (draft / "half").write_text("half")
-        raise ExportError("broken")
-    assert list(tmp_path.iterdir()) == []
+# --- sites -------------------------------------------------------------------------------------
 
 
 def test_all_sites_of_a_run_without_models_is_an_error(tmp_path: Path) -> None:

@@ -25,7 +25,7 @@ class LosingPool(LocalPool):
     site = "B"
     stage = "evaluate"
     loses: tuple[int, ...] = (1,)
-    error: type[Exception] = SiteDiedError
+    error: type[BaseException] = SiteDiedError
     comes_back = True
 
     def __init__(self, config: Config, *faults: Fault) -> None:
@@ -58,7 +58,7 @@ def pairs_of(run: Run) -> list[tuple[str, str]]:
 ALL = [(site, "personalised") for site in "ABC"]
 
 
-@pytest.mark.parametrize(("error", "kind"), [(SiteDiedError, "died"), (SiteHungError, "late")])
+@pytest.mark.parametrize(("error", "kind"), [(SiteDiedError, "died"), (SiteHungError, "late"), (SystemExit, "died")])
 def test_site_that_is_lost_in_its_test_is_restarted_from_its_last_round_and_tested(
     tmp_path: Path, error: type[Exception], kind: str
 ) -> None:

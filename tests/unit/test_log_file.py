@@ -44,3 +44,9 @@ def test_only_wanted_records_are_written(tmp_path: Path) -> None:
         LOGGER.info("a")
         LOGGER.info("b")
     assert len((tmp_path / "log.txt").read_text(encoding="utf-8").splitlines()) == 1
+
+
+def test_a_name_that_is_no_utf_8_is_written_too(tmp_path: Path) -> None:
+    with logged_to(tmp_path / "log.txt", [LOGGER.name], only_there=True):
+        LOGGER.info("cannot read %s", "bad\udcff.nii")
+    assert "cannot read bad\\udcff.nii" in (tmp_path / "log.txt").read_text(encoding="utf-8")

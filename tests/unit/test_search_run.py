@@ -22,7 +22,7 @@ from gcml_ray.search.records import FinalRecord, FinalScore, SearchRecord, Trial
 from tests.search_makers import make_search, record, text_of
 from tests.signal_handlers import handled
 from tune.importance import importances
-from tune.search import check_trial_fits, run_search, stopping, trial_resources
+from tune.search import _new_tuner, check_trial_fits, run_search, stopping, trial_resources
 from tune.trainable import RoundReporter, TrialError, points_in
 from tune.trial_config import Search
 from tune.watch import Watch
@@ -36,6 +36,17 @@ def test_a_second_search_in_a_folder_in_use_changes_nothing_there(tmp_path: Path
     with held(search.folder), pytest.raises(ConfigError, match=r"folder: .* is in use by another process"):
         run_search(search, views=(), stop=threading.Event())
     assert set(search.folder.glob("*")) - before == {search.folder / ".lock"}
+
+
+@pytest.mark.parametrize("searcher", ["random", "grid"])
+def test_trials_at_a_time_are_bounded_with_ray_tunes_own_searchers_too(tmp_path: Path, searcher: str) -> None:
+    """They have a bound of their own, beside which Ray Tune ignores that of its configuration, with a warning."""
+    space = {"method.merge": {"name": "choice", "values": ["keep_local", "select_best"]}}
+    budget = {"trials": 4, "concurrent_trials": 1}
+    search = make_search(tmp_path, searcher={"name": searcher}, space=space, budget=budget)
+    tuner = _new_tuner(search, lambda _: None)
+    generator = tuner._local_tuner._tune_config.search_alg
+    assert (generator.max_concurrent, tuner._local_tuner._tune_config.max_concurrent_trials) == (1, None)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
@@ -152,6 +163,18 @@ def test_a_round_that_is_reported_again_replaces_the_old_one(tmp_path: Path) -> 
     assert [(point.round_number, point.mean_dice) for point in watch.trials[0].points] == [(1, 0.1), (2, 0.25)]
     again = Watch(tmp_path, rounds=4, views=(), is_ending=lambda: False, keep_checkpoints=True)
     assert again.trials == watch.trials, "a resumed search knows them"
+
+
+def test_a_failed_trial_keeps_its_reason_when_the_search_is_resumed(tmp_path: Path) -> None:
+    options: dict[str, Any] = {"rounds": 4, "views": (), "is_ending": lambda: False, "keep_checkpoints": True}
+    first = Watch(tmp_path, **options)
+    first.begin("x", {"a": 1}, is_running=True)
+    first.end("x", reason="its process died")
+    resumed = Watch(tmp_path, **options)
+    resumed.begin("x", {"a": 1}, is_running=False)  # Ray Tune tells of every trial that there was
+    assert (resumed.trials[0].status, resumed.trials[0].reason) == ("failed", "its process died")
+    resumed.begin("x", {"a": 1}, is_running=True)  # with --retry-failed
+    assert (resumed.trials[0].status, resumed.trials[0].reason) == ("running", "")
 
 
 def test_a_trial_that_was_lost_in_a_crash_before_it_ran_is_forgotten(tmp_path: Path) -> None:

@@ -55,11 +55,13 @@ def test_a_failing_tracker_is_said_and_the_rest_goes_on(caplog: pytest.LogCaptur
 def test_a_place_where_nothing_ever_arrived_is_not_waited_for_as_long(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
+    """That nothing arrives may be known only a moment after the run's end."""
     monkeypatch.setattr(background, "SILENT_TIMEOUT_S", 0.2)
+    monkeypatch.setattr(background, "QUIET_S", 0.1)
     slow = SlowTracker()
-    slow.is_unreachable = True
     tracker = BackgroundTracker(slow)
     tracker.log_sites([])
+    threading.Timer(0.02, setattr, (slow, "is_unreachable", True)).start()
     tracker.finish("finished")
     assert caplog.messages == [
         "waiting for tracking (MLflow) to take what is left, at most 0.2 s",
@@ -86,3 +88,17 @@ print("over")
 """
     ended = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, timeout=120, check=True)  # noqa: S603
     assert ended.stdout == "over\n"
+
+
+def test_an_interrupt_ends_the_wait_and_not_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    slow = SlowTracker()
+    tracker = BackgroundTracker(slow)
+    tracker.log_sites([])
+
+    def interrupted(timeout_s: float) -> None:
+        raise KeyboardInterrupt(f"within {timeout_s} s")
+
+    monkeypatch.setattr(tracker._thread, "join", interrupted)
+    tracker.finish("finished")
+    assert tracker._is_given_up
+    slow.go.set()

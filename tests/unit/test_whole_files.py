@@ -32,3 +32,10 @@ def test_an_error_leaves_the_file_before_and_nothing_else(tmp_path: Path, error:
         write_half()
     assert [each.name for each in tmp_path.iterdir()] == ["a.nii.gz"]
     assert path.read_text() == "before"
+
+
+def test_a_full_disk_is_told_with_the_file(tmp_path: Path) -> None:
+    """What a write to a full disk raises names none."""
+    with pytest.raises(OSError, match=r"table\.csv") as caught, replaced(tmp_path / "table.csv"):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert caught.value.filename == str(tmp_path / "table.csv")

@@ -28,10 +28,10 @@ from gcml_ray.data.adapters.findings import (
     label_problems_of_file,
     read_rows,
 )
+from gcml_ray.data.adapters.made_files import Grid, is_current, origin_of, write_volume
 from gcml_ray.data.datalist import Case
 from gcml_ray.data.reading import read_volume
 from gcml_ray.errors import DataError
-from gcml_ray.files.whole_files import replaced
 
 KINDS = ("ct", "pt", "gtvt")
 CHANNELS = KINDS[:2]
@@ -41,7 +41,6 @@ BOX_COLUMNS = ("x1", "x2", "y1", "y2", "z1", "z2")
 OUTSIDE = {"ct": -1024.0, "pt": 0.0, "gtvt": 0.0}  # air, no uptake, no tumour
 STORED = {"ct": np.int16, "pt": np.float32, "gtvt": np.uint8}
 GRID_FOLDERS = ("ct_grid", "box_1mm")  # of resampled files: without boxes, with boxes
-Grid = tuple[tuple[int, ...], NDArray[np.float64]]  # shape, affine
 
 
 @dataclass(frozen=True)
@@ -65,8 +64,8 @@ def prepare_hecktor(
 
     With ``boxes`` all three are cropped and resampled to 1 mm, as the challenge does; images linearly (the challenge:
     cubic splines, which overshoot at edges), masks by nearest neighbour. Without it only the PET is resampled, to the
-    CT's grid, and the other two stay where they are. A file that exists is not written again; files appear whole or
-    not at all.
+    CT's grid, and the other two stay where they are. A file that exists is made again only where its source or its
+    grid has changed; files appear whole or not at all.
 
     Args:
         folder: holds the files, at any depth.
@@ -79,6 +78,7 @@ def prepare_hecktor(
     Raises:
         DataError: missing or doubled files, a mask on another grid than its CT, unknown label values, cases without
             box, boxes without case, unseen centres without cases; all at once.
+        OSError: a file cannot be written, as the disk is full; that is no fault of a case.
     """
     folder, out_dir = Path(os.path.abspath(folder)), Path(os.path.abspath(out_dir))
     findings = Findings(folder)
@@ -206,16 +206,21 @@ def _case(name: str, own: dict[str, Path], out_dir: Path, *, with_boxes: bool) -
 
 
 def _resample(case: Case, own: dict[str, Path], box: Grid | None) -> list[str]:
-    """Write the files of a case that are not there yet; returns what went wrong."""
+    """Write the files of a case that are not there yet, or not any more as they should be; returns what went wrong."""
     problems = []
     for kind, target in zip(KINDS, map(Path, (*case.images, case.label)), strict=True):
-        if target == own[kind] or target.is_file():
+        if target == own[kind]:
             continue
         try:
             grid = box if box is not None else _grid_of(own["ct"])
-            _write(target, _on_grid(own[kind], grid, kind), grid)
+            origin = origin_of([own[kind]])
+            if is_current(target, origin=origin, grid=grid):
+                continue
+            values = _on_grid(own[kind], grid, kind)
         except (DataError, OSError, ValueError) as error:
             problems.append(f"{kind} cannot be resampled ({type(error).__name__}: {error})")
+        else:
+            write_volume(target, values, grid[1], origin=origin)
     return problems
 
 
@@ -233,8 +238,3 @@ def _on_grid(path: Path, grid: Grid, kind: str) -> NDArray[Any]:
     moved = resample_from_to(source, grid, order=order, cval=OUTSIDE[kind])  # type: ignore[no-untyped-call]
     values = np.asarray(moved.dataobj)
     return (values if kind == "pt" else np.round(values)).astype(STORED[kind])
-
-
-def _write(target: Path, values: NDArray[Any], grid: Grid) -> None:
-    with replaced(target, draft=target.with_name(f".draft-{target.name}")) as draft:
-        nibabel.save(nibabel.Nifti1Image(values, grid[1]), draft)  # type: ignore[no-untyped-call]  # nibabel's

@@ -14,15 +14,14 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import nibabel
 import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
+from gcml_ray.data.adapters.made_files import is_current, origin_of, write_volume
 from gcml_ray.data.datalist import Case, listed
 from gcml_ray.data.reading import UNREADABLE
 from gcml_ray.errors import DataError
-from gcml_ray.files.whole_files import replaced
 
 log = logging.getLogger(__name__)
 
@@ -44,8 +43,8 @@ def prepare_lgg(
 ) -> tuple[Case, ...]:
     """Convert every case to ``out_dir/<site>/<case>/<case>_{t1,flair,t1ce,seg}.nii.gz``, uint8, seg in {0, 1}.
 
-    Axes: column and row of the picture, slice number. A case whose four files exist is not converted again;
-    files appear whole or not at all, so an interrupted run can be started again.
+    Axes: column and row of the picture, slice number. A case whose four files exist is converted again only where its
+    slices have changed; files appear whole or not at all, so an interrupted run can be started again.
 
     Args:
         folder: ``kaggle_3m`` or the folder that holds it.
@@ -65,8 +64,7 @@ def prepare_lgg(
     for done, source in enumerate(sources, start=1):
         case = _case(source, out_dir)
         cases.append(case)
-        if not all(Path(path).is_file() for path in (*case.images, case.label)):
-            problems += [f"case {source.name}: {problem}" for problem in _convert(source, case)]
+        problems += [f"case {source.name}: {problem}" for problem in _convert(source, case)]
         if progress is not None:
             progress(done, len(sources))
     if problems:
@@ -121,10 +119,14 @@ def _case(source: _Source, out_dir: Path) -> Case:
 
 
 def _convert(source: _Source, case: Case) -> list[str]:
-    """Read a case's slices and, where all are well, write its volumes; returns what is wrong."""
+    """Read a case's slices and, where all are well, write its volumes that are not there; returns what is wrong."""
     problems = _name_problems(source)
+    masks_of = [_mask_of(path) for path in source.slices.values()]
+    origin = "" if problems else origin_of([*source.slices.values(), *masks_of])
+    if not problems and all(is_current(Path(path), origin=origin) for path in (*case.images, case.label)):
+        return []
     pictures = _read_slices(list(source.slices.values()), "RGB", problems)
-    masks = _read_slices([_mask_of(path) for path in source.slices.values()], "L", problems)
+    masks = _read_slices(masks_of, "L", problems)
     sizes = {array.shape[:2] for array in (*pictures, *masks)}
     if len(sizes) > 1:
         shown = ", ".join(f"{height}x{width}" for height, width in sorted(sizes))
@@ -132,8 +134,9 @@ def _convert(source: _Source, case: Case) -> list[str]:
     if not problems:
         volume = np.stack(pictures, axis=-1).transpose(1, 0, 3, 2)
         for index, path in enumerate(case.images):
-            _write_volume(path, volume[..., index])
-        _write_volume(case.label, (np.stack(masks, axis=-1) > 127).astype(np.uint8).transpose(1, 0, 2))
+            write_volume(Path(path), volume[..., index], np.eye(4), origin=origin)
+        label = (np.stack(masks, axis=-1) > 127).astype(np.uint8).transpose(1, 0, 2)
+        write_volume(Path(case.label), label, np.eye(4), origin=origin)
     return problems
 
 
@@ -149,10 +152,3 @@ def _read_slices(paths: Sequence[Path], mode: str, problems: list[str]) -> list[
         except UNREADABLE as error:
             problems.append(f"{path.name} cannot be read ({error}); unpack the set again")
     return arrays
-
-
-def _write_volume(path: str, array: NDArray[np.uint8]) -> None:
-    target = Path(path)
-    image = nibabel.Nifti1Image(np.ascontiguousarray(array), np.eye(4))  # type: ignore[no-untyped-call]  # nibabel's
-    with replaced(target, draft=target.with_name(f".draft-{target.name}")) as draft:
-        nibabel.save(image, draft)
