@@ -1,4 +1,4 @@
-"""What to do about a site that failed: a pure function of the failure and the site's history."""
+"""What to do about a site that failed: a pure function of the failure and the site's history; errors that end a run."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ import enum
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from gcml_ray.errors import SiteError
+from gcml_ray.errors import ClusterError, SiteError
 from gcml_ray.records import SiteFailure
+from gcml_ray.wording import in_shell
 
 MAX_FAILURES_IN_A_ROW = 3
 MAX_RESTARTS = 3
@@ -55,3 +56,8 @@ def start_error(failures: Sequence[SiteFailure]) -> SiteError:
         sites.setdefault(failure.words.removeprefix(f"site {failure.site}: "), []).append(failure.site)
     lines = [f"site {', '.join(names)}: {words}" for words, names in sites.items()]
     return SiteError(", ".join(failure.site for failure in failures), 0, "start", "\n".join(["cannot start", *lines]))
+
+
+def server_error(reason: str, folder: str) -> ClusterError:
+    """The end of a run that has lost its server, and how it goes on; ``folder``: the run's."""
+    return ClusterError(f"the server is lost ({reason}): go on with gcml run --resume {in_shell(folder)}")

@@ -9,9 +9,9 @@ from typing import Any, Literal
 
 from actors.host import Seating, SiteHost
 from actors.site import NotStartedError, Site, TrainerFactory
-from actors.site_pool import Outcome, SiteDiedError, SiteHungError, collateral_failure, refused
+from actors.site_pool import Outcome, SiteDiedError, SiteHungError, collateral_failure, end_of, refused, words_of
 from gcml_ray.config import Config
-from gcml_ray.push.wire import Payload, PushHeader
+from gcml_ray.push.wire import UNREACHABLE, Payload, PushHeader
 from gcml_ray.records import Peer, PushReceipt, SiteFailure, SiteStatus
 
 
@@ -36,7 +36,7 @@ class LocalTransport:
     def _deliver(self, header: PushHeader, buffer: Payload, receiver: str) -> PushReceipt:
         site = self._sites.get(receiver)
         if site is None:
-            return refused(header, receiver, "unreachable: the receiver has left", buffer.nbytes)
+            return refused(header, receiver, f"{UNREACHABLE} the receiver has left", buffer.nbytes)
         return site.receive(header, buffer)
 
 
@@ -123,7 +123,8 @@ class LocalPool:
             result = getattr(self._sites[site], method)(*arguments)
         except (Exception, SystemExit) as error:  # whatever a site raises is a record for the driver, as with Ray
             kind, name = _kind_of(error), type(error).__name__
-            failure = SiteFailure(site, round_number, method, kind, str(error) or name, name, traceback.format_exc())
+            trace = end_of(traceback.format_exc())
+            failure = SiteFailure(site, round_number, method, kind, words_of(error), name, trace)
             lost = []
             if kind != "raised":  # nothing answers there any more
                 self._create_anew(site)

@@ -12,7 +12,7 @@ import ray
 from actors.ray_errors import classify
 from actors.site_pool import refused
 from gcml_ray.errors import ClusterError
-from gcml_ray.push.wire import Payload, PushHeader
+from gcml_ray.push.wire import UNREACHABLE, Payload, PushHeader
 from gcml_ray.records import PushReceipt
 
 ANSWER_TIMEOUT_S = 5.0  # of a call that is known to have been answered
@@ -68,15 +68,15 @@ class ObjectStoreTransport:
     ) -> PushReceipt:
         """The receiver's own receipt with the sender's clock, or one that says why there is none."""
         if call is None:
-            reason = "unreachable: the sender does not know the receiver yet"
+            reason = f"{UNREACHABLE} the sender does not know the receiver yet"
         elif began is None:
-            reason = "unreachable: the receiver did not answer in time"
+            reason = f"{UNREACHABLE} the receiver did not answer in time"
         else:
             try:
                 receipt: PushReceipt = ray.get(call, timeout=ANSWER_TIMEOUT_S)
             except ray.exceptions.RayError as error:
                 failure = classify(error, site=receiver, stage="receive", round_number=header.round_number)
-                reason = f"unreachable: {failure.message}"
+                reason = f"{UNREACHABLE} {failure.message}"
             else:
                 return replace(receipt, seconds=time.perf_counter() - began)
         return refused(header, receiver, reason, size_bytes)

@@ -5,8 +5,11 @@ from __future__ import annotations
 from collections import deque
 from dataclasses import dataclass, field
 
+from gcml_ray.config import FederationConfig
+
 REMEMBERED = 5  # calls of a kind; the slowest of them counts as typical, so that jitter is not lateness
 LEAST_TIMEOUT_S = 60.0  # however fast a call was before, it is not given up earlier
+LEAST_ASYNC_PUSH_S = 10.0  # without a barrier: a sender that waits for one receiver longer sends nothing to the others
 GRACE_S = 10.0  # however short a round is, nobody is late by less
 
 
@@ -26,11 +29,19 @@ class Pace:
     Args:
         timeout_factor: how many times its typical time a call may take before it is given up.
         late_factor: how many times its typical time the others wait for a call; None: until the timeout.
+        least_push_s: a push is not given up earlier, however fast those before were.
     """
 
     timeout_factor: float
     late_factor: float | None
+    least_push_s: float = LEAST_TIMEOUT_S
     _seen: dict[tuple[str, CallKind], deque[float]] = field(default_factory=dict)
+
+    @staticmethod
+    def of(federation: FederationConfig) -> Pace:
+        """As the configuration says."""
+        least_push_s = LEAST_ASYNC_PUSH_S if federation.mode == "async" else LEAST_TIMEOUT_S
+        return Pace(federation.timeout_factor, federation.late_factor, least_push_s)
 
     def note(self, site: str, kind: CallKind, seconds: float) -> None:
         """A call was answered after so many seconds."""
@@ -50,7 +61,8 @@ class Pace:
         typical = self.typical_s(site, kind)
         if typical is None:
             return limit_s
-        return min(limit_s, max(LEAST_TIMEOUT_S, self.timeout_factor * typical))
+        least_s = self.least_push_s if kind.stage == "push" else LEAST_TIMEOUT_S
+        return min(limit_s, max(least_s, self.timeout_factor * typical))
 
     def patience_s(self, calls: dict[str, CallKind]) -> float | None:
         """How long the others wait for these calls, by site; None: until their timeouts.

@@ -7,6 +7,7 @@ from typing import Literal
 import ray
 
 from actors.site import NotStartedError
+from actors.site_pool import end_of, words_of
 from gcml_ray.records import SiteFailure
 
 
@@ -18,8 +19,8 @@ def classify(error: ray.exceptions.RayError, *, site: str, stage: str, round_num
         kind = "died"
     elif isinstance(error, ray.exceptions.RayActorError):
         kind = "unreachable"
-    words = str(cause) if cause is not error else _in_a_line(error)
-    return SiteFailure(site, round_number, stage, kind, words or type(cause).__name__, type(cause).__name__, str(error))
+    words = words_of(cause) if cause is not error else _in_a_line(error) or type(error).__name__
+    return SiteFailure(site, round_number, stage, kind, words, type(cause).__name__, end_of(str(error)))
 
 
 def _in_a_line(error: ray.exceptions.RayError) -> str:

@@ -13,13 +13,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from actors.failure_policy import Decision, History, start_error
+from actors.failure_policy import Decision, History, server_error, start_error
 from actors.listener import Listener, announce
 from actors.member import LEAST_START_S, START_PAUSES_S, Absence, Member, OpenCall, peer_of
 from actors.pace import GRACE_S, CallKind, Pace
 from actors.site_pool import Outcome, SitePool, collateral_failure, no_answer
 from gcml_ray.config import SERVER, Config
-from gcml_ray.errors import SiteError
 from gcml_ray.records import AdoptReport, SiteFailure, SiteInfo, TrainReport
 
 log = logging.getLogger(__name__)
@@ -55,7 +54,7 @@ class Roster:
         self.dropped: dict[str, str] = {}
         self.past_rounds: dict[str, int] = {}
         self.failures: list[SiteFailure] = []
-        self.pace = Pace(config.federation.timeout_factor, config.federation.late_factor)
+        self.pace = Pace.of(config.federation)
         self._absent: dict[str, Absence] = {}
         self._returned: list[str] = []
         self._incarnations: Counter[str] = Counter()
@@ -234,7 +233,7 @@ class Roster:
         call = self._calls.pop((outcome.site, outcome.method), None)
         if call is None:
             return False
-        if outcome.failure is None and self.pool.is_parallel:
+        if outcome.is_usual and self.pool.is_parallel:
             self.pace.note(outcome.site, call.kind, time.monotonic() - call.began)
         return True
 
@@ -380,9 +379,9 @@ class Roster:
     # --- leaving and joining -----------------------------------------------------------------
 
     def drop(self, name: str, reason: str) -> None:
-        """Goes on without a site; without its server a federation cannot go on."""
+        """Goes on without a site; raises ClusterError without its server."""
         if name == SERVER:
-            raise SiteError(SERVER, 0, "round", f"the server is lost ({reason}): resume the run where it stopped")
+            raise server_error(reason, self.config.output.folder)
         log.warning("site %s is dropped: %s", name, reason)
         self.pool.remove(name)
         if member := self.members.pop(name, None):

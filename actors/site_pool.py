@@ -9,9 +9,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from gcml_ray.push.wire import PushHeader
-from gcml_ray.records import Peer, PushReceipt, SiteFailure, SiteStatus
+from gcml_ray.push.wire import UNREACHABLE, PushHeader
+from gcml_ray.records import Peer, PushReceipt, PushReport, SiteFailure, SiteStatus
 from gcml_ray.wording import NO_PROCESS
+
+LONGEST_WORDS, LONGEST_TRACE = 2000, 20_000  # characters kept of an error
 
 
 class SiteDiedError(Exception):
@@ -33,6 +35,22 @@ def refused(header: PushHeader, receiver: str, reason: str, size_bytes: int) -> 
     return PushReceipt(header.round_number, header.sender, receiver, False, reason, size_bytes)
 
 
+def words_of(error: BaseException) -> str:
+    """What an error says, cut where it is very long; its type where it says nothing, or cannot."""
+    try:
+        words = str(error)
+    except Exception:  # of somebody's own error class
+        words = ""
+    if len(words) > LONGEST_WORDS:
+        return f"{words[:LONGEST_WORDS]}... ({len(words):,} characters in all)"
+    return words or type(error).__name__
+
+
+def end_of(trace: str) -> str:
+    """The end of a traceback, which says what it was; whole where it is not very long."""
+    return trace[-LONGEST_TRACE:]
+
+
 def collateral_failure(failure: SiteFailure, *, site: str, stage: str, round_number: int) -> SiteFailure:
     """Failure of a call lost because another site of the same process failed."""
     message = f"its process ends with what {failure.site} was doing"
@@ -47,6 +65,12 @@ class Outcome:
     method: str
     result: Any = None
     failure: SiteFailure | None = None
+
+    @property
+    def is_usual(self) -> bool:
+        """Whether its time says how long such calls take: no failure, nor a push that waited for a receiver in vain."""
+        pushes = self.result.receipts if isinstance(self.result, PushReport) else ()
+        return self.failure is None and not any(push.reason.startswith(UNREACHABLE) for push in pushes)
 
 
 class SitePool(Protocol):

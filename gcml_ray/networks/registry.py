@@ -279,40 +279,43 @@ def _canonical(value: Any) -> Any:
 # --- does the patch fit -------------------------------------------------------------------------
 
 
-def check_sizes(network: NetworkConfig, data: DataConfig, *, window: tuple[int, ...] | None) -> None:
-    """:func:`check_patch`, and the same for ``evaluation.window_size`` where there is one.
-
-    Raises:
-        ConfigError: names the key, the divisor of each axis, and the nearest size that fits.
-    """
-    check_patch(network, data)
-    if window is not None:
-        _check_size(network, data, window, key="evaluation.window_size")
-
-
-def check_patch(network: NetworkConfig, data: DataConfig) -> None:
-    """Whether a training batch of ``data.patch_size`` goes through the network and comes out at its own size.
-
-    Raises:
-        ConfigError: names ``data.patch_size``, the divisor of each axis, and the nearest size that fits.
-    """
-    _check_size(network, data, data.patch_size, key="data.patch_size")
-
-
-def _check_size(network: NetworkConfig, data: DataConfig, size: tuple[int, ...], *, key: str) -> None:
-    """Whether images of a size go through the network in training and come out at their own size.
-
-    Runs a forward pass on torch's meta device: shapes only, milliseconds, no memory. Where it fails, the divisor
-    that the network needs is found by the same means, so a new network needs no rule here.
+def check_sizes(
+    network: NetworkConfig,
+    data: DataConfig,
+    *,
+    window: tuple[int, ...] | None = None,
+    device: torch.device | None = None,
+) -> None:
+    """Whether training batches of ``data.patch_size`` go through the network and come out at their own size.
 
     Args:
         network: its name and options.
-        data: its channels and batch size.
-        size: one number an axis.
-        key: where the size stands in the configuration.
+        data: its patch size, channels and batch size.
+        window: ``evaluation.window_size``, for which the same is asked.
+        device: a first pass is made there. Without it all is done on torch's meta device, which takes milliseconds and
+            no memory, but whose first use makes torch load its compiler: 70 MB and most of a second, too much for
+            each site's process.
 
     Raises:
         ConfigError: names the key, the divisor of each axis, and the nearest size that fits.
+    """
+    sizes = {"data.patch_size": data.patch_size} | ({} if window is None else {"evaluation.window_size": window})
+    for key, size in sizes.items():
+        if device is None or not _fits_on(device, network, data, size):
+            _check_size(network, data, size, key=key)
+
+
+def _fits_on(device: torch.device, network: NetworkConfig, data: DataConfig, size: tuple[int, ...]) -> bool:
+    """Whether a batch of this size goes through a new network on a device."""
+    with torch.random.fork_rng(devices=[]):  # the weights are drawn, and thrown away
+        return _misfit(build_network(network, data).train().to(device), data, size) is None
+
+
+def _check_size(network: NetworkConfig, data: DataConfig, size: tuple[int, ...], *, key: str) -> None:
+    """Tries a size, one number an axis, on the meta device; ``key``: where it stands in the configuration.
+
+    Where it does not fit, the divisor that the network needs is found by the same means, so a new network needs no
+    rule here.
     """
     try:
         with torch.device("meta"):

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from gcml_ray.config.wire import WireConfig
 from gcml_ray.push.payload import TOPK, decode, decode_difference, encode, encode_difference
 from gcml_ray.push.signing import SigningKey
-from gcml_ray.push.wire import WIRE_DTYPE, Buffer, Payload, PushHeader, checksum
+from gcml_ray.push.wire import UNREACHABLE, WIRE_DTYPE, Buffer, Payload, PushHeader, checksum
 from gcml_ray.records import PushReceipt
 
 
@@ -70,7 +70,7 @@ class Outbox:
             sent = self._sent.pop(receipt.receiver, None)
             if receipt.accepted and sent is not None:
                 self._bases[receipt.receiver] = sent
-            elif receipt.reason.startswith(("base:", "unreachable:")):
+            elif receipt.reason.startswith(("base:", UNREACHABLE)):
                 self._bases.pop(receipt.receiver, None)
 
     def forget(self, receivers: Iterable[str]) -> None:

@@ -25,6 +25,7 @@ PIECE_BYTES = 2**20  # whole blocks; small enough to stay in cache between two l
 ROW_VALUES = 8192  # so few that BLAS starts no threads for them
 WIRE_DTYPE = "float32"
 PLAIN = frozenset({WIRE_DTYPE})
+UNREACHABLE = "unreachable:"  # how the reason of a push begins that its receiver did not acknowledge
 MAX_NUMBER, MAX_TEXT = 2**63, 1000  # of a header's fields: they go into messages and logs
 
 

@@ -30,15 +30,15 @@ def exchanged_network(config: Config, site: str) -> NetworkConfig:
     return config.network if isinstance(config.method, ProxyFlMethod) else config.network_of(site)
 
 
-def check_networks(config: Config, site: str) -> None:
-    """Whether the networks that a site trains take patches and windows of the sizes asked for.
+def check_networks(config: Config, site: str, device: torch.device) -> None:
+    """Whether the networks that a site trains take patches and windows of the sizes asked for, tried on its device.
 
     Raises:
         ConfigError: one does not; names the key and a size that fits.
     """
     own, sent = config.network_of(site), exchanged_network(config, site)
     for network in (own,) if own == sent else (own, sent):
-        check_sizes(network, config.data, window=config.evaluation.window_size)
+        check_sizes(network, config.data, window=config.evaluation.window_size, device=device)
 
 
 def build_learner(

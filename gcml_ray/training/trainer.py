@@ -112,7 +112,7 @@ class SiteTrainer:
         if self.device.type == "cpu":
             prepare_thread()
         data = self.config.data
-        check_networks(self.config, self.site)
+        check_networks(self.config, self.site, self.device)
         with collected_warnings() as self.loading_notes:
             self.data = self._load_data()
         self.loss = build_segmentation_loss(self.config.loss, self.config.data)

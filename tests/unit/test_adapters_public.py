@@ -19,7 +19,7 @@ from gcml_ray.data.adapters import fets, panseg
 from gcml_ray.data.adapters.published_split import SplitSizes, published_split
 from gcml_ray.data.datalist import Case, cases_of_site, read_datalist
 from gcml_ray.errors import DataError
-from gcml_ray.networks.registry import check_patch
+from gcml_ray.networks.registry import check_sizes
 from gcml_ray.records import PERSONALISED
 from tests.public_layouts import make_fets, make_hecktor, make_nnunet, make_panseg, rewrite, save
 
@@ -245,7 +245,7 @@ def test_command_nnunet_prints_what_the_configuration_needs(tmp_path: Path) -> N
 @pytest.mark.parametrize("name", ["brats", "brats_small", "panseg", "panseg_small", "hecktor", "hecktor_small"])
 def test_patch_of_a_public_configuration_fits_its_network(name: str) -> None:
     config = load_config(ROOT / "configs" / f"{name}.yaml")
-    check_patch(config.network, config.data)
+    check_sizes(config.network, config.data)
     assert config.loss.head_weights is not None
     assert len(config.loss.head_weights) == 4
 

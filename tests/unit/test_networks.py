@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from gcml_ray.config import DataConfig, NetworkConfig
 from gcml_ray.errors import ConfigError
 from gcml_ray.networks import registry
-from gcml_ray.networks.registry import BUILDERS, build_network, check_patch, fingerprint, forward_heads
+from gcml_ray.networks.registry import BUILDERS, build_network, check_sizes, fingerprint, forward_heads
 
 # Small enough for a test; every name of the registry must be here.
 SMALL: dict[str, dict[str, Any]] = {
@@ -58,8 +58,8 @@ def test_network_maps_channels_to_outputs_at_the_size_of_the_image(name: str, sp
 
 @pytest.mark.parametrize("name", SMALL)
 def test_network_builds_without_options(name: str) -> None:
-    check_patch(NetworkConfig(name=name), data(3, patch_size=(32, 32, 32)))
-    check_patch(NetworkConfig(name=name), data(2, patch_size=(32, 32)))
+    check_sizes(NetworkConfig(name=name), data(3, patch_size=(32, 32, 32)))
+    check_sizes(NetworkConfig(name=name), data(2, patch_size=(32, 32)))
 
 
 def test_sigmoid_data_gives_one_output_a_region() -> None:
@@ -185,7 +185,7 @@ def test_what_the_constructor_objects_to_is_told_with_the_options(
 @pytest.mark.parametrize("spatial_dims", [2, 3])
 @pytest.mark.parametrize("name", SMALL)
 def test_patch_that_fits_passes(name: str, spatial_dims: int) -> None:
-    check_patch(small(name), data(spatial_dims))
+    check_sizes(small(name), data(spatial_dims))
 
 
 @pytest.mark.parametrize("name", SMALL)
@@ -193,30 +193,38 @@ def test_patch_that_does_not_divide_is_refused_with_the_divisor(name: str) -> No
     """Two strides of 2: multiples of 4."""
     words = r"data.patch_size \(16, 18, 16\) does not fit.*multiple of \(4, 4, 4\); \(16, 20, 16\) fits"
     with pytest.raises(ConfigError, match=words):
-        check_patch(small(name), data(3, patch_size=(16, 18, 16)))
+        check_sizes(small(name), data(3, patch_size=(16, 18, 16)))
+
+
+def test_a_size_is_refused_in_the_same_words_where_it_was_tried_on_a_device() -> None:
+    cpu = torch.device("cpu")
+    check_sizes(small("unet"), data(), window=(8, 8), device=cpu)
+    words = r"evaluation.window_size \(8, 6\) does not fit.*multiple of \(4, 4\); \(8, 8\) fits"
+    with pytest.raises(ConfigError, match=words):
+        check_sizes(small("unet"), data(), window=(8, 6), device=cpu)
 
 
 def test_divisor_is_found_for_each_axis() -> None:
     """Strides (2, 2) and (2, 1): 4 and 2."""
     network = small("dynunet", strides=[1, [2, 2], [2, 1]])
     with pytest.raises(ConfigError, match=r"multiple of \(4, 2\); \(20, 18\) fits"):
-        check_patch(network, data(patch_size=(18, 18)))
+        check_sizes(network, data(patch_size=(18, 18)))
 
 
 def test_patch_that_divides_but_is_too_small_is_refused() -> None:
     """4 x 4 becomes one voxel at the bottom, which instance normalisation refuses in training."""
     with pytest.raises(ConfigError, match=r"multiple of \(4, 4\); \(8, 8\) fits.*more than 1 spatial element"):
-        check_patch(small("unet"), data(patch_size=(4, 4)))
+        check_sizes(small("unet"), data(patch_size=(4, 4)))
 
 
 def test_network_that_shrinks_the_image_is_refused() -> None:
     with pytest.raises(ConfigError, match=r"no divisor.*its output has size \(8, 8\)"):
-        check_patch(small("dynunet", strides=[2, 2, 2]), data(patch_size=(16, 16)))
+        check_sizes(small("dynunet", strides=[2, 2, 2]), data(patch_size=(16, 16)))
 
 
 def test_stride_of_zero_is_told_with_its_network() -> None:
     with pytest.raises(ConfigError, match=r"does not fit network unet: .*by zero"):
-        check_patch(small("unet", strides=[0, 2]), data())
+        check_sizes(small("unet", strides=[0, 2]), data())
 
 
 class Odd(nn.Module):
@@ -249,19 +257,19 @@ def test_a_network_of_ones_own_that_is_wrong_is_told_what(
 ) -> None:
     monkeypatch.setitem(BUILDERS, "odd", Odd)
     with pytest.raises(ConfigError, match=words):
-        check_patch(NetworkConfig(name="odd", options={"fault": fault}), data())
+        check_sizes(NetworkConfig(name="odd", options={"fault": fault}), data())
 
 
 def test_a_network_that_looks_at_values_is_tried_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(BUILDERS, "odd", Odd)
     before = torch.get_rng_state()
-    check_patch(NetworkConfig(name="odd", options={"fault": "value"}), data())
+    check_sizes(NetworkConfig(name="odd", options={"fault": "value"}), data())
     assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_checking_a_patch_leaves_the_random_state_alone() -> None:
     before = torch.get_rng_state()
-    check_patch(small("unet"), data())
+    check_sizes(small("unet"), data())
     assert torch.equal(torch.get_rng_state(), before)
 
 

@@ -2,7 +2,10 @@ from __future__ import annotations
 
 import pytest
 
-from actors.pace import GRACE_S, LEAST_TIMEOUT_S, CallKind, Pace
+from actors.pace import GRACE_S, LEAST_ASYNC_PUSH_S, LEAST_TIMEOUT_S, CallKind, Pace
+from actors.site_pool import Outcome
+from gcml_ray.config import FederationConfig
+from gcml_ray.records import PushReceipt, PushReport
 
 TRAIN = CallKind("train")
 VALIDATE = CallKind("train", evaluates=True)
@@ -48,3 +51,25 @@ def test_new_process_is_judged_anew() -> None:
     seen = pace(5.0)
     seen.forget("A")
     assert seen.typical_s("A", TRAIN) is None
+
+
+@pytest.mark.parametrize(("mode", "least_s"), [("sync", LEAST_TIMEOUT_S), ("async", LEAST_ASYNC_PUSH_S)])
+def test_without_a_barrier_a_push_is_given_up_soon_as_its_sender_sends_nothing_meanwhile(
+    mode: str, least_s: float
+) -> None:
+    seen = Pace.of(FederationConfig.model_validate({"rounds": 4, "local_steps": 1, "mode": mode}))
+    push = CallKind("push")
+    assert seen.timeout_s("A", push, limit_s=120) == 120, "before the first one nobody knows"
+    seen.note("A", push, 0.05)
+    seen.note("A", TRAIN, 0.05)
+    assert seen.timeout_s("A", push, limit_s=120) == least_s
+    assert seen.timeout_s("A", TRAIN, limit_s=120) == LEAST_TIMEOUT_S
+    seen.note("A", push, 4.0)
+    assert seen.timeout_s("A", push, limit_s=120) == max(least_s, 40.0)
+
+
+@pytest.mark.parametrize(("reason", "is_usual"), [("", True), ("stale", True), ("unreachable: no answer", False)])
+def test_the_time_of_a_push_that_waited_in_vain_is_not_usual(reason: str, is_usual: bool) -> None:
+    """Else one receiver that hangs would lengthen the wait for the next one tenfold."""
+    receipts = (PushReceipt(1, "A", "B", True, "", 8), PushReceipt(1, "A", "C", not reason, reason, 8))
+    assert Outcome("A", "push", result=PushReport("A", 1, receipts)).is_usual == is_usual

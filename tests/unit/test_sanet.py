@@ -12,7 +12,7 @@ from gcml_ray.config import DataConfig, LossConfig, NetworkConfig
 from gcml_ray.errors import ConfigError
 from gcml_ray.losses.segmentation import build_segmentation_loss
 from gcml_ray.model.weights import FlatModel
-from gcml_ray.networks.registry import build_network, check_patch, fingerprint, forward_heads
+from gcml_ray.networks.registry import build_network, check_sizes, fingerprint, forward_heads
 from gcml_ray.networks.sanet import SaNetV1, SaNetV2
 from gcml_ray.networks.sanet_blocks import ScaleAttention, norm
 
@@ -240,8 +240,8 @@ def test_loaded_weights_predict_like_their_sender(name: str) -> None:
 
 @pytest.mark.parametrize("name", NAMES)
 def test_published_defaults_fit_a_patch(name: str) -> None:
-    check_patch(NetworkConfig(name=name), data(3))
-    check_patch(NetworkConfig(name=name), data(2))
+    check_sizes(NetworkConfig(name=name), data(3))
+    check_sizes(NetworkConfig(name=name), data(2))
 
 
 def test_patch_that_does_not_divide_is_refused_with_the_divisor() -> None:
@@ -249,7 +249,7 @@ def test_patch_that_does_not_divide_is_refused_with_the_divisor() -> None:
     with pytest.raises(
         ConfigError, match=r"patch_size \(64, 72\) does not fit.*multiple of \(16, 16\); \(64, 80\) fits"
     ):
-        check_patch(small("sanet_v1"), data(patch_size=(64, 72)))
+        check_sizes(small("sanet_v1"), data(patch_size=(64, 72)))
 
 
 @pytest.mark.parametrize(

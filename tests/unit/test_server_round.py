@@ -17,7 +17,7 @@ from actors.local_pool import LocalPool
 from actors.site_pool import Outcome
 from gcml_ray.config import Config
 from gcml_ray.console.run import RunConsole
-from gcml_ray.errors import SiteError
+from gcml_ray.errors import ClusterError
 from gcml_ray.files.run_folder import RunFolder
 from gcml_ray.push.wire import Buffer
 from gcml_ray.records import RoundRecord, SiteFailure
@@ -229,7 +229,7 @@ def test_a_run_cannot_go_on_without_its_server(tmp_path: Path) -> None:
     pool = LocalPool(config, config.output.folder, run_id="run", make_trainer=FakeTrainers(faults))
     listener = RecordingListener()
     driver = Driver(config, pool, folder, tracker=RecordingTracker(), listener=listener, stop=listener.stop)
-    with pytest.raises(SiteError, match=r"the server is lost .*resume the run"):
+    with pytest.raises(ClusterError, match=r"the server is lost .*go on with gcml run --resume"):
         driver.run(["A", "B", "C"], resume=None)
     assert folder.read_state().last_complete_round == 2
 
