@@ -3,7 +3,7 @@
 Each site counts its own rounds. When one is done, the site trains on at once; beside that it pushes what it has
 published, to the receivers that the gossip graph of its next round gives it (so with equal speeds the graphs are
 those of synchronous rounds). What arrives is used in the receiver's next round. A sender whose last push is still on
-its way skips one.
+its way skips one, and nobody pushes to a receiver that did not answer the last time until it has reported a round.
 
 The driver writes a record as soon as a site reports a second time since the last one: no site is ever more than one
 round ahead of what is on disk, which is what a resume relies on.
@@ -20,6 +20,7 @@ from actors.listener import announce
 from actors.pace import CallKind
 from actors.site_pool import Outcome
 from gcml_ray.gossip.phases import order_of, phase_of
+from gcml_ray.push.wire import UNREACHABLE
 from gcml_ray.records import Edge, PushReceipt, RoundPlan, RoundRecord, TrainReport
 
 if TYPE_CHECKING:
@@ -51,6 +52,7 @@ class AsyncRounds:
         self.is_over = False
         self._done = {name: member.checkpoint_round for name, member in self.roster.members.items()}
         self._pushed: dict[str, int] = {}  # after which of its rounds a site has pushed last
+        self._silent: set[str] = set()  # receivers that have not answered a push, and reported no round since
         self._window = _Window()
 
     def run(self, done: int) -> int:
@@ -79,6 +81,7 @@ class AsyncRounds:
         """Sites that came back go on from their checkpoint."""
         for name in self.roster.take_returned():
             self._done[name] = self.roster.members[name].checkpoint_round
+            self._silent.discard(name)
 
     def _drain(self) -> None:
         """Waits for the rounds in flight, and for the receipts of the last pushes."""
@@ -114,7 +117,9 @@ class AsyncRounds:
         self.roster.submit_sending(sender, "push", done, tuple(receivers), number=done)
 
     def _can_use(self, receiver: str) -> bool:
-        """Whether the round that a receiver will do after its present one has an exchange."""
+        """Whether a receiver answers, and the round that it will do after its present one has an exchange."""
+        if receiver in self._silent:
+            return False
         number = self._done.get(receiver, 0) + (2 if self.roster.is_busy(receiver) else 1)
         federation = self.config.federation
         return number <= federation.rounds and phase_of(federation, number) == "exchange"
@@ -134,6 +139,7 @@ class AsyncRounds:
                 self.roster.handle(outcome.failure)
             elif outcome.method == "push":
                 self._window.pushes += outcome.result.receipts
+                self._silent |= {r.receiver for r in outcome.result.receipts if r.reason.startswith(UNREACHABLE)}
                 self.driver.note_refusals(outcome.result.receipts)
             elif outcome.method == "train" and outcome.site in self.roster.members:
                 announce(self.driver.listener, outcome.result)
@@ -145,6 +151,7 @@ class AsyncRounds:
             self._close_window()
         self._window.trained[report.site] = report
         self._done[report.site] = report.round_number
+        self._silent.discard(report.site)
         has_checkpoint = order_of(self.config, report.round_number).checkpoint
         self.roster.succeeded(report.site, report, has_checkpoint=has_checkpoint)
         if len(self._window.trained) == len(self.roster.members):

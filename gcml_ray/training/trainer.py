@@ -109,10 +109,10 @@ class SiteTrainer:
         """
         began = time.perf_counter()
         torch.set_num_threads(num_threads(self.config.resources.cpus_per_site))
+        data = self.config.data
+        check_networks(self.config, self.site, self.device)  # first, as freed memory is kept from here on
         if self.device.type == "cpu":
             prepare_thread()
-        data = self.config.data
-        check_networks(self.config, self.site, self.device)
         with collected_warnings() as self.loading_notes:
             self.data = self._load_data()
         self.loss = build_segmentation_loss(self.config.loss, self.config.data)

@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 from pydantic import ValidationError
 
+from actors.async_rounds import AsyncRounds
 from actors.local_pool import LocalPool
 from actors.mailbox import Mailbox
 from actors.site_pool import Outcome
 from gcml_ray.config import Config
 from gcml_ray.files.run_folder import RunFolder
 from gcml_ray.push.wire import Expectation, PushHeader, TensorSpec, checksum
-from gcml_ray.records import RoundRecord
+from gcml_ray.records import PushReceipt, PushReport, RoundRecord
 from tests.fakes import FakeTrainers, Fault, calls_of, fake_config
 from tests.runs import RecordingListener, Run, drive, run_locally
 
@@ -193,3 +196,29 @@ def test_the_receipts_of_pushes_that_are_open_at_the_end_are_on_record(tmp_path:
     run = drive(config, SlowPushPool(config, folder, run_id="run", make_trainer=FakeTrainers()))
     assert run.summary.status == "finished"
     assert ("A", 2) in {(push.sender, push.round_number) for push in run.folder.transfers()}
+
+
+def test_nobody_pushes_to_a_receiver_that_did_not_answer_until_it_reports_a_round_or_is_back(tmp_path: Path) -> None:
+    """Else every sender would wait for it again and again, and send nothing to the others meanwhile."""
+    roster = SimpleNamespace(
+        members={site: SimpleNamespace(checkpoint_round=0) for site in "ABC"},
+        is_busy=lambda _: False,
+        take_returned=lambda: ["B"],
+        succeeded=lambda *_, **__: None,
+    )
+    driver: Any = SimpleNamespace(config=async_config(tmp_path), roster=roster, note_refusals=lambda _: None)
+    rounds = AsyncRounds(driver)
+    receipts = (
+        PushReceipt(1, "A", "B", False, "unreachable: the receiver did not answer in time", 8),
+        PushReceipt(1, "A", "C", False, "stale: from round 1", 8),
+    )
+    has_answered: list[Callable[[], None]] = [
+        rounds._welcome,
+        lambda: rounds._trained(SimpleNamespace(site="B", round_number=1)),  # type: ignore[arg-type]
+    ]
+    for answer in has_answered:
+        assert rounds._can_use("B")
+        rounds._take_in([Outcome("A", "push", result=PushReport("A", 1, receipts))])
+        assert [rounds._can_use(site) for site in "BC"] == [False, True]
+        answer()
+        assert rounds._can_use("B")
