@@ -77,7 +77,7 @@ def joined(address: str) -> Iterator[str]:
     Raises:
         ClusterError: the address cannot be reached.
     """
-    wanted = (os.environ.get("RAY_ADDRESS") or "auto") if address == "auto" else address
+    wanted = _wanted(address)
     description = ""
     if wanted == "auto" and _join():
         description = f"the running cluster at {ray.get_runtime_context().gcs_address}"
@@ -89,9 +89,14 @@ def joined(address: str) -> Iterator[str]:
         _leave()
 
 
+def _wanted(address: str) -> str:
+    """The address that is meant: with ``auto`` that of ``RAY_ADDRESS``, where it names one."""
+    return (os.environ.get("RAY_ADDRESS") or "auto") if address == "auto" else address
+
+
 def _connect(address: str) -> str:
     """Joins the cluster at ``address``; with ``auto`` the running one, or else a new local one."""
-    wanted = (os.environ.get("RAY_ADDRESS") or "auto") if address == "auto" else address
+    wanted = _wanted(address)
     if wanted in ("auto", "local"):
         if wanted == "auto" and _join():
             return f"the running cluster at {ray.get_runtime_context().gcs_address}"

@@ -42,9 +42,7 @@ def compare(
     console = wide_console()
     comparison = load_comparison(config, overrides)
 
-    def say(line: str) -> None:
-        print_while_read(console, line)
-
+    say = partial(print_while_read, console)
     how_to_go_on = f"stopped; the same command goes on where it was: gcml compare {in_shell(config)}"
 
     @contextmanager

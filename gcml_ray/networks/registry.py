@@ -300,15 +300,12 @@ def check_sizes(
         ConfigError: names the key, the divisor of each axis, and the nearest size that fits.
     """
     sizes = {"data.patch_size": data.patch_size} | ({} if window is None else {"evaluation.window_size": window})
+    if device is not None:
+        with torch.random.fork_rng(devices=[]):  # the weights are drawn, and thrown away
+            module = build_network(network, data).train().to(device)
+            sizes = {key: size for key, size in sizes.items() if _misfit(module, data, size) is not None}
     for key, size in sizes.items():
-        if device is None or not _fits_on(device, network, data, size):
-            _check_size(network, data, size, key=key)
-
-
-def _fits_on(device: torch.device, network: NetworkConfig, data: DataConfig, size: tuple[int, ...]) -> bool:
-    """Whether a batch of this size goes through a new network on a device."""
-    with torch.random.fork_rng(devices=[]):  # the weights are drawn, and thrown away
-        return _misfit(build_network(network, data).train().to(device), data, size) is None
+        _check_size(network, data, size, key=key)
 
 
 def _check_size(network: NetworkConfig, data: DataConfig, size: tuple[int, ...], *, key: str) -> None:
