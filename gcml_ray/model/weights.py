@@ -1,10 +1,11 @@
-"""One persistent flat buffer a model: parameters first, then floating-point buffers.
+"""One persistent flat buffer a model: trained parameters first, then floating-point buffers, frozen parameters last.
 
-Legend: P values of parameters, F values of floating-point buffers, S values that are sent: P or P + F, or fewer
-than P where normalisation layers stay local.
+Legend: P values of trained parameters, F all other values: floating-point buffers and frozen parameters, S values that
+are sent: P, or with the buffers more, or fewer than P where normalisation layers stay local.
 
 Every parameter and floating-point buffer of the network is a view into ``flat``, every gradient a view
-into ``gradient``; so exporting, importing, mixing, clipping and stepping are operations on one vector.
+into ``gradient``; so exporting, importing, mixing, clipping and stepping are operations on one vector. Frozen
+parameters (``requires_grad=False`` when the network is built) are neither trained nor sent.
 """
 
 from __future__ import annotations
@@ -62,25 +63,31 @@ class FlatModel:
         gradient: (P,) their gradients; ``parameter.grad`` is this tensor.
         parameter: (P,) the one parameter that an optimiser sees; shares memory with ``flat``.
         num_sent: S, how many leading values of ``flat`` make up a push.
+        num_frozen: how many values at the end of ``flat`` are frozen.
         average: the moving average of the weights, where there is one; :meth:`load` and :meth:`mix` change it too.
     """
 
     def __init__(self, module: nn.Module, *, send_buffers: bool, keep_norms: bool = False) -> None:
         assert not (send_buffers and keep_norms), "what is sent must be the first part of the vector"
         kept = norm_parameters(module) if keep_norms else set()
-        parameters = dict(sorted(module.named_parameters(), key=lambda item: item[0] in kept))
-        kept &= parameters.keys()  # of a parameter that layers share, the first name
+        named = sorted(module.named_parameters(), key=lambda item: item[0] in kept)
+        trained = {name: parameter for name, parameter in named if parameter.requires_grad}
+        frozen = {name: parameter for name, parameter in named if not parameter.requires_grad}
+        if not trained:
+            raise ValueError("no parameter of the network is to be trained: all have requires_grad=False")
+        kept &= trained.keys()  # of a parameter that layers share, the first name
         buffers = {name: buffer for name, buffer in module.named_buffers() if buffer.is_floating_point()}
+        tensors = trained | buffers | frozen
         self.module = module
-        self.layout = _layout(parameters | buffers)
-        self.num_parameters = sum(parameter.numel() for parameter in parameters.values())
-        num_values = self.num_parameters + sum(buffer.numel() for buffer in buffers.values())
-        num_kept = sum(parameters[name].numel() for name in kept)
-        self.num_sent = num_values if send_buffers else self.num_parameters - num_kept
-        device = next(iter(parameters.values())).device
-        self.flat = torch.empty(num_values, dtype=torch.float32, device=device)
+        self.layout = _layout(tensors)
+        self.num_parameters = _num_values(trained)
+        self.num_sent = self.num_parameters + (_num_values(buffers) if send_buffers else 0)
+        self.num_sent -= _num_values({name: trained[name] for name in kept})
+        self.num_frozen = _num_values(frozen)
+        device = next(iter(trained.values())).device
+        self.flat = torch.empty(_num_values(tensors), dtype=torch.float32, device=device)
         self.gradient = torch.zeros(self.num_parameters, dtype=torch.float32, device=device)
-        self._adopt(parameters | buffers, set(parameters))
+        self._adopt(tensors, set(trained))
         self.parameter = nn.Parameter(self.flat[: self.num_parameters])
         self.parameter.grad = self.gradient
         self.average: WeightAverage | None = None
@@ -190,6 +197,10 @@ def norm_parameters(module: nn.Module) -> set[str]:
         if isinstance(layer, NORMALISATION)
         for part, _ in layer.named_parameters(recurse=False)
     }
+
+
+def _num_values(tensors: Mapping[str, Tensor]) -> int:
+    return sum(tensor.numel() for tensor in tensors.values())
 
 
 def _layout(tensors: dict[str, Tensor]) -> tuple[TensorSpec, ...]:

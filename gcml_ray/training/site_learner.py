@@ -77,7 +77,7 @@ def build_learner(
         keep_norms=keep_norms,
         is_compiled=config.resources.compile,
     )
-    if keep_norms and learner.model.num_sent == learner.model.flat.numel():
+    if keep_norms and learner.model.num_sent + learner.model.num_frozen == learner.model.flat.numel():
         other = "fedavg" if config.method.name == "fedbn" else "the same as with share_norms: true"
         raise ConfigError(
             f"method {config.method.name} keeps normalisation layers local, but network {network.name} has none with "

@@ -54,6 +54,13 @@ def network(name: str, spatial_dims: int, seed: int) -> nn.Module:
     return build_network(NetworkConfig(name=name.partition("-")[0], options=SMALL[name]), data)
 
 
+def with_frozen_encoder() -> nn.Sequential:
+    """Frozen: 2 + 2 parameters in front; trained: 4 + 2 of a convolution; 4 statistics of a norm and 4 parameters."""
+    encoder, norm, head = nn.Conv2d(1, 2, 1), nn.BatchNorm2d(2), nn.Conv2d(2, 2, 1)
+    encoder.requires_grad_(False)
+    return nn.Sequential(encoder, norm, head)
+
+
 # --- layout ------------------------------------------------------------------------------------
 
 
@@ -250,3 +257,37 @@ def test_steps_on_the_flat_vector_equal_steps_on_separate_tensors(
     expected = torch.cat([parameter.detach().reshape(-1) for parameter in plain.parameters()])
     assert not torch.allclose(expected, torch.cat([p.detach().reshape(-1) for p in _two_layers().parameters()]))
     torch.testing.assert_close(learner.model.flat, expected, rtol=1e-5, atol=1e-6)
+
+
+# --- frozen parameters -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("send_buffers", "keep_norms", "num_sent"), [(True, False, 14), (False, False, 10), (False, True, 6)]
+)
+def test_frozen_parameters_come_last_and_are_not_sent(send_buffers: bool, keep_norms: bool, num_sent: int) -> None:
+    model = FlatModel(with_frozen_encoder(), send_buffers=send_buffers, keep_norms=keep_norms)
+    assert (model.num_parameters, model.num_frozen, model.num_sent, model.flat.numel()) == (10, 4, num_sent, 18)
+    assert [spec.name for spec in model.layout][-2:] == ["0.weight", "0.bias"]
+    assert not {"0.weight", "0.bias"} & {spec.name for spec in model.sent_layout}
+
+
+def test_neither_weight_decay_nor_a_push_changes_frozen_parameters() -> None:
+    learner = Learner(
+        with_frozen_encoder(),
+        send_buffers=True,
+        optimiser=OptimiserConfig(name="adamw", learning_rate=0.1, weight_decay=0.5, clip_norm=1.0),
+        precision=Precision("cpu", "none"),
+    )
+    before = {name: value.clone() for name, value in learner.model.module.state_dict().items()}
+    learner.apply_gradients(learner.forward(torch.ones(2, 1, 2, 2))[0].square().mean())
+    learner.model.mix(torch.full((14,), 7.0), own_share=0.5)
+    after = learner.model.module.state_dict()
+    changed = {name for name, value in after.items() if not torch.equal(value, before[name])}
+    assert changed >= {"1.weight", "1.running_mean", "2.weight", "2.bias"}
+    assert not {"0.weight", "0.bias"} & changed
+
+
+def test_a_network_with_nothing_to_train_is_refused() -> None:
+    with pytest.raises(ValueError, match="requires_grad=False"):
+        FlatModel(nn.Linear(2, 2).requires_grad_(False), send_buffers=True)
