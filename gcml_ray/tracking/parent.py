@@ -71,13 +71,14 @@ class ParentRun:
             log.log(level, "MLflow: %s failed (%s). The %s goes on", what, reason(error), self._role)
 
     def adopt(self, folder: RunFolder, tags: Mapping[str, str] | None = None) -> None:
-        """Puts a federation's run below this one; a federation that was never tracked has none."""
+        """Puts a federation's run below this one, named as its folder; one that was never tracked has none."""
 
         def put_below(client: MlflowClient) -> None:
             if folder.tracking_file.exists():
                 run_id = json.loads(folder.tracking_file.read_text(encoding="utf-8"))["run_id"]
                 for name, value in {"mlflow.parentRunId": self.run_id, **(tags or {})}.items():
                     client.set_tag(run_id, name, value)
+                client.update_run(run_id, name=folder.path.name)
 
         self.guard("adopt", put_below)
 

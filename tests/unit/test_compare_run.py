@@ -247,6 +247,7 @@ def test_all_cells_stand_below_one_run_with_the_table(tmp_path: Path) -> None:
     (parent,) = by_role["comparison"]
     assert parent.info.status == "FAILED"
     assert {each.data.tags["mlflow.parentRunId"] for each in by_role["federation"]} == {parent.info.run_id}
+    assert {"local_seed0", "gcml_seed0"} <= {each.info.run_name for each in by_role["federation"]}
     assert parent.data.metrics["gcml/test/dice"] == pytest.approx(ending.tables.rows[0].dice)
     assert {"table.md", "table.csv"} <= {file.path for file in client.list_artifacts(parent.info.run_id)}
 

@@ -106,6 +106,14 @@ def test_summary_names_the_rows_next_to_the_best_and_counts_the_others(tmp_path:
     assert "3 more rows, further behind" in summary
 
 
+def test_summary_says_where_two_methods_have_no_seed_in_common(tmp_path: Path) -> None:
+    cells = {"gcml": cell_with("gcml", {"A": 8}, 0.1), "local": replace(cell_with("local", {"A": 8}, 0.0), seed=1)}
+    for method, cell in cells.items():
+        write_cell(tmp_path / f"{method}_seed{cell.seed}.csv", cell)
+    page = write_report(tmp_path).read_text(encoding="utf-8")
+    assert "local: 0.500, not to be compared with gcml: they have no seed in common." in page
+
+
 def test_in_a_folder_of_cells_pooled_training_is_known_by_its_name(tmp_path: Path) -> None:
     for method, lift in (("pooled_long", 0.2), ("gcml", 0.1), ("local", 0.0), ("spooled", 0.05)):
         write_cell(tmp_path / f"{method}_seed0.csv", cell_with(method, {"A": 8}, lift))

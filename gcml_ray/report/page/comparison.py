@@ -221,9 +221,9 @@ def _summary(
 
 def _ranking(row: MethodRow, best: MethodRow) -> str:
     """One sentence: how far behind the best, and whether chance could explain it."""
-    behind = f"{label(row)}: {number(row.dice)}, {points(row.difference)} Dice points against {label(best)}"
     if math.isnan(row.difference):
-        return f"{behind}."
+        return f"{label(row)}: {number(row.dice)}, not to be compared with {label(best)}: they have no seed in common."
+    behind = f"{label(row)}: {number(row.dice)}, {points(row.difference)} Dice points against {label(best)}"
     interval = "" if math.isnan(row.low) else f"95 % interval {points(row.low)} to {points(row.high)}; "
     sure = "chance hardly explains it" if row.p_value < 0.05 else "chance could explain it"
     p = probability(row.p_value)
