@@ -28,7 +28,7 @@ from collections.abc import Sequence
 from typing import Any, TextIO
 
 from gcml_ray.config import Config
-from gcml_ray.console.run import Clock
+from gcml_ray.console.clock import Clock
 from gcml_ray.errors import ConfigError
 from gcml_ray.prediction.averages import mean
 from gcml_ray.records import EvaluationReport, RoundPlan, RoundRecord, SiteFailure, SiteInfo, SiteStatus, TrainReport

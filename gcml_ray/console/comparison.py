@@ -15,8 +15,9 @@ from rich.console import Console
 from rich.table import Table
 
 from gcml_ray.config import Config
+from gcml_ray.console.clock import Clock
 from gcml_ray.console.live import LiveTable
-from gcml_ray.console.run import Clock, round_line
+from gcml_ray.console.run import round_line
 from gcml_ray.prediction.averages import mean
 from gcml_ray.records import (
     WAITS_FOR_ROOM,

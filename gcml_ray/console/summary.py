@@ -12,6 +12,7 @@ from rich.table import Table
 from gcml_ray.config import Config
 from gcml_ray.config.methods import SERVER
 from gcml_ray.files.run_folder import MODEL_FILE, RunState
+from gcml_ray.gossip.trust import judged_counts
 from gcml_ray.prediction.averages import mean, mean_change, mean_over
 from gcml_ray.records import BEFORE_GOSSIP, PERSONALISED, CaseScore, EvaluationReport, RoundRecord
 from gcml_ray.stopwatch import peak_memory_bytes
@@ -95,12 +96,6 @@ def comparison_verdict(alone: Sequence[EvaluationReport], together: Sequence[Eva
         f"Joining was better than training alone at {len(better)} of {len(both)} sites, "
         f"{100 * mean_change(own, joint):+.1f} Dice points on average (one seed; how sure that is takes several)."
     )
-
-
-def judged_counts(rounds: Sequence[RoundRecord]) -> tuple[int, int]:
-    """How many incoming models receivers have judged, and how many of them they did not let in."""
-    judged = [each for record in rounds for report in record.trained for each in report.judged]
-    return len(judged), sum(not each.accepted for each in judged)
 
 
 def share_of_fedavg(rounds: Sequence[RoundRecord]) -> float | None:

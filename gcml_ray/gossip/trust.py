@@ -40,3 +40,9 @@ def trust_of_edges(rounds: Sequence[RoundRecord]) -> dict[Edge, float]:
                         factor = here if receiver == report.site else elsewhere
                         weights[edge] = min(1.0, max(FLOOR, weights.get(edge, 1.0) * factor))
     return {edge: weight for edge, weight in weights.items() if weight < 1}
+
+
+def judged_counts(rounds: Sequence[RoundRecord]) -> tuple[int, int]:
+    """How many incoming models receivers have judged, and how many of them they did not let in."""
+    judged = [each for record in rounds for report in record.trained for each in report.judged]
+    return len(judged), sum(not each.accepted for each in judged)

@@ -8,7 +8,8 @@ import pytest
 from rich.console import Console
 
 from actors.failure_policy import Decision
-from gcml_ray.console.run import Clock, RunConsole, round_line
+from gcml_ray.console.clock import Clock
+from gcml_ray.console.run import RunConsole, round_line
 from gcml_ray.records import (
     WAITS_FOR_ROOM,
     Edge,

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from gcml_ray.console.summary import judged_counts, run_facts, run_table, share_of_fedavg, where_things_are
+from gcml_ray.console.summary import run_facts, run_table, share_of_fedavg, where_things_are
+from gcml_ray.gossip.trust import judged_counts
 from gcml_ray.records import CaseScore, EvaluationReport, Judgement, PushReceipt, RoundPlan, RoundRecord
 from tests.fakes import fake_config
 from tests.unit.test_run_folder import make_report

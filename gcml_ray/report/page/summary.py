@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 
 from gcml_ray.config import POOLED, Method, has_peers, has_server
-from gcml_ray.console.summary import judged_counts
+from gcml_ray.gossip.trust import judged_counts
 from gcml_ray.prediction.averages import case_dice, mean, mean_change
 from gcml_ray.records import BEFORE_GOSSIP, PERSONALISED
 from gcml_ray.report.page.parts import Block, Figures, Section, Words
