@@ -230,7 +230,7 @@ def _problems(soak: Soak, scene: Scene) -> list[str]:
         problems.append(f"rounds twice on disk: {twice}")
     if state.status == "finished" and (missing := set(small_runs.SITES) - set(small_runs.dice_by_site(scene.folder))):
         problems.append(f"not tested: {sorted(missing)}")
-    if left := sorted(path.name for path in scene.folder.rglob("*.tmp")):
+    if left := sorted(path.name for name in ("*.tmp", ".tmp*") for path in scene.folder.rglob(name)):
         problems.append(f"temporary files left: {left}")
     if leaks := soak.cluster.leaks(scene.seen):
         problems.append(leaks)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import os
+import shutil
 import signal
 import threading
 import warnings
@@ -24,12 +25,13 @@ from gcml_ray.config.file import save_config
 from gcml_ray.errors import CheckpointError, ConfigError
 from gcml_ray.files.folder_lock import held, not_writable
 from gcml_ray.files.log_file import logged_to
-from gcml_ray.search.folder import write_search_record
+from gcml_ray.search.folder import read_trials, write_search_record
 from gcml_ray.search.records import SearchRecord
 from gcml_ray.signals import endings_handled_by
 from gcml_ray.wording import in_shell
 from tune.importance import importances
 from tune.node_cache import removed_at_the_end
+from tune.ray_state import TUNE_FOLDER, check_readable, has_trials
 from tune.search_file import save_search
 from tune.space import (
     AshaScheduler,
@@ -51,7 +53,6 @@ log = logging.getLogger(__name__)
 # A trial that goes on after a resume reports the rounds since its checkpoint to Optuna again.
 warnings.filterwarnings("ignore", message="The reported value is ignored", category=UserWarning)
 
-TUNE_FOLDER = "ray_tune"
 BEST_FILE = "best.yaml"
 LOG_FILE = "log.txt"
 LOGGERS = ("ray.tune", "tune", "gcml_ray.console.search")  # what they say goes into it
@@ -144,11 +145,13 @@ def _own_folder(search: Search, *, resume: bool) -> Iterator[None]:
     """Makes the folder of a new search, or finds that of one to resume; no other process works in it meanwhile."""
     if not resume:
         base_params(search)  # an error before there is a folder
-    elif not ray_tune.Tuner.can_restore(str(search.folder / TUNE_FOLDER)):
+    elif not has_trials(search.folder):
         raise CheckpointError(
             f"{search.folder} has no state of Ray Tune to resume from: no trial had begun. Give the search's file "
             "again, as the first time"
         )
+    else:
+        check_readable(search.folder)
     with held(search.folder, key="folder"):
         if not resume:
             _begin(search)
@@ -156,12 +159,18 @@ def _own_folder(search: Search, *, resume: bool) -> Iterator[None]:
 
 
 def _begin(search: Search) -> None:
-    if (search.folder / TUNE_FOLDER).exists():  # one that failed before its first trial may be tried again
+    if has_trials(search.folder):
         raise ConfigError(
             f"folder: {search.folder} already holds a search. Continue it with "
             f"`gcml tune --resume {in_shell(search.folder)}`, or give another folder"
         )
+    if read_trials(search.folder):
+        raise ConfigError(
+            f"folder: {search.folder} holds records of trials, but no state of Ray Tune: give another folder"
+        )
     try:
+        if (search.folder / TUNE_FOLDER).exists():  # of one that failed before its first trial
+            shutil.rmtree(search.folder / TUNE_FOLDER)
         save_search(search)
         write_search_record(blank_record(search), search.folder)
     except OSError as error:

@@ -19,7 +19,7 @@ from safetensors.torch import save_file
 from gcml_ray.config import DataConfig
 from gcml_ray.data.datalist import Case
 from gcml_ray.data.loading import Sample, load_sample
-from gcml_ray.files.whole_files import replaced
+from gcml_ray.files.whole_files import drafts_in, replaced
 
 log = logging.getLogger(__name__)
 
@@ -81,7 +81,7 @@ def _read(path: Path, case: Case) -> Sample:
 def _write(path: Path, sample: Sample) -> None:
     """Whole or not at all; readable for this user alone."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    for draft in path.parent.glob("*.tmp"):  # of a process that was killed while it wrote
+    for draft in drafts_in(path.parent):
         if time.time() - draft.stat().st_mtime > LONGEST_WRITE_S:
             draft.unlink(missing_ok=True)
     tensors = {name: getattr(sample, name).contiguous() for name in _TENSORS}

@@ -5,7 +5,8 @@ from __future__ import annotations
 import fcntl
 import os
 import socket
-from collections.abc import Iterator
+import uuid
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryFile
@@ -16,10 +17,14 @@ LOCK_FILE = ".lock"
 
 
 @contextmanager
-def held(folder: Path, *, key: str = "output.folder") -> Iterator[None]:
+def held(folder: Path, *, key: str = "output.folder") -> Iterator[Callable[[], bool]]:
     """Within the block no other process, on this machine or one that shares the disk, can hold the same folder.
 
     The system frees it when the process ends, however it ends. Where the file system knows no locks there is none.
+
+    Yields:
+        Whether the folder of that name is still the one that is held: another process may begin in a new one where
+        this one was removed or moved.
 
     Args:
         folder: of the run or search; made where it does not exist.
@@ -46,11 +51,19 @@ def held(folder: Path, *, key: str = "output.folder") -> Iterator[None]:
             ) from error
         except OSError:
             pass
-        else:
-            stream.truncate(0)
-            stream.write(f"process {os.getpid()} on {socket.gethostname()}\n")
-            stream.flush()
-        yield
+        holder = f"process {os.getpid()} on {socket.gethostname()} ({uuid.uuid4().hex[:8]})\n"
+        stream.truncate(0)
+        stream.write(holder)
+        stream.flush()
+        yield lambda: _holder(folder / LOCK_FILE) in (holder, None)
+
+
+def _holder(path: Path) -> str | None:
+    """Who has written a lock file last; None where there is no file."""
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return None
 
 
 def check_writable(folder: Path, *, key: str) -> None:

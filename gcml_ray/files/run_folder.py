@@ -28,7 +28,7 @@ import contextlib
 import itertools
 import os
 import re
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -90,6 +90,7 @@ class RunFolder:
         self.faults_file = path / "chaos.txt"
         self.plots = path / "plots"
         self._is_repaired = False
+        self.is_ours: Callable[[], bool] | None = None  # given by the lock of who writes here: see folder_lock
 
     @property
     def is_taken(self) -> bool:
@@ -136,14 +137,18 @@ class RunFolder:
         """Refuses to go on in a folder that somebody has removed or moved during the run.
 
         Raises:
-            CheckpointError: its ``config.yaml`` is gone.
+            CheckpointError: its ``config.yaml`` is gone, or another run has begun under its name.
         """
         if not self.config_file.exists():
-            raise CheckpointError(
-                f"{self.config_file} was there when the run began and is not any more: the run folder was removed or "
-                "moved. If it was moved, go on with `gcml run --resume` and its new place, without what lies under the "
-                "old name; if it is lost, start anew in another output.folder"
-            )
+            problem = f"{self.config_file} was there when the run began and is not any more"
+        elif self.is_ours is not None and not self.is_ours():
+            problem = f"another run has begun in {self.path}, which is not the folder any more where this one began"
+        else:
+            return
+        raise CheckpointError(
+            f"{problem}: the run folder was removed or moved. If it was moved, go on with `gcml run --resume` and its "
+            "new place, without what lies under the old name; if it is lost, start anew in another output.folder"
+        )
 
     def checkpoints(self, site: str) -> Path:
         """The folder of a site's checkpoints; it need not exist yet."""
@@ -202,7 +207,9 @@ class RunFolder:
 
     @contextmanager
     def _writing(self, path: Path) -> Iterator[None]:
-        """Says what to do where a file cannot be written."""
+        """Says what to do where a file cannot be written, or no longer belongs to this run."""
+        if self.is_ours is not None:
+            self.check_present()
         try:
             yield
         except OSError as error:

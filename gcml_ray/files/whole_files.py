@@ -37,3 +37,8 @@ def replace_file(path: Path, text: str) -> None:
     """Writes a text file as a whole."""
     with replaced(path) as draft:
         draft.write_text(text, encoding="utf-8", newline="")
+
+
+def drafts_in(folder: Path) -> list[Path]:
+    """What writes have left that broke off with their process: ours (``*.tmp``), and safetensors' own (``.tmp*``)."""
+    return [*folder.glob("*.tmp"), *folder.glob(".tmp*")]

@@ -12,8 +12,8 @@ from gcml_ray.config import Config
 from gcml_ray.data.contract import data_contract
 from gcml_ray.data.datalist import Case
 from gcml_ray.errors import CheckpointError, DamagedError, NoModelError
-from gcml_ray.files.run_folder import MEMBERS_FILE, MODEL_FILE
-from gcml_ray.files.whole_files import replace_file
+from gcml_ray.files.run_folder import KEPT_ROUNDS, MEMBERS_FILE, MODEL_FILE
+from gcml_ray.files.whole_files import drafts_in, replace_file
 from gcml_ray.model.checkpoint import (
     SiteState,
     damaged_file,
@@ -61,7 +61,7 @@ class SiteFiles:
     ) -> None:
         """Goes to the round asked for; 0 stays at the start.
 
-        Where its file is damaged, the round before it that was kept.
+        Where its file is damaged or lost, the round before it that was kept.
 
         Args:
             local: gets the weights.
@@ -71,22 +71,26 @@ class SiteFiles:
 
         Raises:
             DataError: a case is in another split than before (:mod:`gcml_ray.training.known_cases`).
-            CheckpointError: it is missing, damaged with none before it, or belongs to something else.
+            CheckpointError: it is missing or damaged with none shortly before it, or belongs to something else.
         """
-        for path in self.folder.glob("*.tmp"):
-            path.unlink(missing_ok=True)  # a write that broke off with its process
+        for path in drafts_in(self.folder):
+            path.unlink(missing_ok=True)
         self._check_cases(cases, anew=resume_round == 0)
         rounds = saved_rounds(self.folder)
         if resume_round == 0:  # also of a round that failed before the first checkpoint
             self.state = SiteState(site=self.site, round_number=0, identity=self.config.identity)
             return
         candidates = [number for number in reversed(rounds) if number <= resume_round]
-        if resume_round not in rounds and not (candidates and damaged_file(self.folder, resume_round).exists()):
+        oldest = resume_round - KEPT_ROUNDS * self.config.output.checkpoint_every
+        if not candidates or candidates[0] < oldest:
             raise CheckpointError(
                 f"site {self.site} has no checkpoint of round {resume_round} in {self.folder} (found {rounds}); "
                 "resume where the run was made, leave the site out (`gcml site remove`, then resume), or start anew in "
                 "another output.folder"
             )
+        if candidates[0] < resume_round and not damaged_file(self.folder, resume_round).exists():
+            words = "site %s goes on from its checkpoint of round %d: that of round %d is not in %s any more"
+            log.warning(words, self.site, candidates[0], resume_round, self.folder)
         damaged: dict[int, DamagedError] = {}
         for number in candidates:
             try:

@@ -14,7 +14,7 @@ import pytest
 from mlflow import MlflowClient
 
 from gcml_ray.config.file import load_config
-from gcml_ray.errors import ClusterError, ConfigError
+from gcml_ray.errors import CheckpointError, ClusterError, ConfigError
 from gcml_ray.files.run_folder import RunFolder
 from gcml_ray.push.wire import Buffer, PushHeader
 from gcml_ray.records import TrainOrder, TrainReport
@@ -158,6 +158,12 @@ def test_stopped_search_keeps_finished_trials_and_goes_on_with_the_others(tmp_pa
     with pytest.raises(ConfigError, match=r"already holds a search. Continue it with `gcml tune --resume"):
         search_now(search)
     assert [trial.status for trial in first.trials] == ["finished", "stopped"]
+    (state,) = (search.folder / "ray_tune").glob("experiment_state-*.json")
+    whole = state.read_bytes()
+    state.write_bytes(whole[:-300])
+    with pytest.raises(CheckpointError, match=rf"{state.name} cannot be read"):
+        search_now(reopen_search(search.folder), resume=True)
+    state.write_bytes(whole)
     again = search_now(reopen_search(search.folder), resume=True)
     assert [trial.status for trial in again.trials] == ["finished", "finished"]
     assert [trial.params for trial in again.trials] == [trial.params for trial in first.trials]

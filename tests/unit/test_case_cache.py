@@ -117,8 +117,8 @@ def test_without_a_folder_nothing_is_kept(case: Case, reads: list[str]) -> None:
 def test_a_draft_of_a_process_that_was_killed_is_cleared_after_an_hour(tmp_path: Path, case: Case) -> None:
     folder = tmp_path / "cache"
     folder.mkdir()
-    for name, age_s in (("old.7.tmp", 7200), ("new.8.tmp", 60)):
+    for name, age_s in (("old.7.tmp", 7200), (".tmpOld", 7200), ("new.8.tmp", 60)):
         (folder / name).write_text("half")
         os.utime(folder / name, (time.time() - age_s,) * 2)
     cached_sample(case, data_config(folder))
-    assert [path.name for path in folder.glob("*.tmp")] == ["new.8.tmp"]
+    assert sorted(path.name for path in folder.iterdir() if path.suffix != ".safetensors") == ["new.8.tmp"]

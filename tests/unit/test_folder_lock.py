@@ -9,8 +9,12 @@ from pathlib import Path
 import pytest
 
 from actors.federation import run_federation
-from gcml_ray.errors import ConfigError
+from gcml_ray.config.file import load_config
+from gcml_ray.errors import CheckpointError, ConfigError
 from gcml_ray.files.folder_lock import held
+from gcml_ray.files.run_folder import RunFolder
+from gcml_ray.records import RoundRecord
+from tests.fakes import FakeTrainers, fake_config
 from tests.makers import make_config
 from tests.runs import RecordingListener
 
@@ -29,6 +33,34 @@ def test_a_second_run_in_a_folder_in_use_changes_nothing_there(tmp_path: Path) -
     with held(folder), pytest.raises(ConfigError, match="in use"):
         run_federation(config, listener=RecordingListener(), stop=threading.Event())
     assert [path.name for path in folder.iterdir()] == [".lock"]
+
+
+def test_a_run_stops_where_another_one_has_begun_in_a_new_folder_of_its_name(tmp_path: Path) -> None:
+    """The first of both notices at its next round, writes nothing more, and leaves the second as it is."""
+    config = fake_config(tmp_path, federation={"rounds": 4})
+    folder = Path(config.output.folder)
+    second = config.model_copy(update={"federation": config.federation.model_copy(update={"seed": 7})})
+    listener = RecordingListener()
+
+    def begin_anew(_: RoundRecord) -> None:
+        if not (tmp_path / "moved").exists():
+            folder.rename(tmp_path / "moved")
+            run_federation(second, listener=RecordingListener(), stop=threading.Event(), make_trainer=FakeTrainers())
+
+    listener.on_round_end = begin_anew  # type: ignore[method-assign]
+    with pytest.raises(CheckpointError, match=r"another run has begun in .*: the run folder was removed or moved"):
+        run_federation(config, listener=listener, stop=threading.Event(), make_trainer=FakeTrainers())
+    there, moved = RunFolder.open(folder), RunFolder.open(tmp_path / "moved")
+    assert [record.plan.round_number for record in there.rounds()] == [1, 2, 3, 4]
+    assert there.read_state().status == "finished"
+    assert load_config(there.config_file).federation.seed == 7
+    assert [record.plan.round_number for record in moved.rounds()] == [1]
+
+
+def test_a_lock_file_that_was_tidied_away_stops_no_run(tmp_path: Path) -> None:
+    with held(tmp_path / "run") as is_ours:
+        (tmp_path / "run" / ".lock").unlink()
+        assert is_ours()
 
 
 def test_a_folder_that_cannot_be_made_is_named(tmp_path: Path) -> None:

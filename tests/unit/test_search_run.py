@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import json
 import os
+import pickle
 import signal
 import threading
 from dataclasses import replace
@@ -15,14 +17,15 @@ from rich.console import Console
 
 from actors.cluster import Node
 from gcml_ray.console.search import SearchConsole, final_table, search_table, search_verdict
-from gcml_ray.errors import ClusterError, ConfigError
+from gcml_ray.errors import CheckpointError, ClusterError, ConfigError
 from gcml_ray.files.folder_lock import held
 from gcml_ray.report.search import write_search_plots
 from gcml_ray.search.records import FinalRecord, FinalScore, SearchRecord, TrialPoint, TrialRecord
 from tests.search_makers import make_search, record, text_of
 from tests.signal_handlers import handled
 from tune.importance import importances
-from tune.search import _new_tuner, check_trial_fits, run_search, stopping, trial_resources
+from tune.ray_state import check_readable
+from tune.search import _begin, _new_tuner, check_trial_fits, run_search, stopping, trial_resources
 from tune.trainable import RoundReporter, TrialError, points_in
 from tune.trial_config import Search
 from tune.watch import Watch
@@ -36,6 +39,36 @@ def test_a_second_search_in_a_folder_in_use_changes_nothing_there(tmp_path: Path
     with held(search.folder), pytest.raises(ConfigError, match=r"folder: .* is in use by another process"):
         run_search(search, views=(), stop=threading.Event())
     assert set(search.folder.glob("*")) - before == {search.folder / ".lock"}
+
+
+def test_a_search_that_was_killed_before_its_first_trial_begins_anew(tmp_path: Path) -> None:
+    search = make_search(tmp_path)
+    (search.folder / "ray_tune").mkdir(parents=True)
+    (search.folder / "ray_tune" / "tuner.pkl").write_bytes(b"half")
+    with pytest.raises(CheckpointError, match=r"no trial had begun. Give the search's file again"):
+        run_search(search, views=(), stop=threading.Event(), resume=True)
+    _begin(search)
+    assert not (search.folder / "ray_tune").exists()
+    assert (search.folder / "search.json").exists()
+
+
+@pytest.mark.parametrize(
+    "name", ["tuner.pkl", "experiment_state-2.json", "search_gen_state-2.json", "searcher-state-2.pkl"]
+)
+def test_a_search_whose_newest_state_is_damaged_names_the_file(tmp_path: Path, name: str) -> None:
+    folder = tmp_path / "ray_tune"
+    folder.mkdir()
+    for kind in ("tuner.pkl", "experiment_state-{}.json", "search_gen_state-{}.json", "searcher-state-{}.pkl"):
+        for number in (1, 2):
+            whole = json.dumps({"a": 1}).encode() if kind.startswith("experiment") else pickle.dumps({"a": 1})
+            (folder / kind.format(number)).write_bytes(whole)
+    check_readable(tmp_path)
+    for older in folder.glob("*-1.*"):
+        older.write_bytes(b"")
+    check_readable(tmp_path)
+    (folder / name).write_bytes((folder / name).read_bytes()[:-3])
+    with pytest.raises(CheckpointError, match=rf"{name} cannot be read .*begin in another folder"):
+        check_readable(tmp_path)
 
 
 @pytest.mark.parametrize("searcher", ["random", "grid"])

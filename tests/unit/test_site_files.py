@@ -119,10 +119,24 @@ def test_damaged_checkpoint_that_the_driver_still_counts_on_is_passed_over_again
         assert files.state.round_number == 3
 
 
+def test_lost_newest_checkpoint_is_passed_over_where_one_shortly_before_it_is_there(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    config = make_config(tmp_path)
+    saved(config, tmp_path / "A", 3, 4, 5)
+    round_file(tmp_path / "A", 5).unlink()
+    _, files = restored(config, tmp_path / "A", resume_round=5)
+    assert files.state.round_number == 4
+    assert "site A goes on from its checkpoint of round 4: that of round 5 is not in" in caplog.text
+    with pytest.raises(CheckpointError, match=r"no checkpoint of round 8 in .*found \[3, 4\]"):
+        restored(config, tmp_path / "A", resume_round=8)
+
+
 def test_start_takes_away_what_a_broken_write_has_left(tmp_path: Path) -> None:
     config = make_config(tmp_path)
     saved(config, tmp_path / "A", 3)
-    (tmp_path / "A" / "round_00004.tmp").write_bytes(b"half")
+    for name in ("round_00004.tmp", ".tmpr2TIxQ"):  # ours, and that of safetensors
+        (tmp_path / "A" / name).write_bytes(b"half")
     restored(config, tmp_path / "A", resume_round=3)
     assert [path.name for path in (tmp_path / "A").iterdir()] == ["round_00003.safetensors"]
 
