@@ -69,8 +69,8 @@ def read_first_case(config: Config, case: Case) -> tuple[SiteData, Loading]:
     """
     here = config.data.model_copy(update={"num_workers": 0})  # the start of workers would count as a step's time
     data = SiteData(case.site, [replace(case, split="train")], here, seed=config.federation.seed)
-    began = time.perf_counter()
-    with memory_growth() as grown:
+    with _threads(num_threads(config.resources.cpus_per_site)), memory_growth() as grown:
+        began = time.perf_counter()
         data.load(is_whole=False)
     return data, Loading(time.perf_counter() - began, grown[0])
 
@@ -101,6 +101,7 @@ def measure_site(config: Config, data: SiteData, *, loading: Loading, scratch: P
                 mutual_s, more = _measure_mutual(config, data, local, peer, device)
                 losses |= {f"mutual step: {name}": value for name, value in more.items()}
             window_s = _measure_window(config, data, local, device)
+        score_s = _measure_scoring(config, data)
         checkpoint_s = _measure_checkpoint(config, data.site, local, scratch)
     num_voxels = math.prod(data.split("train")[0].image.shape[1:])
     known = 4 * sum(
@@ -118,7 +119,7 @@ def measure_site(config: Config, data: SiteData, *, loading: Loading, scratch: P
         window_s=window_s,
         load_s=loading.seconds / num_voxels,
         load_bytes=loading.num_bytes / num_voxels,
-        score_s=_measure_scoring(config, data),
+        score_s=score_s,
         checkpoint_s=checkpoint_s,
         activation_bytes=max(0, grown[0] - known),
         on_gpu=use_gpu,

@@ -1,4 +1,3 @@
-import ctypes
 import itertools
 import socket
 import sqlite3
@@ -8,7 +7,6 @@ from typing import Any
 import nibabel
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 
 from actors.cluster import Node
@@ -355,33 +353,6 @@ def test_a_diverging_step_is_found(tmp_path: Path) -> None:
     """A step of size 1e30 overflows float32 activations at once."""
     config = make_federation(tmp_path, optimiser={"learning_rate": 1e30})
     assert verdicts(config)["step A"] == "FAIL"
-
-
-def test_a_method_without_mutual_steps_measures_local_ones_only(tmp_path: Path) -> None:
-    write_case(tmp_path, "A0")
-    config = make_config(tmp_path, method={"name": "local"})
-    data, loading = probe.read_first_case(config, headers(tmp_path, config, ["A0"])[0].case)
-    found = probe.measure_site(config, data, loading=loading, scratch=tmp_path)
-    assert set(found.losses) == {"segmentation"}
-    assert found.costs.mutual_step_s == found.costs.local_step_s
-
-
-def test_the_probe_leaves_the_random_state_and_the_threads_alone(tmp_path: Path) -> None:
-    write_case(tmp_path, "A0")
-    config = make_config(tmp_path, resources={"cpus_per_site": 2.0})
-    data, loading = probe.read_first_case(config, headers(tmp_path, config, ["A0"])[0].case)
-    state, threads = torch.get_rng_state(), torch.get_num_threads()
-    probe.measure_site(config, data, loading=loading, scratch=tmp_path)
-    assert torch.equal(torch.get_rng_state(), state)
-    assert torch.get_num_threads() == threads
-
-
-def test_the_peak_of_memory_is_seen_after_it_was_given_back() -> None:
-    """64 MB are touched and freed inside the block; memory kept from other tests is given back before."""
-    ctypes.CDLL(None).malloc_trim(0)
-    with probe._peak(torch.device("cpu")) as grown:
-        torch.ones(16 * 2**20).sum()
-    assert 60 * 2**20 < grown[0] < 90 * 2**20
 
 
 def test_the_pre_flight_leaves_nothing_behind(tmp_path: Path) -> None:
