@@ -85,6 +85,11 @@ class SiteError(GcmlError):
 
 
 def write_remedy(error: Exception) -> str:
-    """What to do where a file could not be written."""
-    is_forbidden = isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EROFS)
-    return "let this user write there" if is_forbidden else "make room on this disk"
+    """What to do where a file could not be written; safetensors tells the system's error in its words alone."""
+    in_words = re.search(r"\(os error (\d+)\)", str(error))
+    number = error.errno if isinstance(error, OSError) else int(in_words[1]) if in_words else None
+    if number in (errno.EACCES, errno.EPERM, errno.EROFS):
+        return "let this user write there"
+    if number in (errno.ENOTDIR, errno.EEXIST):
+        return "move away the file that stands where a folder must be"
+    return "make room on this disk"

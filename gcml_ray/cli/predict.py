@@ -167,6 +167,8 @@ def evaluate(
     cases = _reference_cases(datalist, config, run, site=site, split=_split(split))
     if not predictions.is_dir():
         raise DataError(f"--predictions {predictions}: no such folder")
+    if out is not None:
+        check_writable(out.parent, key="--out")
     with counted(terminal(is_error=True), "scored") as progress:
         result = score_files(cases, predictions, config, on_progress=progress)
     for problem in result.problems:

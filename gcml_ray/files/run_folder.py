@@ -299,8 +299,8 @@ class RunFolder:
             raise CheckpointError(f"{self.state_file} does not exist: no round of this run has ended yet") from error
         except (OSError, ValueError) as error:
             raise CheckpointError(
-                f"{self.state_file} cannot be read: {error}. Bring the file back to resume the run; its models, rounds "
-                "and scores can be used without it"
+                f"{self.state_file} cannot be read: {error}. Bring the file back to resume the run; where it is "
+                "deleted, the run's models, rounds and scores can be used without it"
             ) from error
 
     # --- cases ---------------------------------------------------------------------------------

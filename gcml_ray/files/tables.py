@@ -11,6 +11,7 @@ from typing import cast, get_args
 
 from gcml_ray.errors import CheckpointError
 from gcml_ray.records import CaseScore, PushReceipt, Split
+from gcml_ray.wording import in_shell
 
 CASE_COLUMNS = ("site", "case", "split", "model", "class_name", "dice", "hd95", "surface_dice")
 TRANSFER_COLUMNS = ("round", "sender", "receiver", "accepted", "reason", "size_bytes", "seconds")
@@ -35,10 +36,11 @@ def read_case_table(path: Path) -> tuple[CaseScore, ...]:
             raise ValueError("it ends within a row")
         return tuple(case_score(row) for row in csv.DictReader(io.StringIO(text), strict=True))
     except (OSError, csv.Error, KeyError, TypeError, ValueError) as error:
-        words = (
-            f"{path} cannot be read ({error or type(error).__name__}); its columns must be {', '.join(CASE_COLUMNS)}"
-        )
-        raise CheckpointError(words) from error
+        problem = f"no column {error}" if isinstance(error, KeyError) else error or type(error).__name__
+        raise CheckpointError(
+            f"{path} cannot be read ({problem}); its columns must be {', '.join(CASE_COLUMNS)}. Bring the file back, "
+            f"or delete it and let `gcml run --resume {in_shell(path.parent)}` test again"
+        ) from error
 
 
 def transfer_table(receipts: Iterable[PushReceipt]) -> str:

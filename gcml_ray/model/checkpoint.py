@@ -123,10 +123,12 @@ def load_round(
         scalers = {prefix: json.loads(metadata[f"{prefix}scaler"]) for prefix in learners}
     except (KeyError, ValueError, RecursionError) as error:
         raise CheckpointError(f"{path} is not a round's checkpoint of this version of gcml-ray ({error!r})") from error
-    if (state.site, state.identity) != (site, identity):
+    if state.site != site:
+        raise CheckpointError(f"{path} belongs to site {state.site}, not to {site}: put {site}'s own file back there")
+    if state.identity != identity:
         raise CheckpointError(
-            f"{path} belongs to site {state.site} of configuration {state.identity}, not to {site} of {identity}: "
-            "resume with the configuration that the run was started with"
+            f"{path} belongs to configuration {state.identity}, not to {identity}: resume with the configuration that "
+            "the run was started with"
         )
     if state.round_number != round_number:
         raise CheckpointError(f"{path} is of round {state.round_number}: it was copied or renamed; put it back")

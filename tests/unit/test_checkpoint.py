@@ -265,10 +265,17 @@ def test_a_missing_folder_has_no_rounds(tmp_path: Path) -> None:
 # --- refusals ------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize(("site", "identity"), [("B", "id"), ("A", "other")])
-def test_a_checkpoint_of_another_site_or_configuration_is_refused(tmp_path: Path, site: str, identity: str) -> None:
+@pytest.mark.parametrize(
+    ("site", "identity", "words"),
+    [
+        ("B", "id", "belongs to site A, not to B: put B's own file back there"),
+        ("A", "other", "belongs to configuration id, not to other: resume with the configuration that"),
+    ],
+)
+def test_a_checkpoint_of_another_site_or_configuration_is_refused(
+    tmp_path: Path, site: str, identity: str, words: str
+) -> None:
     save_round(tmp_path, make_learner(), STATE)
-    words = f"belongs to site A of configuration id, not to {site} of {identity}: resume with the configuration"
     with pytest.raises(CheckpointError, match=words):
         load_round(tmp_path, make_learner(), site=site, round_number=1, identity=identity)
 

@@ -13,7 +13,7 @@ from click.testing import Result
 
 from gcml_ray.config import Config
 from gcml_ray.data.datalist import read_datalist, write_datalist
-from gcml_ray.errors import DataError
+from gcml_ray.errors import ConfigError, DataError
 from tests.model_files import save_volume, write_run
 from tests.unit.test_cli_predict import gcml, rows
 
@@ -154,3 +154,13 @@ def test_wrong_input_of_evaluate_is_an_error(tmp_path: Path, words: tuple[str, .
     result = evaluate_out(config, *words)
     assert isinstance(result.exception, DataError)
     assert message in str(result.exception)
+
+
+def test_a_place_for_the_scores_that_cannot_be_written_is_told_before_they_are_made(tmp_path: Path) -> None:
+    config = write_run(tmp_path)
+    references_as_predictions(config, tmp_path / "out")
+    (tmp_path / "file").write_text("in the way")
+    result = evaluate_out(config, "--out", tmp_path / "file" / "s.csv")
+    assert isinstance(result.exception, ConfigError)
+    assert "--out: " in str(result.exception)
+    assert "scored" not in result.output

@@ -1,7 +1,9 @@
+import errno
 import json
 import pickle
 
 import pytest
+from safetensors import SafetensorError
 
 from gcml_ray import errors
 from gcml_ray.errors import (
@@ -13,6 +15,7 @@ from gcml_ray.errors import (
     GcmlError,
     SiteError,
     told,
+    write_remedy,
 )
 
 
@@ -34,6 +37,20 @@ def test_every_error_is_a_gcml_error_so_that_the_command_line_can_catch_it() -> 
     kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, Exception)]
     assert len(kinds) == 9
     assert all(issubclass(kind, GcmlError) for kind in kinds)
+
+
+@pytest.mark.parametrize(
+    ("error", "remedy"),
+    [
+        (OSError(errno.EROFS, "read-only"), "let this user write there"),
+        (SafetensorError("Error while serializing: I/O error: Operation not permitted (os error 1)"), "let this user"),
+        (SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"), "make room"),
+        (NotADirectoryError(errno.ENOTDIR, "Not a directory"), "move away the file that stands where a folder must be"),
+        (SafetensorError("something else"), "make room"),
+    ],
+)
+def test_what_to_do_where_a_file_could_not_be_written(error: Exception, remedy: str) -> None:
+    assert write_remedy(error).startswith(remedy)
 
 
 def test_where_an_error_of_somebody_s_own_code_was_raised_is_told() -> None:

@@ -317,7 +317,7 @@ def test_cases_of_the_same_site_and_model_are_replaced_and_others_kept(started: 
 
 def test_cases_with_a_missing_column_are_a_clear_error(started: RunFolder) -> None:
     started.cases_file.write_text("site,case\nCS,a\n")
-    with pytest.raises(CheckpointError, match=r"cases\.csv cannot be read .*columns must be site, case, split"):
+    with pytest.raises(CheckpointError, match=r"cases\.csv cannot be read \(no column 'split'\).*let `gcml run"):
         started.cases()
 
 
