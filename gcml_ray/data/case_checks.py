@@ -25,6 +25,7 @@ WITH_ALPHA = (2, 4)  # channels of a picture whose last one is its opacity
 VOLUME_IN_2D = 3  # axes, one of them for channels
 NOT_FINITE = "has NaN or infinite values; write it again with whole numbers"  # of a label
 MAX_INTENSITY = 1e18  # float32 cannot hold the square of more, of which a standard deviation is made
+MANY_VOXELS = 10_000
 
 
 def check_headers(case: Case, data: DataConfig) -> tuple[list[Header], list[str]]:
@@ -104,7 +105,7 @@ def affine_problems(case: Case, affine: NDArray[np.float64] | None, data: DataCo
 
 
 def intensity_problems(case: Case, images: Sequence[Volume], data: DataConfig) -> list[str]:
-    """NaN, infinity and values that overflow; channels of one value everywhere are a warning."""
+    """NaN, infinity and values that overflow; channels of one value, or ruled by one voxel, are a warning."""
     problems = []
     extremes = [volume.array.flatten(1).aminmax(dim=1) for volume in images]
     for path, volume, (low, high) in zip(case.images, images, extremes, strict=True):
@@ -115,7 +116,24 @@ def intensity_problems(case: Case, images: Sequence[Volume], data: DataConfig) -
     for name, low, high in zip(data.channels, lows, highs, strict=False):
         if low == high and math.isfinite(low):
             log.warning("site %s, case %s: channel %s is %g everywhere", case.site, case.name, name, low)
+    if not problems:
+        _warn_outliers(case, images, data)
     return problems
+
+
+def _warn_outliers(case: Case, images: Sequence[Volume], data: DataConfig) -> None:
+    """Warns of channels where one voxel holds a quarter of all squared distances from the median, of many voxels."""
+    channels = [channel.flatten() for volume in images for channel in volume.array]
+    for name, values in zip(data.channels, channels, strict=False):
+        if len(values) < MANY_VOXELS:
+            continue
+        median = values[:: len(values) // MANY_VOXELS].median()
+        apart = values - median
+        low, high = apart.aminmax()
+        farthest = high if high > -low else low
+        if farthest**2 > torch.dot(apart, apart) / 4:
+            words = "site %s, case %s: one voxel of channel %s is %g, the median %g: normalised, the others look alike"
+            log.warning(words, case.site, case.name, name, farthest + median, median)
 
 
 def value_problem(num_bad: int, largest: float) -> str:
