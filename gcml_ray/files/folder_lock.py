@@ -59,10 +59,10 @@ def held(folder: Path, *, key: str = "output.folder") -> Iterator[Callable[[], b
 
 
 def _holder(path: Path) -> str | None:
-    """Who has written a lock file last; None where there is no file."""
+    """Who has written a lock file last; None where it cannot be read."""
     try:
         return path.read_text(encoding="utf-8")
-    except FileNotFoundError:
+    except OSError:
         return None
 
 
