@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -12,6 +13,7 @@ from gcml_ray.wording import in_shell
 
 MAX_FAILURES_IN_A_ROW = 3
 MAX_RESTARTS = 3
+GPU_LOST = re.compile(r"\b(CUDA|HIP|cuDNN|MIOpen) error")  # every later call to the GPU in this process fails too
 
 
 class Decision(enum.Enum):
@@ -42,7 +44,7 @@ def decide(failure: SiteFailure, history: History) -> Decision:
     """
     if history.failures_in_a_row + 1 >= MAX_FAILURES_IN_A_ROW:
         return Decision.DROP
-    if failure.kind == "raised":
+    if failure.kind == "raised" and not GPU_LOST.search(failure.message):
         return Decision.SKIP
     return Decision.DROP if history.restarts >= MAX_RESTARTS else Decision.RESTART
 

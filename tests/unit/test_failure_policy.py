@@ -13,13 +13,25 @@ RESTARTED = History(restarts=3)
 LOST = ("died", "unreachable", "late")
 
 
-def decision(kind: str, history: History) -> Decision:
-    return decide(SiteFailure("A", 5, "train", kind, "it broke"), history)  # type: ignore[arg-type]
+def decision(kind: str, history: History, *, message: str = "it broke") -> Decision:
+    return decide(SiteFailure("A", 5, "train", kind, message), history)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("history", [FRESH, History(failures_in_a_row=1), RESTARTED])
 def test_site_that_raised_keeps_its_process_and_is_asked_again(history: History) -> None:
     assert decision("raised", history) is Decision.SKIP
+
+
+@pytest.mark.parametrize(
+    ("message", "expected"),
+    [
+        ("CUDA error: an illegal memory access was encountered", Decision.RESTART),
+        ("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED", Decision.RESTART),
+        ("CUDA out of memory. Tried to allocate 2.00 GiB", Decision.SKIP),
+    ],
+)
+def test_site_whose_process_has_lost_its_gpu_gets_a_new_one(message: str, expected: Decision) -> None:
+    assert decision("raised", FRESH, message=message) is expected
 
 
 @pytest.mark.parametrize("kind", LOST)
