@@ -61,7 +61,7 @@ class AsyncRounds:
         driver.last_record = done
         self._announce()
         while roster.members and not self._all_done() and not (driver.stop.is_set() or driver.is_time_up()):
-            driver.attendance.apply(driver.last_record + 1)
+            driver.follow_requests(driver.last_record + 1)
             self._welcome()
             self._order_all()
             self._take_in(roster.poll())

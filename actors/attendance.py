@@ -16,17 +16,19 @@ from pathlib import Path
 from typing import Literal
 
 from actors.roster import Roster
-from gcml_ray.config import SERVER, Config, PooledMethod
+from gcml_ray.config import SERVER, Config, PooledMethod, has_peers, has_server
 from gcml_ray.data.datalist import read_datalist, site_names
 from gcml_ray.errors import ConfigError, DataError
 from gcml_ray.files.run_folder import RunFolder, RunState
 from gcml_ray.files.site_names import RESERVED_SITES, check_site_name
 from gcml_ray.files.whole_files import replace_file
+from gcml_ray.gossip.phases import rounds_left
 from gcml_ray.records import LEFT
 
 log = logging.getLogger(__name__)
 
 Wish = Literal["add", "remove"]
+TOO_LATE = "in a cool-down nothing is sent any more (federation.cooldown_rounds), it would train alone from the start"
 WRONG_REQUEST = (OSError, ValueError, KeyError, TypeError, ConfigError)  # what reading one can raise
 
 
@@ -85,6 +87,7 @@ class Attendance:
         self.folder = folder
         self.roster = roster
         self.followed = 0
+        self._done: list[Path] = []  # requests that were followed, which the state on disk does not show yet
         self._settled: set[str] = set()  # sites whose pending requests the start of a resume has followed
 
     def at_start(self, sites: Sequence[str], resume: RunState | None) -> list[str]:
@@ -116,13 +119,26 @@ class Attendance:
         schedule = self.config.federation.schedule
         return schedule[site].joins if site in schedule else 1
 
-    def apply(self, number: int) -> None:
-        """Everything that is due before a round: of the schedule, what has come due since the last time, once."""
+    def apply(self, number: int) -> bool:
+        """Everything that is due before a round: of the schedule, what has come due since the last time, once.
+
+        Returns:
+            Whether requests were followed: then the state has to be written, and after it :meth:`settle` called. A run
+            that is killed in between follows them again.
+        """
         for due in range(self.followed + 1, number + 1):
             self._follow_schedule(due)
         self.followed = max(self.followed, number)
         for path in self._pending():
             self._follow(path, number)
+        return bool(self._done)
+
+    def settle(self) -> None:
+        """Takes away the requests that were followed."""
+        for path in self._done:
+            with suppress(OSError):
+                path.unlink()
+        self._done.clear()
 
     def _follow_schedule(self, number: int) -> None:
         """What the schedule has for one round; a site that came on request before its time is there already."""
@@ -170,9 +186,8 @@ class Attendance:
                 self.remove(site, f"{LEFT} before round {number}, on request")
         except (*WRONG_REQUEST, DataError) as error:
             _put_aside(path, str(error))  # else it is warned of again before the next round
-            return
-        with suppress(OSError):
-            path.unlink()
+        else:
+            self._done.append(path)
 
     def _is_here(self, site: str) -> bool:
         """Whether a site takes part, or is on its way to."""
@@ -182,7 +197,8 @@ class Attendance:
         """A site takes part as soon as it has loaded its data; one that was here before goes on from its checkpoint.
 
         Raises:
-            ConfigError: it is not in the datalist, or is here already, or the run trains one model on all sites' cases.
+            ConfigError: it is not in the datalist, or is here already, or the run trains one model on all sites' cases,
+                or the site has learnt nothing and nobody will send it anything.
             DataError: the datalist cannot be read.
         """
         if self._is_here(site):
@@ -192,8 +208,11 @@ class Attendance:
         known = site_names(read_datalist(self.config.data.datalist))
         if site not in known or site in RESERVED_SITES:
             raise ConfigError(f"site {site} is not in {self.config.data.datalist}; it has {list(known)}")
+        checkpoint_round = self.roster.past_rounds.get(site, 0)
+        if checkpoint_round == 0 and _is_exchange_over(self.config, number):
+            raise ConfigError(f"site {site} cannot join before round {number}: {TOO_LATE}")
         log.info("site %s joins before round %d", site, number)
-        self.roster.join(site, number=number, checkpoint_round=self.roster.past_rounds.get(site, 0))
+        self.roster.join(site, number=number, checkpoint_round=checkpoint_round)
 
     def remove(self, site: str, reason: str) -> None:
         """A site leaves, also one that is still on its way; its checkpoints stay. Nothing to do where it is not here.
@@ -243,6 +262,14 @@ def _read_request(path: Path) -> tuple[Wish, str]:
     return wish, site
 
 
+def _is_exchange_over(config: Config, number: int) -> bool:
+    """Whether models were sent, and none will be from a round on; without a barrier each site has rounds of its own."""
+    federation = config.federation
+    if federation.mode == "async" or not (has_peers(config.method) or has_server(config.method)):
+        return False
+    return rounds_left(federation, 0)["exchange"] > 0 and not rounds_left(federation, number - 1)["exchange"]
+
+
 def check_schedule(config: Config, sites: Sequence[str]) -> None:
     """Refuses a schedule that this run cannot follow.
 
@@ -260,5 +287,8 @@ def check_schedule(config: Config, sites: Sequence[str]) -> None:
             f"federation.schedule.{site}.joins is {joins}, after the last round ({config.federation.rounds}): it would "
             "take no part; leave it out with federation.sites, or let it join earlier"
         )
+    for site, each in schedule.items():
+        if _is_exchange_over(config, each.joins):
+            raise ConfigError(f"federation.schedule.{site}.joins is {each.joins}: {TOO_LATE}; let it join earlier")
     if schedule and all(site in schedule and schedule[site].joins > 1 for site in sites):
         raise ConfigError("federation.schedule: at least one site must take part from round 1")

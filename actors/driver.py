@@ -233,6 +233,12 @@ class Driver:
 
     # --- what both kinds of rounds need ------------------------------------------------------
 
+    def follow_requests(self, number: int) -> None:
+        """Sites join and leave before a round; who has left on request is not back after a resume either."""
+        if self.attendance.apply(number):
+            self.write_state("running")
+            self.attendance.settle()
+
     def plan(self, number: int, sites: Sequence[str]) -> RoundPlan:
         """The graph of a round over these sites; peers' past decides as far as the topology lets it."""
         topology = getattr(self.config.method, "topology", None)

@@ -72,6 +72,7 @@ class Mailbox:
         if last is not None and last >= header.round_number:
             return f"duplicate: round {last} of {header.sender} has been here"
         if self._before_restart.get(header.sender) == header.checksum:
+            del self._before_restart[header.sender]  # once: what a site that keeps its weights repeats is its last word
             return f"duplicate: {header.sender} has sent exactly this before its restart"
         return ""
 
@@ -79,7 +80,7 @@ class Mailbox:
         """Forgets the last rounds of senders that have a new process: it may go on from an older checkpoint.
 
         Its first push may repeat the last one of its old process. So that checksum stays known, and such a push is
-        refused here as a duplicate, before the judge would take it for a replay. Pushes that wait stay.
+        refused here once, as a duplicate, before the judge would take it for a replay. Pushes that wait stay.
         """
         with self._lock:
             for sender in senders:

@@ -151,6 +151,8 @@ class Roster:
             self._ask_all_to_start(waiting, rounds)
         for name in sorted(infos):
             self._enrol(infos[name])
+        if any(rounds.values()):
+            self._returned += sorted(infos)  # one of them may have come back from an older checkpoint
         self.introduce()
         self.gather(names, REGISTER)
         return True

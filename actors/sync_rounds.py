@@ -76,7 +76,7 @@ class SyncRounds:
         driver, roster = self.driver, self.roster
         if driver.stop.is_set():
             return False
-        driver.attendance.apply(number)
+        driver.follow_requests(number)
         if not rounds_left(self.config.federation, number - 1)["exchange"]:
             roster.forget(SERVER)  # what is still to come needs none
         new = roster.absent - self._waited_for

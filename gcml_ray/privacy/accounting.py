@@ -64,6 +64,9 @@ def _new_accountant() -> Any:
     return RDPAccountant()
 
 
+_REMEDY = "it counts the privacy that this site has spent. Restore it, or start anew in another output.folder"
+
+
 class Ledger:
     """The number of private mechanisms that a site has run, on its disk before each of them runs.
 
@@ -71,15 +74,18 @@ class Ledger:
         path: the file, read where it is there.
         identity: of the configuration; a file of another one is left from another run and does not count.
         sample_rate: of the mechanisms; it must stay what it was.
+        is_expected: whether some have run before, so that the file must be there.
 
     Raises:
-        CheckpointError: the file cannot be read, or counts mechanisms of another rate.
+        CheckpointError: the file is lost, cannot be read, or counts mechanisms of another rate.
     """
 
-    def __init__(self, path: Path, *, identity: str, sample_rate: float) -> None:
+    def __init__(self, path: Path, *, identity: str, sample_rate: float, is_expected: bool = False) -> None:
         self._path = path
         self._identity = identity
         self._sample_rate = sample_rate
+        if is_expected and not path.exists():
+            raise CheckpointError(f"{path} is not there any more: {_REMEDY}")
         self.num_spent = self._read()
 
     def spend(self, number: int) -> None:
@@ -95,10 +101,7 @@ class Ledger:
             values = json.loads(self._path.read_text(encoding="utf-8"))
             identity, number, rate = str(values["identity"]), int(values["num_spent"]), float(values["sample_rate"])
         except (OSError, ValueError, KeyError, TypeError) as error:
-            raise CheckpointError(
-                f"{self._path} cannot be read ({error!r}): it counts the privacy that this site has spent. Restore it, "
-                "or start anew in another output.folder"
-            ) from error
+            raise CheckpointError(f"{self._path} cannot be read ({error!r}): {_REMEDY}") from error
         if identity != self._identity:
             log.warning("%s counts another configuration's steps (%s): starting from 0", self._path, identity)
             return 0

@@ -113,13 +113,16 @@ class PrivateTraining:
         data: the site's cases.
         folder: where its ledger lies.
         device: where it trains.
+        has_trained: whether it goes on from a checkpoint.
 
     Raises:
         ConfigError: Opacus is missing, or the site has too few cases for ``batch_size`` or ``delta``.
-        CheckpointError: the ledger cannot be read.
+        CheckpointError: the ledger is lost, or cannot be read.
     """
 
-    def __init__(self, config: Config, data: SiteData, *, folder: Path, device: torch.device) -> None:
+    def __init__(
+        self, config: Config, data: SiteData, *, folder: Path, device: torch.device, has_trained: bool = False
+    ) -> None:
         require_opacus()
         _check_sizes(config, data)
         privacy = config.privacy
@@ -133,7 +136,9 @@ class PrivateTraining:
         self.max_grad_norm = privacy.max_grad_norm
         self.delta = privacy.delta
         self.sample_rate = sample_rate(config.data, num_train=data.num_cases("train"))
-        self.ledger = Ledger(folder / LEDGER_FILE, identity=config.identity, sample_rate=self.sample_rate)
+        self.ledger = Ledger(
+            folder / LEDGER_FILE, identity=config.identity, sample_rate=self.sample_rate, is_expected=has_trained
+        )
         self.noise = Noise(device)
         self._noise_seeds: Iterator[int] | None = None  # None: nobody can derive them
 
@@ -153,6 +158,7 @@ class PrivateTraining:
                 self.epsilon,
                 limit,
             )
+            self.ledger.spend(0)  # also before its first round: a checkpoint without a ledger is refused
             return False
         self.ledger.spend(num_steps)
         self._noise_seeds = self._seeds("privacy noise", round_number) if self.config.privacy.seeded else None
@@ -199,9 +205,13 @@ class PrivateTraining:
         return (derive_seed(root, purpose, self.site, round_number, index) for index in itertools.count())
 
 
-def private_training(config: Config, data: SiteData, *, folder: Path, device: torch.device) -> PrivateTraining | None:
+def private_training(
+    config: Config, data: SiteData, folder: Path, device: torch.device, *, has_trained: bool
+) -> PrivateTraining | None:
     """A site's private training; None where it trains without privacy."""
-    return PrivateTraining(config, data, folder=folder, device=device) if config.privacy.mode == "dp_sgd" else None
+    if config.privacy.mode != "dp_sgd":
+        return None
+    return PrivateTraining(config, data, folder=folder, device=device, has_trained=has_trained)
 
 
 def _check_sizes(config: Config, data: SiteData) -> None:

@@ -118,7 +118,8 @@ class SiteTrainer:
         self.loss = build_segmentation_loss(self.config.loss, self.config.data)
         self.evaluator = Evaluator(self.config, self.site, self.data, self.device)
         self.judge = Judge(self.config, self.site, self.files, self.evaluator)
-        self.private = private_training(self.config, self.data, folder=self.files.folder, device=self.device)
+        folder, has_trained = self.files.folder, resume_round > 0
+        self.private = private_training(self.config, self.data, folder, self.device, has_trained=has_trained)
         self._build_models()
         if self.config.resources.compile:
             self.on_progress("compile", 0, 1)

@@ -12,6 +12,8 @@ import pytest
 from actors.attendance import request
 from gcml_ray.console.summary import lost_words
 from gcml_ray.errors import ConfigError
+from gcml_ray.files.run_folder import RunFolder
+from gcml_ray.records import TrainReport
 from tests.fakes import Fault, fake_config
 from tests.runs import run_locally
 from tests.unit.test_attendance import ask
@@ -101,3 +103,51 @@ def test_rounds_that_are_done_stay_done_when_the_sites_that_did_them_leave(tmp_p
     assert run_locally(config, *broken, listener=listener).folder.read_state().last_complete_round == 4
     resumed = run_locally(config, resume=True)
     assert [record.plan.round_number for record in resumed.folder.rounds()] == [1, 2, 3, 4, 5, 6]
+
+
+# --- a driver that dies --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", ["sync", "async"])
+def test_who_has_left_on_request_is_not_back_after_the_driver_was_killed_in_that_round(
+    tmp_path: Path, mode: str
+) -> None:
+    folder, config = tmp_path / "run", fake_config(tmp_path, federation={"rounds": 6, "mode": mode})
+    listener = ask(folder, {2: ("remove", "B")})
+
+    def crash(_: TrainReport) -> None:
+        if listener.rounds and listener.rounds[-1].plan.round_number >= 2 and not list(folder.glob("requests/*.json")):
+            raise MemoryError("killed")
+
+    listener.on_trained = crash
+    with pytest.raises(MemoryError, match="killed"):
+        run_locally(config, listener=listener)
+    assert "B" not in RunFolder(folder).read_state().alive
+    resumed = run_locally(config, resume=True)
+    assert resumed.trained("B") == []
+    assert {report.site for report in resumed.summary.evaluations} == set("AC")
+
+
+# --- a cool-down ---------------------------------------------------------------------------------
+
+
+def test_nobody_begins_in_a_cool_down_who_has_learnt_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    """Rounds 5 and 6 are without exchange: C would train alone; B goes on from what it had."""
+    federation = {"rounds": 6, "cooldown_rounds": 2, "sites": ["A", "B"]}
+    wishes = {2: ("remove", "B"), 4: [("add", "B"), ("add", "C")]}
+    run = run_locally(fake_config(tmp_path, federation=federation), listener=ask(tmp_path / "run", wishes))
+    assert [record.plan.sites for record in run.folder.rounds()][3:] == [("A",), ("A", "B"), ("A", "B")]
+    assert "site C cannot join before round 5: in a cool-down nothing is sent any more" in caplog.text
+
+
+@pytest.mark.parametrize(("joins", "is_refused"), [(4, False), (5, True)])
+def test_a_schedule_in_which_a_site_begins_in_the_cool_down_is_refused(
+    tmp_path: Path, joins: int, is_refused: bool
+) -> None:
+    schedule = {"C": {"joins": joins}}
+    config = fake_config(tmp_path, federation={"rounds": 6, "cooldown_rounds": 2, "schedule": schedule})
+    if not is_refused:
+        assert len(run_locally(config).folder.rounds()) == 6
+        return
+    with pytest.raises(ConfigError, match=r"federation.schedule.C.joins is 5: in a cool-down .*let it join earlier"):
+        run_locally(config)

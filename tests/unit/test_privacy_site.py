@@ -160,6 +160,15 @@ def test_a_ledger_of_another_configuration_does_not_count_and_a_broken_one_is_an
         Ledger(path, identity="one", sample_rate=0.5)
 
 
+def test_a_site_that_has_trained_is_not_resumed_without_its_ledger(tmp_path: Path) -> None:
+    config = private_config(tmp_path)
+    trainer = make_trainer(config)
+    run(trainer, [1])
+    (trainer.files.folder / "privacy.json").unlink()
+    with pytest.raises(CheckpointError, match=r"privacy\.json is not there any more: it counts the privacy"):
+        make_trainer(config, resume_round=1)
+
+
 def test_a_site_whose_number_of_cases_has_changed_is_not_resumed(tmp_path: Path) -> None:
     """Its steps so far were of another rate than those to come."""
     path = tmp_path / "privacy.json"

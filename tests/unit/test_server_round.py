@@ -183,6 +183,34 @@ def test_a_site_that_comes_back_from_an_older_checkpoint_gets_the_last_mean(tmp_
     np.testing.assert_allclose(final_weights(run.folder)["C"], means[-1], rtol=1e-6)
 
 
+def test_after_a_resume_a_site_without_a_newer_checkpoint_gets_the_last_mean(tmp_path: Path) -> None:
+    """C joins before round 5, whose record is lost with the driver: the resume starts it from nothing."""
+
+    def ask(record: RoundRecord) -> None:
+        if record.plan.round_number == 4:
+            request(folder, "add", "C")
+
+    def ask_and_crash(record: RoundRecord) -> None:
+        ask(record)
+        if record.plan.round_number == 5:
+            raise MemoryError("killed")
+
+    sections: dict[str, Any] = {"federation": {"rounds": 7, "sites": ["A", "B"]}, "output": {"checkpoint_every": 2}}
+    folder = tmp_path / "whole" / "run"
+    config = fake_config(tmp_path / "whole", method=FEDAVG, **sections)
+    whole = run_locally(config, listener=RecordingListener(on_end=ask))
+    folder = tmp_path / "broken" / "run"
+    config = fake_config(tmp_path / "broken", method=FEDAVG, **sections)
+    with pytest.raises(MemoryError, match="killed"):
+        run_locally(config, listener=RecordingListener(on_end=ask_and_crash))
+    resumed = run_locally(config, resume=True)
+    fifth = resumed.folder.rounds()[4]
+    arrivals = [(push.sender, push.round_number) for push in fifth.pushes if push.receiver == "C"]
+    assert arrivals == [("server", 4), ("server", 5)]
+    for site, values in final_weights(whole.folder).items():
+        np.testing.assert_array_equal(final_weights(resumed.folder)[site], values)
+
+
 # --- a server that fails ----------------------------------------------------------------------------
 
 
