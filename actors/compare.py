@@ -228,7 +228,9 @@ class _Attempt:
             return f"{reason} (traceback in {task.folder.log_file})"
 
     def _run(self, task: Task, *, listener: Listener, stop: threading.Event) -> str:
-        """Begins the cell, or goes on with it."""
+        """Begins the cell, or goes on with it; nothing to do where another process has finished it in the meantime."""
+        if _is_finished(self.comparison, task):
+            return ""
         resume = task.folder.state_file.exists()
         if resume and (saved := load_config(task.folder.config_file)).identity != task.config.identity:
             raise ConfigError(

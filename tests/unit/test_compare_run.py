@@ -64,6 +64,21 @@ def test_finished_cells_are_not_run_again(tmp_path: Path) -> None:
     assert len(ending.tables.rows) == 3
 
 
+def test_cell_that_another_process_has_finished_in_the_meantime_is_not_run_again(tmp_path: Path) -> None:
+    """A second `gcml compare` of the same file runs all cells while this one is at its first."""
+    comparison = make_comparison(tmp_path)
+    written: dict[Path, int] = {}
+
+    def run_all(title: str, _: RecordingListener) -> None:
+        if title.startswith("fakes 1/3"):
+            run(comparison)
+            written.update({path: path.stat().st_mtime_ns for path in (tmp_path / "results").glob("*.csv")})
+
+    ending = run(comparison, Watch(on_cell=run_all))
+    assert (ending.failures, len(ending.tables.rows), len(written)) == ({}, 3, 3)
+    assert {path: path.stat().st_mtime_ns for path in written} == written
+
+
 def test_tables_alone_run_nothing_and_hold_what_is_finished(tmp_path: Path) -> None:
     comparison = make_comparison(tmp_path)
     run(comparison, make_trainer=break_gossip)
