@@ -188,6 +188,12 @@ class ServerTrainer:
                 except DamagedError as error:
                     round_file(self.checkpoints, number).replace(damaged_file(self.checkpoints, number))
                     log.warning("the server goes on without its mean of round %d: %s", number, error)
+        if resume_round > self.config.federation.num_warmup:
+            log.warning(
+                "the server has no mean of an earlier round in %s: the next exchange forms one; a site that joins "
+                "before it begins with weights of its own",
+                self.checkpoints,
+            )
         return None
 
     def _load(self, round_number: int) -> None:
@@ -200,5 +206,8 @@ class ServerTrainer:
         except (KeyError, TypeError, ValueError) as error:
             raise CheckpointError(f"{path} is not a server's checkpoint ({error!r})") from error
         if not same:
-            raise CheckpointError(f"{path} belongs to another configuration: resume with the one the run began with")
+            raise CheckpointError(
+                f"{path} belongs to another configuration: resume with the one the run began with, or delete the file: "
+                "the next exchange forms a new mean"
+            )
         self.weights = weights.astype(np.float32)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -43,6 +44,16 @@ def test_a_damaged_mean_is_put_aside_and_the_run_goes_on(
     assert [len(record.pushes) for record in resumed.folder.rounds()] == [4] * 5
     assert len(list(folder.glob("*.damaged"))) == num_damaged
     assert "the server goes on without its mean of round 3" in caplog.text
+
+
+def test_a_mean_that_is_lost_is_said_and_the_run_goes_on(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    config = config_of(tmp_path)
+    stopped = run_real(config, listener=RecordingListener(stop_after=3))
+    shutil.rmtree(stopped.folder.checkpoints("server"))
+    with caplog.at_level(logging.WARNING):
+        resumed = run_real(config, resume=True)
+    assert [len(record.pushes) for record in resumed.folder.rounds()] == [4] * 5
+    assert "the server has no mean of an earlier round in" in caplog.text
 
 
 def test_with_differences_a_server_that_died_costs_its_own_round_alone(tmp_path: Path) -> None:
