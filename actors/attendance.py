@@ -87,7 +87,7 @@ class Attendance:
         self.folder = folder
         self.roster = roster
         self.followed = 0
-        self._done: list[Path] = []  # requests that were followed, which the state on disk does not show yet
+        self._carried_out: list[Path] = []  # requests that the state on disk does not show yet
         self._settled: set[str] = set()  # sites whose pending requests the start of a resume has followed
 
     def at_start(self, sites: Sequence[str], resume: RunState | None) -> list[str]:
@@ -123,22 +123,22 @@ class Attendance:
         """Everything that is due before a round: of the schedule, what has come due since the last time, once.
 
         Returns:
-            Whether requests were followed: then the state has to be written, and after it :meth:`settle` called. A run
-            that is killed in between follows them again.
+            Whether requests were carried out: then the state has to be written, and after it :meth:`clear_requests`
+            called. A run that is killed in between carries them out again.
         """
         for due in range(self.followed + 1, number + 1):
             self._follow_schedule(due)
         self.followed = max(self.followed, number)
         for path in self._pending():
             self._follow(path, number)
-        return bool(self._done)
+        return bool(self._carried_out)
 
-    def settle(self) -> None:
-        """Takes away the requests that were followed."""
-        for path in self._done:
+    def clear_requests(self) -> None:
+        """Takes away the requests that were carried out."""
+        for path in self._carried_out:
             with suppress(OSError):
                 path.unlink()
-        self._done.clear()
+        self._carried_out.clear()
 
     def _follow_schedule(self, number: int) -> None:
         """What the schedule has for one round; a site that came on request before its time is there already."""
@@ -187,7 +187,7 @@ class Attendance:
         except (*WRONG_REQUEST, DataError) as error:
             _put_aside(path, str(error))  # else it is warned of again before the next round
         else:
-            self._done.append(path)
+            self._carried_out.append(path)
 
     def _is_here(self, site: str) -> bool:
         """Whether a site takes part, or is on its way to."""

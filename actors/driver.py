@@ -237,7 +237,7 @@ class Driver:
         """Sites join and leave before a round; who has left on request is not back after a resume either."""
         if self.attendance.apply(number):
             self.write_state("running")
-            self.attendance.settle()
+            self.attendance.clear_requests()
 
     def plan(self, number: int, sites: Sequence[str]) -> RoundPlan:
         """The graph of a round over these sites; peers' past decides as far as the topology lets it."""

@@ -7,7 +7,7 @@ import threading
 import uuid
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 from actors.driver import Driver, RunSummary
@@ -126,10 +126,7 @@ def _own_folder(config: Config, *, resume: bool, is_trial: bool) -> Iterator[Run
         raise ConfigError("output.folder is empty: name the folder that the run is to be written to")
     path = Path(config.output.folder)
     known = RunFolder.open(path) if resume else None
-    if is_trial:
-        yield known or RunFolder.create(path, config)
-        return
-    with held(path) as is_ours:
+    with nullcontext() if is_trial else held(path) as is_ours:
         folder = known or RunFolder.create(path, config)
         folder.is_ours = is_ours
         yield folder

@@ -10,7 +10,6 @@ import hashlib
 import json
 import logging
 import os
-import time
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -19,7 +18,7 @@ from safetensors.torch import save_file
 from gcml_ray.config import DataConfig
 from gcml_ray.data.datalist import Case
 from gcml_ray.data.loading import Sample, load_sample
-from gcml_ray.files.whole_files import drafts_in, replaced
+from gcml_ray.files.whole_files import clear_drafts, replaced
 
 log = logging.getLogger(__name__)
 
@@ -81,9 +80,7 @@ def _read(path: Path, case: Case) -> Sample:
 def _write(path: Path, sample: Sample) -> None:
     """Whole or not at all; readable for this user alone."""
     path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
-    for draft in drafts_in(path.parent):
-        if time.time() - draft.stat().st_mtime > LONGEST_WRITE_S:
-            draft.unlink(missing_ok=True)
+    clear_drafts(path.parent, older_than_s=LONGEST_WRITE_S)
     tensors = {name: getattr(sample, name).contiguous() for name in _TENSORS}
     with replaced(path, draft=path.with_suffix(f".{os.getpid()}.tmp")) as draft:  # several runs may share a cache
         save_file(tensors, draft, metadata={"spacing": json.dumps(sample.spacing)})

@@ -117,23 +117,22 @@ def intensity_problems(case: Case, images: Sequence[Volume], data: DataConfig) -
         if low == high and math.isfinite(low):
             log.warning("site %s, case %s: channel %s is %g everywhere", case.site, case.name, name, low)
     if not problems:
-        _warn_outliers(case, images, data)
+        channels = [channel.flatten() for volume in images for channel in volume.array]
+        for name, values, low, high in zip(data.channels, channels, lows, highs, strict=False):
+            _warn_outlier(case, name, values, low=low, high=high)
     return problems
 
 
-def _warn_outliers(case: Case, images: Sequence[Volume], data: DataConfig) -> None:
-    """Warns of channels where one voxel holds a quarter of all squared distances from the median, of many voxels."""
-    channels = [channel.flatten() for volume in images for channel in volume.array]
-    for name, values in zip(data.channels, channels, strict=False):
-        if len(values) < MANY_VOXELS:
-            continue
-        median = values[:: len(values) // MANY_VOXELS].median()
-        apart = values - median
-        low, high = apart.aminmax()
-        farthest = high if high > -low else low
-        if farthest**2 > torch.dot(apart, apart) / 4:
-            words = "site %s, case %s: one voxel of channel %s is %g, the median %g: normalised, the others look alike"
-            log.warning(words, case.site, case.name, name, farthest + median, median)
+def _warn_outlier(case: Case, name: str, values: Tensor, *, low: float, high: float) -> None:
+    """Warns where one voxel of a channel, (N,), holds a quarter of all squared distances from the median."""
+    if len(values) < MANY_VOXELS:
+        return
+    median = float(values[:: len(values) // MANY_VOXELS].median())
+    apart = values - median
+    farthest = high if high - median > median - low else low
+    if (farthest - median) ** 2 > float(torch.dot(apart, apart)) / 4:
+        words = "site %s, case %s: one voxel of channel %s is %g, the median %g: normalised, the others look alike"
+        log.warning(words, case.site, case.name, name, farthest, median)
 
 
 def value_problem(num_bad: int, largest: float) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -39,6 +40,13 @@ def replace_file(path: Path, text: str) -> None:
         draft.write_text(text, encoding="utf-8", newline="")
 
 
-def drafts_in(folder: Path) -> list[Path]:
-    """What writes have left that broke off with their process: ours (``*.tmp``), and safetensors' own (``.tmp*``)."""
-    return [*folder.glob("*.tmp"), *folder.glob(".tmp*")]
+def clear_drafts(folder: Path, *, older_than_s: float = 0.0) -> None:
+    """Deletes what writes that broke off with their process have left: ours (``*.tmp``), safetensors' own (``.tmp*``).
+
+    Args:
+        folder: where they lie; it need not exist.
+        older_than_s: in a folder where others may be writing, leaves what may be theirs.
+    """
+    for draft in (*folder.glob("*.tmp"), *folder.glob(".tmp*")):
+        if older_than_s == 0 or time.time() - draft.stat().st_mtime > older_than_s:
+            draft.unlink(missing_ok=True)

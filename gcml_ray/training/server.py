@@ -22,7 +22,7 @@ import torch
 from gcml_ray.config import Config
 from gcml_ray.errors import CheckpointError, DamagedError, SiteError
 from gcml_ray.files.run_folder import RunFolder
-from gcml_ray.files.whole_files import drafts_in
+from gcml_ray.files.whole_files import clear_drafts
 from gcml_ray.model.checkpoint import damaged_file, read_tensors, round_file, saved_rounds, write_tensors
 from gcml_ray.push.wire import Buffer, Expectation, PushHeader
 from gcml_ray.records import AdoptReport, EvaluationReport, SiteInfo, Split, TrainOrder, TrainReport
@@ -179,8 +179,7 @@ class ServerTrainer:
 
     def _restore(self, resume_round: int) -> None:
         """The newest mean up to a round that can be read; without one the next exchange forms the first."""
-        for path in drafts_in(self.checkpoints):
-            path.unlink(missing_ok=True)
+        clear_drafts(self.checkpoints)
         for number in reversed(saved_rounds(self.checkpoints)):
             if number <= resume_round:
                 try:

@@ -13,7 +13,7 @@ from gcml_ray.data.contract import data_contract
 from gcml_ray.data.datalist import Case
 from gcml_ray.errors import CheckpointError, DamagedError, NoModelError
 from gcml_ray.files.run_folder import KEPT_ROUNDS, MEMBERS_FILE, MODEL_FILE
-from gcml_ray.files.whole_files import drafts_in, replace_file
+from gcml_ray.files.whole_files import clear_drafts, replace_file
 from gcml_ray.model.checkpoint import (
     SiteState,
     damaged_file,
@@ -73,8 +73,7 @@ class SiteFiles:
             DataError: a case is in another split than before (:mod:`gcml_ray.training.known_cases`).
             CheckpointError: it is missing or damaged with none shortly before it, or belongs to something else.
         """
-        for path in drafts_in(self.folder):
-            path.unlink(missing_ok=True)
+        clear_drafts(self.folder)
         self._check_cases(cases, anew=resume_round == 0)
         rounds = saved_rounds(self.folder)
         if resume_round == 0:  # also of a round that failed before the first checkpoint
