@@ -108,7 +108,10 @@ def check_capacity(config: Config, sites: Sequence[str], nodes: Sequence[Node]) 
 
 def check_config(config: Config, machine: Machine, nodes: Sequence[Node]) -> Iterator[Check]:
     """Everything about one configuration: where it writes, its sites and cases, first steps, forecast."""
-    from actors.federation import case_sites_of, sites_of  # noqa: PLC0415 - see run_checks
+    from actors.attendance import check_schedule  # noqa: PLC0415 - see run_checks
+    from actors.federation import case_sites_of, sites_of  # noqa: PLC0415
+    from gcml_ray.chaos import check_sites  # noqa: PLC0415
+    from gcml_ray.config import SERVER, has_server  # noqa: PLC0415
     from gcml_ray.data.datalist import read_datalist  # noqa: PLC0415
     from gcml_ray.doctor import case_reading  # noqa: PLC0415
     from gcml_ray.doctor import configuration as checks  # noqa: PLC0415
@@ -129,6 +132,11 @@ def check_config(config: Config, machine: Machine, nodes: Sequence[Node]) -> Ite
     if len(sites) == 1:
         remedy = "list cases of further sites, or name more in federation.sites"
         yield Check("sites", "WARN", f"{sites[0]} is the only one: there is nobody to learn from", remedy)
+    try:
+        check_schedule(config, sites_of(config))
+        check_sites(config.chaos, sites_of(config), server=SERVER if has_server(config.method) else "")
+    except GcmlError as error:
+        yield Check("sites", "FAIL", str(error), "mend federation.schedule or chaos as it says")
     if nodes:
         yield check_capacity(config, sites_of(config), nodes)
     cases = yield from _check_splits(config, sites, listed_cases)

@@ -113,6 +113,13 @@ def test_a_site_that_the_datalist_does_not_have_fails(tmp_path: Path) -> None:
     assert "['C']" in check.detail
 
 
+@pytest.mark.parametrize("change", [{"schedule": {"A": {"joins": 99}}}, {"chaos": "kill:C"}])
+def test_a_schedule_or_faults_that_a_run_would_refuse_fail(tmp_path: Path, change: dict[str, Any]) -> None:
+    config = make_federation(tmp_path, federation={"schedule": change.get("schedule", {})})
+    check = checks_of(config.model_copy(update={"chaos": change.get("chaos", "")}))["sites"]
+    assert (check.verdict, check.remedy) == ("FAIL", "mend federation.schedule or chaos as it says")
+
+
 def test_few_training_cases_and_a_single_validation_case_warn() -> None:
     cases = [Case("A", f"c{i}", (), "", split) for i, split in enumerate(("train", "train", "validation", "test"))]
     check = config_checks.check_split("A", cases)
