@@ -14,8 +14,8 @@ from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from actors.federation import PLOTTING, RUN_THREADS, case_sites_of, ray_session, run_federation, sites_of
 from actors.listener import Listener
+from actors.run import PLOTTING, RUN_THREADS, case_sites_of, ray_session, run_federation, sites_of
 from actors.site import TrainerFactory
 from gcml_ray.comparison.cells import read_cell, write_cell
 from gcml_ray.comparison.config import ComparisonConfig, cell_config

@@ -13,7 +13,7 @@ if TYPE_CHECKING:  # what they import may be what is missing here
     from actors.cluster import Node
     from gcml_ray.config import Config, ResourcesConfig
     from gcml_ray.data.datalist import Case
-    from gcml_ray.doctor.configuration import CaseHeader
+    from gcml_ray.doctor.case_headers import CaseHeader
     from gcml_ray.doctor.forecast_costs import Place
     from gcml_ray.doctor.probe import Probe
 
@@ -109,18 +109,17 @@ def check_capacity(config: Config, sites: Sequence[str], nodes: Sequence[Node]) 
 def check_config(config: Config, machine: Machine, nodes: Sequence[Node]) -> Iterator[Check]:
     """Everything about one configuration: where it writes, its sites and cases, first steps, forecast."""
     from actors.attendance import check_schedule  # noqa: PLC0415 - see run_checks
-    from actors.federation import case_sites_of, sites_of  # noqa: PLC0415
+    from actors.run import case_sites_of, sites_of  # noqa: PLC0415
     from gcml_ray.chaos import check_sites  # noqa: PLC0415
     from gcml_ray.config import SERVER, has_server  # noqa: PLC0415
     from gcml_ray.data.datalist import read_datalist  # noqa: PLC0415
-    from gcml_ray.doctor import case_reading  # noqa: PLC0415
-    from gcml_ray.doctor import configuration as checks  # noqa: PLC0415
+    from gcml_ray.doctor import case_reading, configuration  # noqa: PLC0415
     from gcml_ray.doctor.without_effect import check_effects  # noqa: PLC0415
     from gcml_ray.errors import GcmlError  # noqa: PLC0415
 
     yield from check_effects(config)
-    yield checks.check_output_folder(config)
-    yield checks.check_tracking(config)
+    yield configuration.check_output_folder(config)
+    yield configuration.check_tracking(config)
     try:
         sites = case_sites_of(config)
         listed_cases = read_datalist(config.data.datalist)
@@ -151,7 +150,7 @@ def check_config(config: Config, machine: Machine, nodes: Sequence[Node]) -> Ite
 def _check_splits(config: Config, sites: Sequence[str], listed_cases: Sequence[Case]) -> Checking[list[Case]]:
     """The splits of every site; returns the cases that have one."""
     from gcml_ray.data.datalist import assign_splits, cases_of_site  # noqa: PLC0415
-    from gcml_ray.doctor import configuration as checks  # noqa: PLC0415 - see run_checks
+    from gcml_ray.doctor import case_headers  # noqa: PLC0415 - see run_checks
     from gcml_ray.errors import DataError  # noqa: PLC0415
 
     cases: list[Case] = []
@@ -163,30 +162,29 @@ def _check_splits(config: Config, sites: Sequence[str], listed_cases: Sequence[C
             yield Check(f"cases {site}", "FAIL", str(error), remedy)
             continue
         cases += own
-        yield checks.check_split(site, own)
+        yield case_headers.check_split(site, own)
     return cases
 
 
 def _check_cases(config: Config, cases: Sequence[Case]) -> Checking[Sequence[CaseHeader]]:
     """Files and headers of all cases; returns the headers of those that are in order."""
-    from gcml_ray.doctor import configuration as checks  # noqa: PLC0415 - see run_checks
+    from gcml_ray.doctor import case_headers, first_steps  # noqa: PLC0415 - see run_checks
 
-    yield checks.check_files_exist(cases)
+    yield case_headers.check_files_exist(cases)
     present = [case for case in cases if all(Path(path).is_file() for path in (*case.images, case.label))]
-    check, headers = checks.check_all_headers(present, config.data)
+    check, headers = case_headers.check_all_headers(present, config.data)
     yield check
-    yield checks.check_affines(headers, config.data)
-    yield checks.check_voxel_sizes(headers, config.data)
-    yield from checks.check_patches(config, headers)
-    yield from checks.check_windows(config, headers)
+    yield case_headers.check_affines(headers, config.data)
+    yield case_headers.check_voxel_sizes(headers, config.data)
+    yield from first_steps.check_patches(config, headers)
+    yield from first_steps.check_windows(config, headers)
     return headers
 
 
 def _check_steps(config: Config, headers: Sequence[CaseHeader]) -> Checking[list[Probe]]:
     """One case of every site read whole, and steps on its patches; returns what they cost."""
     from gcml_ray.config import takes_coupled_steps  # noqa: PLC0415 - see run_checks
-    from gcml_ray.doctor import configuration as checks  # noqa: PLC0415
-    from gcml_ray.doctor import probe  # noqa: PLC0415
+    from gcml_ray.doctor import first_steps, probe  # noqa: PLC0415
     from gcml_ray.errors import ConfigError, DataError  # noqa: PLC0415
 
     probes: list[Probe] = []
@@ -201,7 +199,7 @@ def _check_steps(config: Config, headers: Sequence[CaseHeader]) -> Checking[list
         except DataError as error:
             yield Check(f"read {site}", "FAIL", str(error), "mend the file, or take the case out of the datalist")
             continue
-        yield checks.check_sample(data, config.data)
+        yield first_steps.check_sample(data, config.data)
         try:
             found = probe.measure_site(config, data, loading=loading, scratch=scratch)
         except (ConfigError, RuntimeError, ValueError, OSError) as error:
@@ -209,7 +207,7 @@ def _check_steps(config: Config, headers: Sequence[CaseHeader]) -> Checking[list
             yield Check(f"step {site}", "FAIL", f"{type(error).__name__}: {error}", remedy)
             continue
         probes.append(found)
-        yield checks.check_probe(found, is_mutual=takes_coupled_steps(config.method))
+        yield first_steps.check_probe(found, is_mutual=takes_coupled_steps(config.method))
     return probes
 
 
@@ -253,7 +251,7 @@ def _check_forecast(
     machine: Machine,
 ) -> Iterator[Check]:
     """What the run will need, where every site could be measured."""
-    from gcml_ray.doctor.configuration import site_cases  # noqa: PLC0415
+    from gcml_ray.doctor.case_headers import site_cases  # noqa: PLC0415
     from gcml_ray.doctor.forecast import forecast  # noqa: PLC0415 - see run_checks
 
     costs = [found.costs for found in probes]

@@ -17,8 +17,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from actors.federation import run_federation
 from actors.listener import NullListener
+from actors.run import run_federation
 from gcml_ray.chaos import parse_chaos
 from gcml_ray.config import Config
 from gcml_ray.config.file import parse_config

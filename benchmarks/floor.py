@@ -40,8 +40,8 @@ from typing import Any
 
 import torch
 
-from actors.federation import ray_session, run_federation
 from actors.listener import NullListener
+from actors.run import ray_session, run_federation
 from gcml_ray.config import Config
 from gcml_ray.config.file import parse_config
 from gcml_ray.data.datalist import write_datalist

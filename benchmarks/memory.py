@@ -24,8 +24,8 @@ from pathlib import Path
 
 import numpy as np
 
-from actors.federation import ray_session, run_federation
 from actors.listener import NullListener
+from actors.run import ray_session, run_federation
 from benchmarks.floor import Size, make_config
 from gcml_ray.config import Config
 from gcml_ray.records import RoundRecord, SiteInfo

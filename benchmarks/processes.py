@@ -18,8 +18,8 @@ import threading
 import time
 from pathlib import Path
 
-from actors.federation import ray_session, run_federation
 from actors.listener import NullListener
+from actors.run import ray_session, run_federation
 from benchmarks.floor import Size, cpu_seconds, make_config
 from gcml_ray.records import RoundRecord, SiteInfo
 

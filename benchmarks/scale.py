@@ -31,9 +31,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from actors.driver import Driver
-from actors.federation import sites_of
 from actors.listener import NullListener
 from actors.local_pool import LocalPool
+from actors.run import sites_of
 from actors.site_pool import SitePool
 from benchmarks.push import BufferTrainer
 from gcml_ray.config import (

@@ -24,8 +24,8 @@ from typing import Any
 
 import yaml
 
-from actors.federation import ray_session, run_federation
 from actors.listener import NullListener
+from actors.run import ray_session, run_federation
 from gcml_ray.data.datalist import write_datalist
 from gcml_ray.data.phantom import prepare_phantom
 from gcml_ray.search.records import SearchRecord, TrialRecord

@@ -24,8 +24,8 @@ import time
 from collections.abc import Sequence
 from pathlib import Path
 
-from actors.federation import ray_session, run_federation
 from actors.listener import NullListener
+from actors.run import ray_session, run_federation
 from benchmarks.floor import Size, make_config
 from gcml_ray.config import Config, ResourcesConfig
 from gcml_ray.config.file import save_config

@@ -14,11 +14,11 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from gcml_ray.federation import Federation as Federation
     from gcml_ray.federation import FederationResult as FederationResult
-    from gcml_ray.prediction.predict import load_model as load_model
+    from gcml_ray.prediction.load import load_model as load_model
 
 __all__ = ["Federation", "FederationResult", "load_model"]
 
-_HOMES = {"Federation": "federation", "FederationResult": "federation", "load_model": "prediction.predict"}
+_HOMES = {"Federation": "federation", "FederationResult": "federation", "load_model": "prediction.load"}
 
 
 def __getattr__(name: str) -> Any:

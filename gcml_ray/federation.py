@@ -127,8 +127,8 @@ class FederationResult:
         return {site: tuple(points[site]) for site in sorted(points)}
 
     def model(self, site: str, *, device: str = "cpu", ensemble: bool = False, peers: bool = False) -> PersonalModel:
-        """A site's personalised model, ready for new patients; see :func:`gcml_ray.prediction.predict.load_model`."""
-        from gcml_ray.prediction.predict import load_model  # noqa: PLC0415 - torch only where a model is asked for
+        """A site's personalised model, ready for new patients; see :func:`gcml_ray.prediction.load.load_model`."""
+        from gcml_ray.prediction.load import load_model  # noqa: PLC0415 - torch only where a model is asked for
 
         return load_model(self.folder, site, device=device, ensemble=ensemble, peers=peers)
 
@@ -183,7 +183,7 @@ class Federation:
         Raises:
             GcmlError: the datalist cannot be used, or does not have a site that the configuration names.
         """
-        from actors.federation import sites_of  # noqa: PLC0415 - composition root
+        from actors.run import sites_of  # noqa: PLC0415 - composition root
 
         return sites_of(self.config)
 
@@ -206,7 +206,7 @@ class Federation:
             KeyboardInterrupt: the run was interrupted; ``run(resume=True)`` goes on from the newest checkpoints.
             GcmlError: the input, the cluster or a site's start is at fault; the message says what to change.
         """
-        from actors.federation import run_federation  # noqa: PLC0415 - composition root
+        from actors.run import run_federation  # noqa: PLC0415 - composition root
 
         if finish and not resume:
             raise ConfigError("finish=True ends a run that has begun: give resume=True with it")

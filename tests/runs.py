@@ -10,9 +10,9 @@ from typing import Any
 
 from actors.driver import Driver, RunSummary
 from actors.failure_policy import Decision
-from actors.federation import sites_of
 from actors.listener import NullListener
 from actors.local_pool import LocalPool
+from actors.run import sites_of
 from actors.site_pool import SitePool
 from gcml_ray.config import Config
 from gcml_ray.files.run_folder import RunFolder

@@ -8,8 +8,8 @@ from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 
-from actors.federation import ray_session, run_federation
 from actors.listener import Listener
+from actors.run import ray_session, run_federation
 from actors.site import TrainerFactory
 from gcml_ray.config import Config
 from gcml_ray.config.file import load_config

@@ -19,7 +19,7 @@ from ray.tune.search import BasicVariantGenerator
 from ray.tune.search.optuna import OptunaSearch
 
 from actors.cluster import Node, check_capacity, connected, nodes
-from actors.federation import sites_of
+from actors.run import sites_of
 from actors.site import TrainerFactory
 from gcml_ray.config.file import save_config
 from gcml_ray.errors import CheckpointError, ConfigError

@@ -15,8 +15,8 @@ from typing import Any
 
 from ray import tune as ray_tune
 
-from actors.federation import run_federation, sites_of
 from actors.listener import NullListener
+from actors.run import run_federation, sites_of
 from actors.site import TrainerFactory
 from gcml_ray.errors import GcmlError
 from gcml_ray.files.run_folder import RunFolder

@@ -10,8 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from actors.federation import run_federation
 from actors.listener import NullListener
+from actors.run import run_federation
 from benchmarks.peers.scenario import SITES, Case, config_values
 from gcml_ray.config import Config
 from gcml_ray.config.file import parse_config

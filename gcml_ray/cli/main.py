@@ -171,7 +171,7 @@ def demo(
     overrides: Overrides = [],  # noqa: B006 - typer copies it
 ) -> None:
     """Make four phantom sites, train them together and alone, and compare: a few minutes on two cores."""
-    from actors.federation import ray_session  # noqa: PLC0415 - the one place that knows all packages
+    from actors.run import ray_session  # noqa: PLC0415 - the one place that knows all packages
     from gcml_ray.demo import alone_config, demo_config, prepare_demo  # noqa: PLC0415 - scipy only where phantoms are made
 
     console = terminal()
@@ -222,7 +222,7 @@ def _run_once(
 ) -> tuple[RunSummary, bool]:
     """One federation with its console and its signal handling; and whether it was asked to stop, in time or not."""
     console.print(f"{title}: starting")
-    from actors.federation import run_federation  # noqa: PLC0415 - the one place that knows all packages
+    from actors.run import run_federation  # noqa: PLC0415 - the one place that knows all packages
 
     if config.tracking.enabled:  # beside Ray's start; the tracker's own thread waits for it
         threading.Thread(target=_import_ahead, daemon=True).start()

@@ -59,7 +59,7 @@ def predict(
 ) -> None:
     """Segment new images with a site's personalised model, each on its own grid."""
     from gcml_ray.data.image_cases import find_cases  # noqa: PLC0415 - torch only when a model runs
-    from gcml_ray.prediction.predict import load_model  # noqa: PLC0415
+    from gcml_ray.prediction.load import load_model  # noqa: PLC0415
 
     console = terminal()
     model = load_model(run, site, device=device, ensemble=ensemble, peers=peers)

@@ -11,7 +11,7 @@ from gcml_ray.config import DataConfig
 from gcml_ray.data.datalist import Case, cases_of_site, listed, site_names
 from gcml_ray.data.loading import case_findings
 from gcml_ray.data.problems import CaseProblem, grouped
-from gcml_ray.doctor.configuration import MEND_DATA
+from gcml_ray.doctor.case_headers import MEND_DATA
 from gcml_ray.doctor.machine import Check
 from gcml_ray.wording import count
 

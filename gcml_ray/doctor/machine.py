@@ -1,7 +1,7 @@
 """The pre-flight of a machine: does what is installed here fit, and what does the machine offer.
 
 Nothing is imported at the top but the standard library, so that a missing package is a line of the
-report and not a traceback. What a configuration needs is checked in :mod:`gcml_ray.doctor.configuration`.
+report and not a traceback. What a configuration needs is checked in the other modules of this room.
 """
 
 from __future__ import annotations

@@ -31,7 +31,8 @@ from gcml_ray.files.model_card import CARD_FILE, WEIGHTS_FILE, ModelCard, make_c
 from gcml_ray.files.run_folder import MODEL_FILE, RunFolder
 from gcml_ray.files.site_names import RESERVED_SITES
 from gcml_ray.networks.registry import forward_heads
-from gcml_ray.prediction.predict import PersonalModel, load_model
+from gcml_ray.prediction.load import load_model
+from gcml_ray.prediction.predict import PersonalModel
 from gcml_ray.seeding import derive_seed
 from gcml_ray.wording import in_shell
 

@@ -30,7 +30,7 @@ from gcml_ray.errors import ConfigError, DataError
 from gcml_ray.export.bundle import provenance_facts
 from gcml_ray.export.model import Source, export_safetensors
 from gcml_ray.files.run_folder import RunFolder
-from gcml_ray.prediction.predict import load_model
+from gcml_ray.prediction.load import load_model
 from gcml_ray.tracking.client import children_of, connect_to, find_experiment, reason, tracking_uri
 from gcml_ray.wording import without_secrets
 

@@ -28,7 +28,7 @@ from gcml_ray.data.pooling import cases_to_train_on
 from gcml_ray.errors import DataError
 from gcml_ray.files.run_folder import MODEL_FILE, RunFolder
 from gcml_ray.prediction.inference import logits_by, predict_labels
-from gcml_ray.prediction.predict import load_model
+from gcml_ray.prediction.load import load_model
 from gcml_ray.records import RoundRecord
 from gcml_ray.report.axes import empty_figure, save_figure
 from gcml_ray.report.slices import (

@@ -26,14 +26,14 @@ SCRIPT = f"""
 import signal
 import sys
 from gcml_ray.cli import main as cli
-import actors.federation as federation
+import actors.run
 from tests.fakes import FakeTrainers, Fault
 
 if __name__ == "__main__":
     signal.signal(signal.SIGHUP, signal.SIG_DFL)  # the tests themselves may run under nohup
-    run = federation.run_federation
+    run = actors.run.run_federation
     held = tuple(Fault(site, {HELD}, "train", "held") for site in {SITES})
-    federation.run_federation = lambda *a, **k: run(*a, **k, make_trainer=FakeTrainers(held))
+    actors.run.run_federation = lambda *a, **k: run(*a, **k, make_trainer=FakeTrainers(held))
     sys.exit(cli.main())
 """
 

@@ -15,7 +15,7 @@ from tests.fakes import fake_config
 SCRIPT = """
 import sys, threading, time
 from pathlib import Path
-from actors.federation import run_federation
+from actors.run import run_federation
 from actors.listener import NullListener
 from gcml_ray.config.file import load_config
 from gcml_ray.errors import GcmlError

@@ -14,8 +14,8 @@ import ray
 from ray._private.internal_api import memory_summary
 
 from actors.cluster import check_capacity, nodes
-from actors.federation import run_federation
 from actors.ray_pool import RayPool, SiteActor
+from actors.run import run_federation
 from gcml_ray.config import Config
 from gcml_ray.errors import ClusterError, SiteError
 from gcml_ray.records import WAITS_FOR_ROOM, RoundRecord, SiteStatus

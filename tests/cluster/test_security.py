@@ -34,7 +34,7 @@ print("joined")
 """
 FEDERATION = """
 import sys, threading
-from actors.federation import run_federation
+from actors.run import run_federation
 from actors.listener import NullListener
 from gcml_ray.config.file import load_config
 from tests.fakes import FakeTrainers

@@ -12,8 +12,8 @@ import pytest
 
 from actors import faulty_trainer
 from actors.faulty_trainer import FaultyTrainer, with_chaos
-from actors.federation import run_federation
 from actors.listener import NullListener
+from actors.run import run_federation
 from actors.site_pool import SiteDiedError
 from gcml_ray.chaos import parse_chaos
 from gcml_ray.config import Config

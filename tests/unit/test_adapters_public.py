@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from actors.federation import run_federation
 from actors.listener import NullListener
+from actors.run import run_federation
 from gcml_ray.cli.prepare import prepare_app
 from gcml_ray.config.file import load_config
 from gcml_ray.console.summary import site_dice

@@ -14,7 +14,7 @@ import typer
 from click.testing import Result
 from typer.testing import CliRunner
 
-from actors.federation import run_federation
+from actors.run import run_federation
 from gcml_ray.cli.predict import evaluate, predict
 from gcml_ray.config import Config
 from gcml_ray.errors import CheckpointError, ConfigError, DataError
@@ -234,7 +234,7 @@ def test_option_reaches_the_prediction(tmp_path: Path, option: str) -> None:
 def test_largest_component_leaves_one_piece(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Boxes of 8 and 27 voxels in both channels; the network marks what is bright."""
     config = write_run(tmp_path)
-    monkeypatch.setattr("gcml_ray.prediction.predict.load_model", lambda *_, **__: personal(config, Bright()))
+    monkeypatch.setattr("gcml_ray.prediction.load.load_model", lambda *_, **__: personal(config, Bright()))
     image = bright_box((12, 12, 8), (slice(1, 3),) * 3) + bright_box((12, 12, 8), (slice(5, 8),) * 3)
     for channel in ("t1", "t2"):
         save_volume(tmp_path / "in" / f"p1_{channel}.nii", image)

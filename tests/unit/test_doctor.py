@@ -14,7 +14,7 @@ from actors import cluster
 from actors.doctor import check_capacity, check_cluster, run_checks
 from gcml_ray import cores
 from gcml_ray.config import ResourcesConfig
-from gcml_ray.doctor import configuration as config_checks
+from gcml_ray.doctor import configuration
 from gcml_ray.doctor import machine as machine_checks
 from gcml_ray.doctor.machine import Check, Machine
 from tests.tiny_federation import make_config, make_federation
@@ -204,7 +204,7 @@ def test_a_wrong_configuration_fails_and_the_machine_is_checked_all_the_same(tmp
 
 
 def test_a_configuration_that_is_not_there_fails(tmp_path: Path) -> None:
-    check, config = config_checks.read_config(str(tmp_path / "none.yaml"), [])
+    check, config = configuration.read_config(str(tmp_path / "none.yaml"), [])
     assert (check.verdict, config) == ("FAIL", None)
     assert "No such file" in check.detail
     assert check.remedy.startswith("check the path")
@@ -212,7 +212,7 @@ def test_a_configuration_that_is_not_there_fails(tmp_path: Path) -> None:
 
 def test_a_datalist_in_place_of_a_configuration_is_called_one(tmp_path: Path) -> None:
     make_federation(tmp_path)
-    check, config = config_checks.read_config(str(tmp_path / "data.json"), [])
+    check, config = configuration.read_config(str(tmp_path / "data.json"), [])
     assert (check.verdict, config) == ("FAIL", None)
     assert "is a datalist, not a configuration" in check.detail
     assert "data.datalist" in check.remedy

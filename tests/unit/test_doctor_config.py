@@ -16,8 +16,7 @@ from gcml_ray.data.datalist import Case
 from gcml_ray.data.loading import load_sample
 from gcml_ray.data.reading import read_header
 from gcml_ray.data.site_data import SiteData
-from gcml_ray.doctor import case_reading, probe
-from gcml_ray.doctor import configuration as config_checks
+from gcml_ray.doctor import case_headers, case_reading, configuration, first_steps, probe
 from gcml_ray.doctor.forecast import cache_bytes
 from gcml_ray.doctor.forecast_costs import SiteCosts
 from gcml_ray.doctor.machine import Check, Machine
@@ -41,22 +40,22 @@ def verdicts(config: Config) -> dict[str, str]:
 def test_an_output_folder_below_a_file_fails(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     config = make_config(tmp_path, output={"folder": str(tmp_path / "file" / "run")})
-    assert config_checks.check_output_folder(config).verdict == "FAIL"
+    assert configuration.check_output_folder(config).verdict == "FAIL"
 
 
 def test_an_output_folder_with_a_run_warns(tmp_path: Path) -> None:
     config = make_config(tmp_path)
     folder = RunFolder.create(config.output.folder, config)
-    assert config_checks.check_output_folder(config).verdict == "PASS"  # it has not begun: `gcml run` takes it
+    assert configuration.check_output_folder(config).verdict == "PASS"  # it has not begun: `gcml run` takes it
     folder.rounds_file.touch()
-    check = config_checks.check_output_folder(config)
+    check = configuration.check_output_folder(config)
     assert check.verdict == "WARN"
     assert "--resume" in check.remedy
 
 
 def test_a_folder_as_tracking_uri_fails(tmp_path: Path) -> None:
     config = make_config(tmp_path, tracking={"enabled": True, "uri": str(tmp_path / "mlruns")})
-    assert config_checks.check_tracking(config).verdict == "FAIL"
+    assert configuration.check_tracking(config).verdict == "FAIL"
 
 
 def test_a_tracking_server_that_is_down_fails(tmp_path: Path) -> None:
@@ -64,7 +63,7 @@ def test_a_tracking_server_that_is_down_fails(tmp_path: Path) -> None:
         taken.bind(("127.0.0.1", 0))
         uri = f"http://127.0.0.1:{taken.getsockname()[1]}"
         told = uri.replace("//", "//ann:pa55@")
-        check = config_checks.check_tracking(make_config(tmp_path, tracking={"enabled": True, "uri": told}))
+        check = configuration.check_tracking(make_config(tmp_path, tracking={"enabled": True, "uri": told}))
     assert check.verdict == "FAIL"
     assert "cannot be reached" in check.detail
     assert "pa55" not in check.detail
@@ -73,28 +72,28 @@ def test_a_tracking_server_that_is_down_fails(tmp_path: Path) -> None:
 def test_a_tracking_server_that_listens_passes(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as server:
         uri = f"http://127.0.0.1:{server.getsockname()[1]}"
-        check = config_checks.check_tracking(make_config(tmp_path, tracking={"enabled": True, "uri": uri}))
+        check = configuration.check_tracking(make_config(tmp_path, tracking={"enabled": True, "uri": uri}))
     assert check.verdict == "PASS"
 
 
 def test_a_file_that_is_no_database_fails(tmp_path: Path) -> None:
     (tmp_path / "mlflow.db").write_text("not a database, " * 100)
     config = make_config(tmp_path, tracking={"enabled": True})
-    assert "not a database" in config_checks.check_tracking(config).detail
+    assert "not a database" in configuration.check_tracking(config).detail
 
 
 def test_a_database_to_be_made_and_one_that_is_there_pass(tmp_path: Path) -> None:
     config = make_config(tmp_path, tracking={"enabled": True})
-    assert config_checks.check_tracking(config).verdict == "PASS"
+    assert configuration.check_tracking(config).verdict == "PASS"
     assert not (tmp_path / "mlflow.db").exists()
     sqlite3.connect(tmp_path / "mlflow.db").execute("CREATE TABLE runs (id INT)").connection.close()
-    assert config_checks.check_tracking(config).verdict == "PASS"
+    assert configuration.check_tracking(config).verdict == "PASS"
 
 
 def test_a_database_below_a_file_fails(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     uri = f"sqlite:///{tmp_path}/file/mlflow.db"
-    assert config_checks.check_tracking(make_config(tmp_path, tracking={"enabled": True, "uri": uri})).verdict == (
+    assert configuration.check_tracking(make_config(tmp_path, tracking={"enabled": True, "uri": uri})).verdict == (
         "FAIL"
     )
 
@@ -122,7 +121,7 @@ def test_a_schedule_or_faults_that_a_run_would_refuse_fail(tmp_path: Path, chang
 
 def test_few_training_cases_and_a_single_validation_case_warn() -> None:
     cases = [Case("A", f"c{i}", (), "", split) for i, split in enumerate(("train", "train", "validation", "test"))]
-    check = config_checks.check_split("A", cases)
+    check = case_headers.check_split("A", cases)
     assert check.verdict == "WARN"
     assert check.detail.startswith("2 train, 1 validation, 1 test: fewer than 3 training cases; a single validation")
 
@@ -170,20 +169,20 @@ def test_a_label_whose_pixels_are_damaged_ends_no_check_of_headers(tmp_path: Pat
     (tmp_path / "a_seg.bmp").write_bytes(whole[:-40])
     case = Case("A", "a", (str(tmp_path / "a.png"),), str(tmp_path / "a_seg.bmp"), "train")
     data = {"spatial_dims": 2, "spacing_is_real": False, "patch_size": [8, 8]}
-    check, _ = config_checks.check_all_headers([case], make_config(tmp_path, data=data).data)
+    check, _ = case_headers.check_all_headers([case], make_config(tmp_path, data=data).data)
     assert check.name == "headers"
 
 
-def headers(folder: Path, config: Config, names: list[str]) -> tuple[config_checks.CaseHeader, ...]:
+def headers(folder: Path, config: Config, names: list[str]) -> tuple[case_headers.CaseHeader, ...]:
     cases = [Case(n[0], n, (str(folder / f"{n}.nii.gz"),), str(folder / f"{n}_seg.nii.gz"), "train") for n in names]
-    return config_checks.check_all_headers(cases, config.data)[1]
+    return case_headers.check_all_headers(cases, config.data)[1]
 
 
 def test_a_label_that_lies_elsewhere_warns(tmp_path: Path) -> None:
     write_case(tmp_path, "A0")
     write_image(tmp_path / "A0_seg.nii.gz", np.ones(SHAPE, dtype=np.uint8), spacing=1.5)
     config = make_config(tmp_path)
-    check = config_checks.check_affines(headers(tmp_path, config, ["A0"]), config.data)
+    check = case_headers.check_affines(headers(tmp_path, config, ["A0"]), config.data)
     assert check.verdict == "WARN"
     assert "case A0: A0_seg.nii.gz not where A0.nii.gz is" in check.detail
 
@@ -198,8 +197,8 @@ def test_orientations_that_differ_warn_only_if_nothing_turns_them(tmp_path: Path
         )
     turned = make_config(tmp_path)
     left = make_config(tmp_path, data={"orientation": None})
-    assert config_checks.check_affines(headers(tmp_path, turned, ["A0", "A1"]), turned.data).verdict == "PASS"
-    check = config_checks.check_affines(headers(tmp_path, left, ["A0", "A1"]), left.data)
+    assert case_headers.check_affines(headers(tmp_path, turned, ["A0", "A1"]), turned.data).verdict == "PASS"
+    check = case_headers.check_affines(headers(tmp_path, left, ["A0", "A1"]), left.data)
     assert check.verdict == "WARN"
     assert "LAS, RAS" in check.detail
 
@@ -207,7 +206,7 @@ def test_orientations_that_differ_warn_only_if_nothing_turns_them(tmp_path: Path
 def test_volumes_that_nothing_turns_warn_even_if_all_are_stored_alike(tmp_path: Path) -> None:
     write_case(tmp_path, "A0")
     config = make_config(tmp_path, data={"orientation": None})
-    check = config_checks.check_affines(headers(tmp_path, config, ["A0"]), config.data)
+    check = case_headers.check_affines(headers(tmp_path, config, ["A0"]), config.data)
     assert check.verdict == "WARN"
     assert "stored as RAS and not turned" in check.detail
     assert "set data.orientation: RAS" in check.remedy
@@ -224,7 +223,7 @@ def test_the_grid_by_the_header_is_the_grid_that_is_loaded(tmp_path: Path, secti
         nibabel.save(nibabel.Nifti1Image(array, affine), tmp_path / f"{name}.nii.gz")
     data = make_config(tmp_path, data=section).data
     case = Case("A", "A0", (str(tmp_path / "A0.nii.gz"),), str(tmp_path / "A0_seg.nii.gz"), "train")
-    grid = config_checks.training_grid(read_header(case.images[0], spatial_dims=3), data)
+    grid = case_headers.training_grid(read_header(case.images[0], spatial_dims=3), data)
     assert grid == tuple(load_sample(case, data).image.shape[1:])
 
 
@@ -237,7 +236,7 @@ def test_the_grid_of_a_coronal_slice_is_the_one_that_is_loaded(tmp_path: Path) -
     section = {"spatial_dims": 2, "target_spacing_mm": [1.0, 1.0], "patch_size": [4, 4]}
     data = make_config(tmp_path, data=section).data
     case = Case("A", "A0", (str(tmp_path / "A0.nii.gz"),), str(tmp_path / "A0_seg.nii.gz"), "train")
-    grid = config_checks.training_grid(read_header(case.images[0], spatial_dims=2), data)
+    grid = case_headers.training_grid(read_header(case.images[0], spatial_dims=2), data)
     assert grid == tuple(load_sample(case, data).image.shape[1:])
 
 
@@ -247,7 +246,7 @@ def test_cached_bytes_by_the_headers_are_the_bytes_that_are_loaded(tmp_path: Pat
     found = headers(tmp_path, config, names)
     data = SiteData("A", [header.case for header in found], config.data, seed=0)
     data.load()
-    assert cache_bytes(config_checks.site_cases(found)[0], config.data) == data.num_bytes
+    assert cache_bytes(case_headers.site_cases(found)[0], config.data) == data.num_bytes
 
 
 def test_an_unknown_label_value_fails_on_reading_and_the_other_site_goes_on(tmp_path: Path) -> None:
@@ -300,7 +299,7 @@ def test_a_case_without_any_labelled_voxel_warns(tmp_path: Path, caplog: pytest.
     write_case(tmp_path, "A0", value=0)
     config = make_config(tmp_path)
     data, _ = probe.read_first_case(config, headers(tmp_path, config, ["A0"])[0].case)
-    check = config_checks.check_sample(data, config.data)
+    check = first_steps.check_sample(data, config.data)
     assert check.verdict == "WARN"
     assert "no voxel is labelled lesion" in check.detail
     assert not caplog.text, "one case says nothing of its site"
@@ -311,7 +310,7 @@ def test_a_case_without_any_labelled_voxel_warns(tmp_path: Path, caplog: pytest.
 
 def test_a_patch_that_the_network_cannot_take_fails_with_one_that_it_can(tmp_path: Path) -> None:
     config = make_config(tmp_path, data={"patch_size": [8, 8, 7]})
-    (check,) = config_checks.check_patches(config, [])
+    (check,) = first_steps.check_patches(config, [])
     assert check.verdict == "FAIL"
     assert "(8, 8, 8) fits" in check.detail
 
@@ -319,7 +318,7 @@ def test_a_patch_that_the_network_cannot_take_fails_with_one_that_it_can(tmp_pat
 def test_cases_that_are_smaller_than_a_patch_warn(tmp_path: Path) -> None:
     write_case(tmp_path, "A0")
     config = make_config(tmp_path, data={"patch_size": [16, 8, 8]})
-    found = {check.name: check for check in config_checks.check_patches(config, headers(tmp_path, config, ["A0"]))}
+    found = {check.name: check for check in first_steps.check_patches(config, headers(tmp_path, config, ["A0"]))}
     assert found["patch size"].verdict == "WARN"
     assert "case A0: (8, 8, 8)" in found["patch size"].detail
 
@@ -333,7 +332,7 @@ def test_windows_that_pad_a_case_beyond_what_training_showed_warn(tmp_path: Path
         (None, [8, 8, 8], []),
     ):
         config = make_config(tmp_path, data={"patch_size": patch}, evaluation={"window_size": window})
-        found = list(config_checks.check_windows(config, headers(tmp_path, config, ["A0"])))
+        found = list(first_steps.check_windows(config, headers(tmp_path, config, ["A0"])))
         assert [check.verdict for check in found] == expected
 
 
@@ -351,7 +350,7 @@ def test_a_network_that_cannot_be_built_fails_and_nothing_is_raised(tmp_path: Pa
 def test_a_loss_that_is_not_finite_fails() -> None:
     costs = SiteCosts("A", 1, 1, 1, 0.1, 0.1, 0.1, 0.1, 0.1, 0.1, 0, on_gpu=False)
     found = probe.Probe(costs, {"segmentation": 0.5, "mutual step: mutual": float("nan")})
-    check = config_checks.check_probe(found, is_mutual=True)
+    check = first_steps.check_probe(found, is_mutual=True)
     assert check.verdict == "FAIL"
     assert "mutual step: mutual nan" in check.detail
 

@@ -9,7 +9,7 @@ import nibabel
 import numpy as np
 import pytest
 
-from gcml_ray.doctor import configuration as config_checks
+from gcml_ray.doctor import case_headers
 from tests.tiny_federation import make_config, write_case
 from tests.unit.test_doctor_config import headers
 
@@ -18,7 +18,7 @@ def test_voxel_sizes_that_differ_within_a_site_warn(tmp_path: Path) -> None:
     write_case(tmp_path, "A0", spacing=1.0)
     write_case(tmp_path, "A1", spacing=2.5)
     config = make_config(tmp_path)
-    check = config_checks.check_voxel_sizes(headers(tmp_path, config, ["A0", "A1"]), config.data)
+    check = case_headers.check_voxel_sizes(headers(tmp_path, config, ["A0", "A1"]), config.data)
     assert check.verdict == "WARN"
     assert "site A: 1 x 1 x 1 mm to 2.5 x 2.5 x 2.5 mm" in check.detail
     assert "target_spacing_mm" in check.remedy
@@ -28,7 +28,7 @@ def test_voxel_sizes_that_differ_between_sites_warn(tmp_path: Path) -> None:
     write_case(tmp_path, "A0", spacing=1.0)
     write_case(tmp_path, "B0", spacing=2.0)
     config = make_config(tmp_path)
-    assert config_checks.check_voxel_sizes(headers(tmp_path, config, ["A0", "B0"]), config.data).verdict == "WARN"
+    assert case_headers.check_voxel_sizes(headers(tmp_path, config, ["A0", "B0"]), config.data).verdict == "WARN"
 
 
 @pytest.mark.parametrize("section", [{"target_spacing_mm": [1.0, 1.0, 1.0]}, {"spacing_is_real": False}])
@@ -36,14 +36,14 @@ def test_voxel_sizes_that_do_not_matter_pass(tmp_path: Path, section: dict[str, 
     write_case(tmp_path, "A0", spacing=1.0)
     write_case(tmp_path, "A1", spacing=2.0)
     config = make_config(tmp_path, data=section)
-    assert config_checks.check_voxel_sizes(headers(tmp_path, config, ["A0", "A1"]), config.data).verdict == "PASS"
+    assert case_headers.check_voxel_sizes(headers(tmp_path, config, ["A0", "A1"]), config.data).verdict == "PASS"
 
 
 def test_rounding_in_a_header_is_no_difference(tmp_path: Path) -> None:
     write_case(tmp_path, "A0", spacing=1.0)
     write_case(tmp_path, "B0", spacing=1.001)
     config = make_config(tmp_path)
-    assert config_checks.check_voxel_sizes(headers(tmp_path, config, ["A0", "B0"]), config.data).verdict == "PASS"
+    assert case_headers.check_voxel_sizes(headers(tmp_path, config, ["A0", "B0"]), config.data).verdict == "PASS"
 
 
 def test_voxel_sizes_are_compared_after_orientation(tmp_path: Path) -> None:
@@ -59,6 +59,6 @@ def test_voxel_sizes_are_compared_after_orientation(tmp_path: Path) -> None:
             voxels = np.asarray(nibabel.load(tmp_path / file).dataobj)
             nibabel.save(nibabel.Nifti1Image(voxels, stored), tmp_path / file)
     turned, left = make_config(tmp_path), make_config(tmp_path, data={"orientation": None})
-    check = config_checks.check_voxel_sizes(headers(tmp_path, turned, ["A0", "A1"]), turned.data)
+    check = case_headers.check_voxel_sizes(headers(tmp_path, turned, ["A0", "A1"]), turned.data)
     assert (check.verdict, check.detail) == ("PASS", "1 x 1 x 3 mm in every case")
-    assert config_checks.check_voxel_sizes(headers(tmp_path, left, ["A0", "A1"]), left.data).verdict == "WARN"
+    assert case_headers.check_voxel_sizes(headers(tmp_path, left, ["A0", "A1"]), left.data).verdict == "WARN"

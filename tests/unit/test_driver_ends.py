@@ -9,7 +9,7 @@ from threading import Event
 import pytest
 
 from actors.driver import Driver
-from actors.federation import run_federation
+from actors.run import run_federation
 from gcml_ray.errors import CheckpointError
 from gcml_ray.records import SiteInfo
 from tests.fakes import FakeTrainers, fake_config

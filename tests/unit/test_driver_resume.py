@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from actors.federation import run_federation
 from actors.local_pool import LocalPool
+from actors.run import run_federation
 from gcml_ray.config import Config
 from gcml_ray.errors import CheckpointError
 from gcml_ray.files.run_folder import RunFolder, RunState

@@ -22,7 +22,7 @@ from gcml_ray.model.checkpoint import load_model_file
 from gcml_ray.model.learner import Learner
 from gcml_ray.model.precision import Precision
 from gcml_ray.prediction.inference import predict_labels
-from gcml_ray.prediction.predict import load_model
+from gcml_ray.prediction.load import load_model
 from gcml_ray.records import ENSEMBLE, PERSONALISED
 from gcml_ray.training.ensemble import Ensemble, EnsembleMember
 from gcml_ray.training.trainer import SiteTrainer

@@ -31,7 +31,7 @@ from gcml_ray.files.model_card import CARD_FILE, WEIGHTS_FILE
 from gcml_ray.files.run_folder import MODEL_FILE, RunState
 from gcml_ray.model.start_weights import load_start_weights
 from gcml_ray.networks.registry import BUILDERS, build_network
-from gcml_ray.prediction.predict import load_model
+from gcml_ray.prediction.load import load_model
 from gcml_ray.training.site_learner import build_learner
 from tests.makers import make_config
 from tests.model_files import write_run

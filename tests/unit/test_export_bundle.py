@@ -20,7 +20,7 @@ from gcml_ray.export.bundle import SCHEMA, export_bundle
 from gcml_ray.export.bundle_config import network_definition, own_code_reason
 from gcml_ray.export.model import Source, open_source
 from gcml_ray.networks.registry import BUILDERS, build_network, forward_heads
-from gcml_ray.prediction.predict import load_model
+from gcml_ray.prediction.load import load_model
 from gcml_ray.training.site_learner import build_learner
 from tests.makers import make_config
 from tests.model_files import save_volume, write_run

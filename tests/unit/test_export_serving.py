@@ -29,7 +29,7 @@ from typer.testing import CliRunner
 from gcml_ray.cli.main import app
 from gcml_ray.export.model import Source, fresh_folder, open_source
 from gcml_ray.export.pyfunc import export_pyfunc, register_pyfunc, registry_uri
-from gcml_ray.prediction.predict import load_model
+from gcml_ray.prediction.load import load_model
 from tests.model_files import save_volume, write_run
 
 START_SECONDS = 120

@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 import gcml_ray
-from actors.federation import run_federation
 from actors.listener import Listener
+from actors.run import run_federation
 from gcml_ray import Federation, FederationResult
 from gcml_ray.callbacks import EVENTS, CallbackList, Progress
 from gcml_ray.config.file import save_config
@@ -29,7 +29,7 @@ from tests.tiny_federation import SHAPE, make_federation
 def fake_sites(monkeypatch: pytest.MonkeyPatch) -> None:
     """Sites of a few numbers in place of networks; A is skipped in round 2."""
     trainers = FakeTrainers((Fault("A", 2, "train", "raise"),))
-    monkeypatch.setattr("actors.federation.run_federation", partial(run_federation, make_trainer=trainers))
+    monkeypatch.setattr("actors.run.run_federation", partial(run_federation, make_trainer=trainers))
 
 
 class Events:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from actors.federation import run_federation
+from actors.run import run_federation
 from gcml_ray.config.file import load_config
 from gcml_ray.errors import CheckpointError, ConfigError
 from gcml_ray.files.folder_lock import held

@@ -141,8 +141,8 @@ def test_every_room_has_its_storey() -> None:
         ("gcml_ray/training/trainer.py", "def f():\n    from ray.util import queue"),
         ("gcml_ray/files/run_folder.py", "import mlflow"),
         ("gcml_ray/prediction/metrics.py", "if True:\n    import matplotlib.pyplot as plt"),
-        ("gcml_ray/cli/main.py", "import actors.federation"),
-        ("gcml_ray/federation.py", "import actors.federation"),
+        ("gcml_ray/cli/main.py", "import actors.run"),
+        ("gcml_ray/federation.py", "import actors.run"),
         ("gcml_ray/callbacks.py", "def f():\n    import actors.listener"),
         ("gcml_ray/cli/main.py", "def f():\n    import ray"),
         ("actors/site.py", "from tests.makers import make_config"),
@@ -163,11 +163,11 @@ def test_an_import_against_the_direction_would_be_found(path: str, source: str) 
 @pytest.mark.parametrize(
     ("path", "source"),
     [
-        ("gcml_ray/cli/main.py", "def run():\n    from actors.federation import run_federation"),
-        ("gcml_ray/federation.py", "def run():\n    from actors.federation import run_federation"),
+        ("gcml_ray/cli/main.py", "def run():\n    from actors.run import run_federation"),
+        ("gcml_ray/federation.py", "def run():\n    from actors.run import run_federation"),
         ("actors/ray_pool.py", "import ray"),
         ("gcml_ray/training/trainer.py", "import gcml_ray.methods.gcml\nfrom gcml_ray.training.judge import Judge"),
-        ("tune/search.py", "from ray import tune\nimport actors.federation\nimport gcml_ray.config"),
+        ("tune/search.py", "from ray import tune\nimport actors.run\nimport gcml_ray.config"),
         ("gcml_ray/config/__init__.py", "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    import actors"),
     ],
 )
@@ -193,14 +193,14 @@ def loaded_by(modules: str, watched: str) -> str:
 
 
 def test_the_driver_loads_neither_torch_nor_monai() -> None:
-    modules = "actors.driver, actors.federation, actors.ray_pool, gcml_ray.config.file"
+    modules = "actors.driver, actors.run, actors.ray_pool, gcml_ray.config.file"
     assert loaded_by(modules, "torch monai") == ""
 
 
 def test_the_algorithm_and_the_local_pool_work_where_ray_mlflow_and_matplotlib_are_missing() -> None:
     """Libraries are made missing rather than watched: MONAI itself loads mlflow and matplotlib where it finds them."""
     missing = "import sys; sys.modules.update(dict.fromkeys(['ray', 'mlflow', 'matplotlib']))"
-    modules = "actors.federation, actors.local_pool, gcml_ray.training.trainer"
+    modules = "actors.run, actors.local_pool, gcml_ray.training.trainer"
     assert in_fresh_process(f"{missing}; import {modules}; print('torch' in sys.modules)") == "True"
 
 

@@ -11,7 +11,7 @@ from gcml_ray.errors import CheckpointError
 from gcml_ray.export.model import Source, export_safetensors, open_source
 from gcml_ray.files.model_card import CARD_FILE, read_card
 from gcml_ray.files.run_folder import RunFolder
-from gcml_ray.prediction.predict import load_model
+from gcml_ray.prediction.load import load_model
 from gcml_ray.records import CaseScore, PushReceipt
 from tests.made_up_run import made_up_round
 from tests.model_files import write_run

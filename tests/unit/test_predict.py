@@ -20,7 +20,8 @@ from gcml_ray.data.loading import prepare_image
 from gcml_ray.data.restoring import is_resampled, restore
 from gcml_ray.errors import CheckpointError, ConfigError, DataError
 from gcml_ray.files.run_folder import RunFolder
-from gcml_ray.prediction.predict import keep_largest, load_model
+from gcml_ray.prediction.load import load_model
+from gcml_ray.prediction.predict import keep_largest
 from tests.makers import make_config
 from tests.model_files import Array, Bright, Fixed, bright_box, personal, save_volume, write_model, write_run
 

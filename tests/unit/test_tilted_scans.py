@@ -10,7 +10,7 @@ from scipy.spatial.transform import Rotation
 
 from gcml_ray.data.loading import prepare_image
 from gcml_ray.data.reading import Header
-from gcml_ray.doctor.configuration import training_grid
+from gcml_ray.doctor.case_headers import training_grid
 from tests.loading_makers import config, random_image
 
 SIZES_MM, TARGET_MM = (1.0, 1.5, 4.0), (1.5, 1.5, 3.0)

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from actors.federation import pool_for, run_federation, sites_of
 from actors.listener import NullListener
+from actors.run import pool_for, run_federation, sites_of
 from actors.site_pool import SitePool
 from gcml_ray.errors import ConfigError, SiteError
 from gcml_ray.files.run_folder import RunFolder
