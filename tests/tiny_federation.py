@@ -11,6 +11,8 @@ import nibabel
 import numpy as np
 
 from gcml_ray.config import Config
+from gcml_ray.data.datalist import Case
+from gcml_ray.doctor.case_headers import CaseHeader, check_all_headers
 
 SHAPE = (8, 8, 8)
 
@@ -74,3 +76,9 @@ def edit_datalist(folder: Path, change: Callable[[dict[str, Any]], dict[str, Any
     entries = json.loads((folder / "data.json").read_text())["cases"]
     kept = [entry for entry in (change(dict(entry)) for entry in entries) if entry is not None]
     (folder / "data.json").write_text(json.dumps({"cases": kept}))
+
+
+def headers_of(folder: Path, config: Config, names: list[str]) -> tuple[CaseHeader, ...]:
+    """What ``gcml doctor`` finds in the headers of such cases, all for training."""
+    cases = [Case(n[0], n, (str(folder / f"{n}.nii.gz"),), str(folder / f"{n}_seg.nii.gz"), "train") for n in names]
+    return check_all_headers(cases, config.data)[1]

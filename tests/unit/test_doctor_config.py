@@ -4,24 +4,25 @@ import sqlite3
 from pathlib import Path
 from typing import Any
 
-import nibabel
 import numpy as np
 import pytest
-from PIL import Image
 
 from actors.cluster import Node
 from actors.doctor import check_config
 from gcml_ray.config import Config
-from gcml_ray.data.datalist import Case
-from gcml_ray.data.loading import load_sample
-from gcml_ray.data.reading import read_header
-from gcml_ray.data.site_data import SiteData
-from gcml_ray.doctor import case_headers, case_reading, configuration, first_steps, probe
-from gcml_ray.doctor.forecast import cache_bytes
+from gcml_ray.doctor import case_reading, configuration, first_steps, probe
 from gcml_ray.doctor.forecast_costs import SiteCosts
 from gcml_ray.doctor.machine import Check, Machine
 from gcml_ray.files.run_folder import RunFolder
-from tests.tiny_federation import SHAPE, edit_datalist, make_config, make_federation, write_case, write_image
+from tests.tiny_federation import (
+    SHAPE,
+    edit_datalist,
+    headers_of,
+    make_config,
+    make_federation,
+    write_case,
+    write_image,
+)
 
 MACHINE = Machine(num_cpus=4, memory_bytes=10**11, shm_bytes=5 * 10**10)
 
@@ -119,13 +120,6 @@ def test_a_schedule_or_faults_that_a_run_would_refuse_fail(tmp_path: Path, chang
     assert (check.verdict, check.remedy) == ("FAIL", "mend federation.schedule or chaos as it says")
 
 
-def test_few_training_cases_and_a_single_validation_case_warn() -> None:
-    cases = [Case("A", f"c{i}", (), "", split) for i, split in enumerate(("train", "train", "validation", "test"))]
-    check = case_headers.check_split("A", cases)
-    assert check.verdict == "WARN"
-    assert check.detail.startswith("2 train, 1 validation, 1 test: fewer than 3 training cases; a single validation")
-
-
 def test_a_site_with_too_few_cases_fails_and_the_other_is_checked(tmp_path: Path) -> None:
     config = make_federation(tmp_path)
     edit_datalist(tmp_path, lambda entry: None if entry["site"] == "A" and entry["case"] > "A1" else entry)
@@ -159,96 +153,6 @@ def test_a_missing_channel_fails_by_the_header(tmp_path: Path) -> None:
     assert "1 channel(s)" in check.detail
 
 
-def test_a_label_whose_pixels_are_damaged_ends_no_check_of_headers(tmp_path: Path) -> None:
-    """Of a picture's palette the header is whole; its pixels are read later."""
-    Image.fromarray(np.zeros((8, 8), np.uint8)).save(tmp_path / "a.png")
-    label = Image.fromarray(np.zeros((8, 8), np.uint8), mode="P")
-    label.putpalette([0, 0, 0, 255, 0, 0])
-    label.save(tmp_path / "a_seg.bmp")
-    whole = (tmp_path / "a_seg.bmp").read_bytes()
-    (tmp_path / "a_seg.bmp").write_bytes(whole[:-40])
-    case = Case("A", "a", (str(tmp_path / "a.png"),), str(tmp_path / "a_seg.bmp"), "train")
-    data = {"spatial_dims": 2, "spacing_is_real": False, "patch_size": [8, 8]}
-    check, _ = case_headers.check_all_headers([case], make_config(tmp_path, data=data).data)
-    assert check.name == "headers"
-
-
-def headers(folder: Path, config: Config, names: list[str]) -> tuple[case_headers.CaseHeader, ...]:
-    cases = [Case(n[0], n, (str(folder / f"{n}.nii.gz"),), str(folder / f"{n}_seg.nii.gz"), "train") for n in names]
-    return case_headers.check_all_headers(cases, config.data)[1]
-
-
-def test_a_label_that_lies_elsewhere_warns(tmp_path: Path) -> None:
-    write_case(tmp_path, "A0")
-    write_image(tmp_path / "A0_seg.nii.gz", np.ones(SHAPE, dtype=np.uint8), spacing=1.5)
-    config = make_config(tmp_path)
-    check = case_headers.check_affines(headers(tmp_path, config, ["A0"]), config.data)
-    assert check.verdict == "WARN"
-    assert "case A0: A0_seg.nii.gz not where A0.nii.gz is" in check.detail
-
-
-def test_orientations_that_differ_warn_only_if_nothing_turns_them(tmp_path: Path) -> None:
-    write_case(tmp_path, "A0")
-    write_case(tmp_path, "A1")
-    for name in ("A1", "A1_seg"):
-        image = nibabel.load(tmp_path / f"{name}.nii.gz")
-        nibabel.save(
-            nibabel.Nifti1Image(np.asarray(image.dataobj), np.diag([-1.0, 1, 1, 1])), tmp_path / f"{name}.nii.gz"
-        )
-    turned = make_config(tmp_path)
-    left = make_config(tmp_path, data={"orientation": None})
-    assert case_headers.check_affines(headers(tmp_path, turned, ["A0", "A1"]), turned.data).verdict == "PASS"
-    check = case_headers.check_affines(headers(tmp_path, left, ["A0", "A1"]), left.data)
-    assert check.verdict == "WARN"
-    assert "LAS, RAS" in check.detail
-
-
-def test_volumes_that_nothing_turns_warn_even_if_all_are_stored_alike(tmp_path: Path) -> None:
-    write_case(tmp_path, "A0")
-    config = make_config(tmp_path, data={"orientation": None})
-    check = case_headers.check_affines(headers(tmp_path, config, ["A0"]), config.data)
-    assert check.verdict == "WARN"
-    assert "stored as RAS and not turned" in check.detail
-    assert "set data.orientation: RAS" in check.remedy
-
-
-@pytest.mark.parametrize(
-    "section", [{}, {"target_spacing_mm": [1.0, 2.0, 1.5]}, {"resize": [12, 10, 9]}, {"orientation": None}]
-)
-def test_the_grid_by_the_header_is_the_grid_that_is_loaded(tmp_path: Path, section: dict[str, Any]) -> None:
-    """Axes stored as (S, L, P) with 2, 1 and 3 mm."""
-    affine = np.array([[0, -1.0, 0, 0], [0, 0, -3.0, 0], [2.0, 0, 0, 0], [0, 0, 0, 1]])
-    for name in ("A0", "A0_seg"):
-        array = np.ones((6, 9, 7), dtype=np.uint8 if "seg" in name else np.float32)
-        nibabel.save(nibabel.Nifti1Image(array, affine), tmp_path / f"{name}.nii.gz")
-    data = make_config(tmp_path, data=section).data
-    case = Case("A", "A0", (str(tmp_path / "A0.nii.gz"),), str(tmp_path / "A0_seg.nii.gz"), "train")
-    grid = case_headers.training_grid(read_header(case.images[0], spatial_dims=3), data)
-    assert grid == tuple(load_sample(case, data).image.shape[1:])
-
-
-def test_the_grid_of_a_coronal_slice_is_the_one_that_is_loaded(tmp_path: Path) -> None:
-    """Pixels of 2 x 3 mm in the plane of x and z, to 1 mm."""
-    affine = np.array([[2.0, 0, 0, 0], [0, 0, 1.0, 0], [0, 3.0, 0, 0], [0, 0, 0, 1]])
-    for name in ("A0", "A0_seg"):
-        array = np.ones((6, 5, 1), dtype=np.uint8 if "seg" in name else np.float32)
-        nibabel.save(nibabel.Nifti1Image(array, affine), tmp_path / f"{name}.nii.gz")
-    section = {"spatial_dims": 2, "target_spacing_mm": [1.0, 1.0], "patch_size": [4, 4]}
-    data = make_config(tmp_path, data=section).data
-    case = Case("A", "A0", (str(tmp_path / "A0.nii.gz"),), str(tmp_path / "A0_seg.nii.gz"), "train")
-    grid = case_headers.training_grid(read_header(case.images[0], spatial_dims=2), data)
-    assert grid == tuple(load_sample(case, data).image.shape[1:])
-
-
-def test_cached_bytes_by_the_headers_are_the_bytes_that_are_loaded(tmp_path: Path) -> None:
-    config = make_federation(tmp_path)
-    names = ["A0", "A1"]
-    found = headers(tmp_path, config, names)
-    data = SiteData("A", [header.case for header in found], config.data, seed=0)
-    data.load()
-    assert cache_bytes(case_headers.site_cases(found)[0], config.data) == data.num_bytes
-
-
 def test_an_unknown_label_value_fails_on_reading_and_the_other_site_goes_on(tmp_path: Path) -> None:
     config = make_federation(tmp_path)
     write_case(tmp_path, "A0", value=7)
@@ -277,7 +181,7 @@ def test_reading_that_takes_too_long_ends_and_says_how_many_cases_were_read(tmp_
     config = make_federation(tmp_path)
     seconds = itertools.count(0, 20)
     write_case(tmp_path, "B1", value=7)
-    found = headers(tmp_path, config, ["A0", "A1", "B0", "B1"])
+    found = headers_of(tmp_path, config, ["A0", "A1", "B0", "B1"])
     check = case_reading.check_voxels([each.case for each in found], config.data, clock=lambda: next(seconds))
     assert check.verdict == "PASS"
     assert check.detail.startswith("3 of 4 cases read in 60 s (`gcml inspect` reads all): ")
@@ -287,7 +191,7 @@ def test_ct_warns_where_0_means_no_image(tmp_path: Path) -> None:
     """CT: water is 0, air -1000."""
     config = make_federation(tmp_path)
     write_image(tmp_path / "B0.nii.gz", np.random.default_rng(0).normal(-500, 300, SHAPE).round())
-    cases = [each.case for each in headers(tmp_path, config, ["A0", "B0"])]
+    cases = [each.case for each in headers_of(tmp_path, config, ["A0", "B0"])]
     check = case_reading.check_voxels(cases, config.data)
     assert check.verdict == "WARN"
     assert "whole numbers, some below 0" in check.detail
@@ -298,7 +202,7 @@ def test_ct_warns_where_0_means_no_image(tmp_path: Path) -> None:
 def test_a_case_without_any_labelled_voxel_warns(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     write_case(tmp_path, "A0", value=0)
     config = make_config(tmp_path)
-    data, _ = probe.read_first_case(config, headers(tmp_path, config, ["A0"])[0].case)
+    data, _ = probe.read_first_case(config, headers_of(tmp_path, config, ["A0"])[0].case)
     check = first_steps.check_sample(data, config.data)
     assert check.verdict == "WARN"
     assert "no voxel is labelled lesion" in check.detail
@@ -318,7 +222,7 @@ def test_a_patch_that_the_network_cannot_take_fails_with_one_that_it_can(tmp_pat
 def test_cases_that_are_smaller_than_a_patch_warn(tmp_path: Path) -> None:
     write_case(tmp_path, "A0")
     config = make_config(tmp_path, data={"patch_size": [16, 8, 8]})
-    found = {check.name: check for check in first_steps.check_patches(config, headers(tmp_path, config, ["A0"]))}
+    found = {check.name: check for check in first_steps.check_patches(config, headers_of(tmp_path, config, ["A0"]))}
     assert found["patch size"].verdict == "WARN"
     assert "case A0: (8, 8, 8)" in found["patch size"].detail
 
@@ -332,7 +236,7 @@ def test_windows_that_pad_a_case_beyond_what_training_showed_warn(tmp_path: Path
         (None, [8, 8, 8], []),
     ):
         config = make_config(tmp_path, data={"patch_size": patch}, evaluation={"window_size": window})
-        found = list(first_steps.check_windows(config, headers(tmp_path, config, ["A0"])))
+        found = list(first_steps.check_windows(config, headers_of(tmp_path, config, ["A0"])))
         assert [check.verdict for check in found] == expected
 
 
