@@ -4,7 +4,7 @@ Differences are normal, or drawn from the centred differences of real methods; s
 the spreads, of our comparisons. "t" is what tables and verdicts show, "bootstrap" the percentile bootstrap, cases
 resampled within their sites.
 
-    python -m benchmarks.intervals --repeats 1000
+    python -m benchmarks.intervals --repeats 5000
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ def missed(draw: Callable[[], BySite], rng: np.random.Generator, *, repeats: int
 def main() -> None:
     """Prints a line per number of cases."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeats", type=int, default=1000)
+    parser.add_argument("--repeats", type=int, default=5000)
     repeats = parser.parse_args().repeats
     rng = np.random.default_rng(0)
     print(f"intervals that leave out 0, {repeats} each: t, bootstrap")

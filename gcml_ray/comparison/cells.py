@@ -55,6 +55,7 @@ class Cell:
 class MethodRow:
     """One line of the table: means over seeds; ``dice_sd`` is the sample deviation of the seeds' means (NaN for one).
 
+    ``hd95`` leaves out where it is undefined, as where nothing was predicted; ``num_undefined`` is how often that was.
     ``p_value`` (Holm-corrected) and the interval belong to the difference of this method to the best one, over cases.
     """
 
@@ -65,6 +66,7 @@ class MethodRow:
     dice: float
     dice_sd: float
     hd95: float
+    num_undefined: float
     surface_dice: float
     sent_bytes: float
     seconds: float
@@ -209,6 +211,7 @@ def _row(method: str, model: str, cells: Sequence[Cell], sites: Sequence[str]) -
         dice=mean(means),
         dice_sd=float(np.std(means, ddof=1)) if len(means) > 1 else math.nan,
         hd95=mean(mean(site_means(scores, lambda score: score.hd95).values()) for scores in own),
+        num_undefined=mean(sum(math.isnan(score.hd95) for score in scores) for scores in own),
         surface_dice=mean(mean(site_means(scores, lambda score: score.surface_dice).values()) for scores in own),
         sent_bytes=mean(cell.sent_bytes for cell in cells),
         seconds=mean(cell.seconds for cell in cells),

@@ -27,7 +27,7 @@ def headings(rows: Sequence[MethodRow], *, unit: str) -> list[str]:
     sites = [f"Dice {site}" for site in rows[0].site_dice]
     return [
         "method", "seeds", "Dice", "sd", "against best", "95 % interval", "p (Holm)", *sites,
-        f"HD95 ({unit})", "surface Dice", "MB sent", "seconds", "steps",
+        f"HD95 ({unit})", "no HD95", "surface Dice", "MB sent", "seconds", "steps",
     ]  # fmt: skip
 
 
@@ -42,7 +42,7 @@ def cells(row: MethodRow, *, is_best: bool) -> list[str]:
     return [
         label(row), str(row.num_seeds), number(row.dice), number(row.dice_sd), *against,
         *(number(dice) for dice in row.site_dice.values()),
-        number(row.hd95, 1), number(row.surface_dice), number(row.sent_bytes / 1e6, 1),
+        number(row.hd95, 1), number(row.num_undefined, 1), number(row.surface_dice), number(row.sent_bytes / 1e6, 1),
         number(row.seconds, 0), number(row.num_steps, 0),
     ]  # fmt: skip
 

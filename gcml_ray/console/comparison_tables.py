@@ -27,8 +27,10 @@ def method_tables(rows: Sequence[MethodRow], *, title: str, unit: str, console: 
         "95 %\ninterval": [line[5] for line in lines],
         "p\n(Holm)": [line[6] for line in lines],
     }
+    undefined = {"no\nHD95": [number(row.num_undefined, 1) for row in rows]}
     costs = {
         f"HD95\n({unit})": [number(row.hd95, 1) for row in rows],
+        **(undefined if any(row.num_undefined for row in rows) else {}),
         "surface\nDice": [number(row.surface_dice) for row in rows],
         "MB\nsent": [number(row.sent_bytes / 1e6, 1) for row in rows],
         "min": [number(row.seconds / 60, 1) for row in rows],

@@ -74,6 +74,7 @@ def table_metrics(rows: Sequence[MethodRow]) -> Metrics:
             "test/dice_sd": row.dice_sd,
             "test/dice_against_best": row.difference,
             "test/hd95": row.hd95,
+            "test/hd95_num_undefined": row.num_undefined,
             "test/surface_dice": row.surface_dice,
             "traffic/megabytes": row.sent_bytes / 1e6,
             "time/seconds": row.seconds,

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import io
+import math
+from dataclasses import replace
 
 import pytest
 from rich.console import Console
@@ -41,9 +43,21 @@ def test_tables_hold_the_same_rows() -> None:
     assert markdown(rows, unit="mm").splitlines()[2].startswith("| gossip_avg | 1 | 0.685 | - | best |  |  | 0.625 |")
     assert csv_text(rows, unit="mm").splitlines()[1].split(",")[-3:] == ["2.5", "10", "100"]
     assert r"gossip\_avg & 1 & 0.685" in latex(rows, unit="mm")
-    assert r"HD95 (mm) & surface Dice" in latex(rows, unit="mm")
+    assert r"HD95 (mm) & no HD95 & surface Dice" in latex(rows, unit="mm")
     odd = latex(summarise([cell(r"a_$b{c}^~\d", 0, lift=0.0)]), unit="mm")
     assert r"a\_\$b\{c\}\textasciicircum{}\textasciitilde{}\textbackslash{}d & 1" in odd
+
+
+def test_cases_that_hd95_leaves_out_are_counted_beside_it() -> None:
+    """One of two seeds predicts nothing in one case, whose distance would have been 80: 0.5 per seed."""
+    whole, empty = cell("local", 0, lift=0.0), cell("local", 1, lift=0.0)
+    far = replace(whole, scores=(replace(whole.scores[0], hd95=80.0), *whole.scores[1:]))
+    given_up = replace(empty, scores=(replace(empty.scores[0], dice=0.0, hd95=math.nan), *empty.scores[1:]))
+    assert [row.num_undefined for row in summarise([far, given_up])] == [0.5]
+    (table,) = method_tables(summarise([far, given_up]), title="t", unit="mm", console=Console(width=120))
+    assert "no" in shown(table).split()
+    (table,) = method_tables(summarise([whole]), title="t", unit="mm", console=Console(width=120))
+    assert "no" not in shown(table).split()
 
 
 @pytest.mark.parametrize("width", [80, 100, 120])
