@@ -163,8 +163,9 @@ def _bernoulli(cases: NDArray[np.float64], expected: float, *, max_incoming: int
 
     Our reading: where a receiver's places are taken, the sender picks again among the others with
     room, which keeps the expected number of pushes near m; a sender with nobody left but itself stays idle,
-    which happens where nearly all send (1.9 pushes of 2 with three sites, 1.98 with four). The draw goes in batches: all senders
-    pick at once, every receiver keeps the first ``max_incoming`` in random order, the others pick again.
+    which happens where nearly all send (1.9 pushes of 2 with three sites, 1.98 with four). The draw goes in
+    batches: all senders pick at once, every receiver keeps the first ``max_incoming`` in random order, the others
+    pick again.
     """
     assert cases.sum() > 0, "no site has training cases"
     probability = np.minimum(1.0, expected * cases / cases.sum())
