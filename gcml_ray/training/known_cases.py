@@ -1,12 +1,15 @@
 """Which cases a site trains, validates and tests on, kept beside its checkpoints: none may go from one to another.
 
-A case is known by its name and by its images, so that renaming it, or exchanging the files of two, does not hide it.
+A case is known by its name, by its images' paths and by what these hold, so that renaming it, copying it or exchanging
+the files of two does not hide it.
 Splits that a datalist leaves open follow from how many cases a site has, so a list that has grown gives other ones.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
+import logging
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,8 +17,13 @@ from pathlib import Path
 from gcml_ray.data.datalist import Case, listed
 from gcml_ray.errors import CheckpointError, DataError
 from gcml_ray.files.whole_files import replace_file
+from gcml_ray.wording import count, some
+
+log = logging.getLogger(__name__)
 
 CASES_FILE = "cases.json"
+CONTENT = "content "  # how the keys of images' contents begin
+CHUNK_BYTES = 1 << 16
 _REMEDY = "bring it back, or delete it to go on unchecked"
 
 
@@ -61,8 +69,43 @@ def check_splits(folder: Path, cases: Sequence[Case], *, source: str) -> None:
         )
 
 
+def warn_of_changed_images(folder: Path, cases: Sequence[Case]) -> None:
+    """Tells of cases whose images hold something else than when they were written down."""
+    known = known_cases(folder)
+    if not any(name.startswith(CONTENT) for name in known):
+        return  # none was kept
+    changed = [case.name for case in cases if _own_name(case) in known and content_key(case) not in known]
+    if changed:
+        log.warning(
+            "%s not as when the run began: %s. Scores before and after are not of the same images",
+            count(len(changed), "case has images that are", "cases have images that are"),
+            some(changed, 5),
+        )
+
+
+def content_key(case: Case) -> str:
+    """What the images of a case hold, all together: size, beginning, middle and end of each file; empty if one is gone.
+
+    The end of a ``.nii.gz`` holds a checksum of all its voxels.
+    """
+    digest = hashlib.blake2b(digest_size=16)
+    try:
+        for path in case.images:
+            with open(path, "rb") as file:
+                size = os.fstat(file.fileno()).st_size
+                digest.update(str(size).encode())
+                for start in (0, size // 2, max(0, size - CHUNK_BYTES)):
+                    file.seek(start)
+                    digest.update(file.read(CHUNK_BYTES))
+    except OSError:
+        return ""
+    return CONTENT + digest.hexdigest()
+
+
 def known_cases(folder: Path) -> dict[str, str]:
-    """The split of each case, by ``site/case``, and of each image, by its path; empty where none were written down.
+    """The split of each case, by ``site/case``, of each image, by its path, and of what a case's images hold.
+
+    Empty where none were written down.
 
     Raises:
         CheckpointError: the file cannot be read.
@@ -91,7 +134,7 @@ def _moved(known: dict[str, str], cases: Sequence[Case]) -> list[str]:
 
 
 def _splits(cases: Sequence[Case]) -> dict[str, str]:
-    """Split of every case and image; images in two splits are left out."""
+    """Split of every case, image and content; what is in two splits is left out."""
     splits: dict[str, set[str]] = {}
     for case in cases:
         for name in _names(case):
@@ -100,5 +143,12 @@ def _splits(cases: Sequence[Case]) -> dict[str, str]:
 
 
 def _names(case: Case) -> dict[str, str]:
-    """What a case is known by, each with the words for it: its own name, then its images, by any link."""
-    return {f"{case.site}/{case.name}": ""} | {f"image {os.path.realpath(path)}": f" ({path})" for path in case.images}
+    """What a case is known by, each with the words for it: its name, its images, by any link, and what they hold."""
+    names = {_own_name(case): ""} | {f"image {os.path.realpath(path)}": f" ({path})" for path in case.images}
+    if content := content_key(case):
+        names[content] = " (what its images hold)"
+    return names
+
+
+def _own_name(case: Case) -> str:
+    return f"{case.site}/{case.name}"

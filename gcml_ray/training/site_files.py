@@ -29,7 +29,7 @@ from gcml_ray.model.learner import Learner
 from gcml_ray.model.weights import FlatModel
 from gcml_ray.networks.registry import fingerprint
 from gcml_ray.records import PERSONALISED
-from gcml_ray.training.known_cases import check_splits, keep_cases
+from gcml_ray.training.known_cases import check_splits, keep_cases, warn_of_changed_images
 
 log = logging.getLogger(__name__)
 
@@ -111,6 +111,7 @@ class SiteFiles:
         """Checks the splits against the saved ones; saves them with the next checkpoint."""
         if not anew:
             check_splits(self.folder, cases, source=self.config.data.datalist)
+            warn_of_changed_images(self.folder, cases)
         if cases:
             self._cases, self._is_anew = cases, anew
 

@@ -10,7 +10,15 @@ import pytest
 from gcml_ray.data.datalist import Case
 from gcml_ray.errors import CheckpointError, DataError
 from gcml_ray.records import Split
-from gcml_ray.training.known_cases import CASES_FILE, check_splits, keep_cases, known_cases
+from gcml_ray.training.known_cases import (
+    CASES_FILE,
+    CHUNK_BYTES,
+    check_splits,
+    content_key,
+    keep_cases,
+    known_cases,
+    warn_of_changed_images,
+)
 from tests.makers import make_config
 from tests.trainer_runs import make_trainer, order
 
@@ -71,6 +79,45 @@ def test_case_with_a_new_name_is_known_by_its_images(tmp_path: Path) -> None:
     keep_cases(tmp_path, [case("a", "train")], anew=True)
     with pytest.raises(DataError, match=r"case new \(a.nii.gz\): was train, is test"):
         check_splits(tmp_path, [replace(case("a", "test"), name="new")], source="list.json")
+
+
+def stored(folder: Path, name: str, split: Split, content: bytes) -> Case:
+    path = folder / f"{name}.nii.gz"
+    path.write_bytes(content)
+    return replace(case(name, split), images=(str(path),))
+
+
+def test_a_copy_of_a_training_image_is_no_test_case(tmp_path: Path) -> None:
+    keep_cases(tmp_path, [stored(tmp_path, "a", "train", b"one")], anew=True)
+    with pytest.raises(DataError, match=r"case b \(what its images hold\): was train, is test"):
+        check_splits(tmp_path, [stored(tmp_path, "b", "test", b"one")], source="list.json")
+    check_splits(tmp_path, [stored(tmp_path, "b", "test", b"two")], source="list.json")
+
+
+def test_files_that_two_cases_exchange_are_found(tmp_path: Path) -> None:
+    keep_cases(tmp_path, [stored(tmp_path, "a", "train", b"one"), stored(tmp_path, "b", "test", b"two")], anew=True)
+    exchanged = [stored(tmp_path, "a", "train", b"two"), stored(tmp_path, "b", "test", b"one")]
+    with pytest.raises(DataError, match=r"(?s)2 case.*case a \(what its images hold\): was test, is train"):
+        check_splits(tmp_path, exchanged, source="list.json")
+
+
+def test_images_that_hold_something_else_are_told_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    first = stored(tmp_path, "a", "train", b"one")
+    keep_cases(tmp_path, [first], anew=True)
+    warn_of_changed_images(tmp_path, [first, stored(tmp_path, "b", "train", b"added")])
+    assert not caplog.text
+    warn_of_changed_images(tmp_path, [stored(tmp_path, "a", "train", b"two")])
+    assert "1 case has images that are not as when the run began: a." in caplog.text
+
+
+def test_what_a_large_file_holds_is_known_by_its_ends_and_its_middle(tmp_path: Path) -> None:
+    whole = bytes(10 * CHUNK_BYTES)
+    keys = {content_key(stored(tmp_path, "a", "train", whole))}
+    for place in (0, 5 * CHUNK_BYTES, len(whole) - 1):
+        keys.add(content_key(stored(tmp_path, "a", "train", whole[:place] + b"1" + whole[place + 1 :])))
+    keys.add(content_key(stored(tmp_path, "a", "train", whole + b"0")))
+    assert len(keys) == 5
+    assert content_key(case("gone", "train")) == ""
 
 
 def test_image_of_two_cases_in_different_splits_does_not_stop_a_resume(tmp_path: Path) -> None:
