@@ -71,10 +71,11 @@ def check_splits(folder: Path, cases: Sequence[Case], *, source: str) -> None:
 
 def warn_of_changed_images(folder: Path, cases: Sequence[Case]) -> None:
     """Tells of cases whose images hold something else than when they were written down."""
-    known = known_cases(folder)
+    known, now = known_cases(folder), _splits(cases)
     if not any(name.startswith(CONTENT) for name in known):
-        return  # none was kept
-    changed = [case.name for case in cases if _own_name(case) in known and content_key(case) not in known]
+        return  # of a run whose version kept none
+    new = {name for name in now if name.startswith(CONTENT)} - known.keys()
+    changed = [case.name for case in cases if _own_name(case) in known and content_key(case) in new]
     if changed:
         log.warning(
             "%s not as when the run began: %s. Scores before and after are not of the same images",

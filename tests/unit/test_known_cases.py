@@ -110,6 +110,15 @@ def test_images_that_hold_something_else_are_told_of(tmp_path: Path, caplog: pyt
     assert "1 case has images that are not as when the run began: a." in caplog.text
 
 
+def test_copies_in_two_splits_from_the_start_are_no_change(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    cases = [stored(tmp_path, name, split, b"one") for name, split in (("a", "train"), ("b", "test"))]
+    cases.append(stored(tmp_path, "c", "train", b"two"))
+    keep_cases(tmp_path, cases, anew=True)
+    check_splits(tmp_path, cases, source="list.json")
+    warn_of_changed_images(tmp_path, cases)
+    assert not caplog.text
+
+
 def test_what_a_large_file_holds_is_known_by_its_ends_and_its_middle(tmp_path: Path) -> None:
     whole = bytes(10 * CHUNK_BYTES)
     keys = {content_key(stored(tmp_path, "a", "train", whole))}
