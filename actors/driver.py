@@ -50,7 +50,7 @@ REMEMBERED_ROUNDS = 50  # what peer choice looks back on; keeps the driver's mem
 
 @dataclass(frozen=True)
 class RunSummary:
-    """How a run ended. ``status``: finished, stopped (asked to) or failed (no site left).
+    """How a run ended. ``status``: finished, stopped (asked to) or failed (no site is left, or none has trained).
 
     ``untested``: what the sites that took part to the end have not scored, see :class:`actors.final_test.FinalTest`.
     """
@@ -113,6 +113,7 @@ class Driver:
         self.attendance = Attendance(config, folder, self.roster)
         self.recent: deque[RoundRecord] = deque(maxlen=REMEMBERED_ROUNDS)
         self.last_record = 0
+        self._has_trained = False  # any site, in any round of the run
         self._resumable = 0
         self._written: RunState | None = None
         self._seconds_before = 0.0  # of rounds before a resume
@@ -156,11 +157,15 @@ class Driver:
                 done = rounds.run(done)
                 is_over = rounds.is_over
             status: RunOutcome = "failed" if not self.roster.members else "finished" if is_over else "stopped"
+            if status == "finished" and done > 0 and not self._has_trained:
+                log.warning("no site has trained in any round: their models are the initial ones, and are not tested")
+                status = "failed"
             final = FinalTest(self)
             if status == "finished":
                 self.attendance.close()
             if test and status == "finished":
                 final.run(done)
+                status = "finished" if self.roster.members else "failed"
         except KeyboardInterrupt:
             self._write_stopped()
             raise
@@ -180,6 +185,7 @@ class Driver:
         self.folder.truncate_after(done)
         rounds = self.folder.rounds()
         self.recent.extend(rounds[-REMEMBERED_ROUNDS:])
+        self._has_trained = not rounds or any(record.trained for record in rounds)
         self._seconds_before = sum(record.seconds for record in rounds)
         if (last := rounds[-1].plan.round_number if rounds else 0) < done:
             log.warning(
@@ -271,6 +277,7 @@ class Driver:
         self.folder.check_present()
         self.folder.append_round(record)
         self.recent.append(record)
+        self._has_trained = self._has_trained or bool(record.trained)
         self.last_record = record.plan.round_number
         self.write_state("running")
         self.tracker.log_round(record)
@@ -283,6 +290,7 @@ class Driver:
         last = self.recent.pop()
         record = replace(last, trained=(*last.trained, *trained), failures=(*last.failures, *failures))
         self.recent.append(record)
+        self._has_trained = self._has_trained or bool(trained)
         self.folder.replace_last_round(record)
         self.write_state("running")
         self.tracker.log_round(record)

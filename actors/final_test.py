@@ -1,8 +1,8 @@
 """The test at the end of a run: every site scores its personalised model, and its own model before gossip.
 
 All rounds are over, so no site is given up any more: one whose process is lost in the test is started anew from its
-last checkpoint and asked once more; one that still gives no scores is named, and a resume tests it. A site that joined
-too late to train in any round has no model of its own: it is left out.
+last checkpoint and asked once more; one that still gives no scores is named, and a resume tests it. A site that has
+trained in no round, as one that joined too late, has no model of its own: it is left out.
 """
 
 from __future__ import annotations
@@ -103,7 +103,7 @@ class FinalTest:
     def _keep(self, report: EvaluationReport) -> None:
         if self._has_trained and (report.model, report.round_number) == (PERSONALISED, 0):
             self._untested = {key: None for key in self._untested if key[0] != report.site}
-            self.roster.drop(report.site, "joined too late: it has trained in no round, its model is the initial one")
+            self.roster.drop(report.site, "it has trained in no round, its model is the initial one")
             return
         self._untested.pop((report.site, report.model), None)
         self.reports.extend(by_site(report))

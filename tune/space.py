@@ -186,6 +186,8 @@ class SearchConfig(Section):
             if wrong is not None or key in ("data", "federation"):
                 reason = FIXED[wrong] if wrong else "it holds keys that trials are compared by; name the key within it"
                 raise ValueError(f"space.{key} cannot be searched: {reason}")
+            if whole := next((start for start in starts[:-1] if start in self.space), None):
+                raise ValueError(f"space.{key} is part of space.{whole}: search the whole or its parts")
         return self
 
     @model_validator(mode="after")

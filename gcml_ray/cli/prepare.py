@@ -180,6 +180,7 @@ def phantom(
         shape=size,
         seed=seed,
         spatial_dims=2 if len(size) == 2 else 3,
+        replaces=out,
     )
     _write(out, made, description=f"phantom sites, seed {seed}, {shape} voxels")
 

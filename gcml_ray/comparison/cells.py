@@ -105,6 +105,12 @@ def read_cell(path: Path) -> Cell:
         rows = list(csv.DictReader(io.StringIO(text)))
         first = rows[0]
         scores = tuple(case_score(row | {"split": "test"}) for row in rows)
+        if len({tuple(row[name] for name in COLUMNS[:6]) for row in rows}) > 1:
+            raise ValueError("it has rows of several cells")
+        if len({(score.site, score.case, score.model, score.class_name) for score in scores}) < len(rows):
+            raise ValueError("it has a score twice")
+        if any(math.isnan(score.dice) for score in scores):
+            raise ValueError("it has a score without Dice")
         return Cell(
             first["method"], int(first["seed"]), first["identity"], int(first["sent_bytes"]),
             float(first["seconds"]), int(first["num_steps"]), scores,

@@ -50,6 +50,8 @@ class ComparisonConfig(Section):
         for key in ("alone", "focus"):
             if getattr(self, key) not in self.methods:
                 raise ValueError(f"{key}: {getattr(self, key)!r} is not among methods {list(self.methods)}")
+        if len(set(self.seeds)) < len(self.seeds):
+            raise ValueError(f"seeds: {list(self.seeds)} names one twice; a seed is run once")
         for name in self.methods:
             if set(name) & set("/\\|\n"):
                 raise ValueError(

@@ -41,6 +41,7 @@ def prepare_phantom(
     shape: Sequence[int],
     seed: int,
     spatial_dims: Literal[2, 3] = 3,
+    replaces: Path | None = None,
 ) -> tuple[Case, ...]:
     """Write the phantom's images as NIfTI files and return its cases.
 
@@ -55,6 +56,7 @@ def prepare_phantom(
         shape: voxels an axis; lesions scale with it. At least 16 x 16 x 8, or 16 x 16.
         seed: root seed.
         spatial_dims: 3 for volumes, 2 for single slices.
+        replaces: a datalist of what lies there now; gone before the first image is, so that none speaks of a mix.
 
     Returns:
         The cases with absolute paths and their splits, in the order of ``sites``.
@@ -65,6 +67,8 @@ def prepare_phantom(
     names = tuple(STYLES) if sites is None else tuple(sites)
     out_dir = Path(os.path.abspath(out_dir))
     _check(names, cases_per_site, tuple(shape), spatial_dims)
+    if replaces is not None:
+        replaces.unlink(missing_ok=True)
     cases: list[Case] = []
     for site in names:
         style = style_of(site, seed)

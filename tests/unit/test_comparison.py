@@ -1,4 +1,5 @@
 import math
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -58,6 +59,23 @@ def test_file_that_is_no_cell_says_what_to_do(tmp_path: Path, text: str) -> None
     (tmp_path / "c.csv").write_text(text)
     with pytest.raises(DataError, match=r"c\.csv is not a cell .*delete it to have it run again"):
         read_cell(tmp_path / "c.csv")
+
+
+def test_file_with_rows_of_another_cell_or_a_score_twice_is_refused(tmp_path: Path) -> None:
+    for seed in (0, 1):
+        write_cell(tmp_path / f"{seed}.csv", cell("gcml", seed, lift=0.0))
+    whole, other = ((tmp_path / f"{seed}.csv").read_text() for seed in (0, 1))
+    rows = whole.splitlines(keepends=True)
+    dice = whole.replace(",0.5,", ",,", 1)
+    assert dice != whole
+    for text, words in (
+        (whole + "".join(other.splitlines(keepends=True)[1:]), "rows of several cells"),
+        (whole + rows[-1], "a score twice"),
+        (dice, "a score without Dice"),
+    ):
+        (tmp_path / "c.csv").write_text(text)
+        with pytest.raises(DataError, match=f"not a cell of a comparison .*{words}"):
+            read_cell(tmp_path / "c.csv")
 
 
 def test_a_small_site_counts_as_much_as_a_large_one() -> None:
@@ -273,6 +291,13 @@ def test_a_cell_waits_for_late_sites_unless_it_is_told_otherwise(tmp_path: Path)
 def test_verdict_over_a_method_that_is_not_compared_is_refused(tmp_path: Path) -> None:
     (tmp_path / "c.yaml").write_text(COMPARISON.format(base="b.yaml", folder=tmp_path) + "focus: ditto\n")
     with pytest.raises(ConfigError, match="focus: 'ditto' is not among methods"):
+        load_comparison(tmp_path / "c.yaml")
+
+
+def test_seed_that_is_named_twice_is_refused(tmp_path: Path) -> None:
+    text = COMPARISON.format(base="b.yaml", folder=tmp_path)
+    (tmp_path / "c.yaml").write_text(re.sub("seeds: .*", "seeds: [4, 0, 4]", text))
+    with pytest.raises(ConfigError, match=r"seeds: \[4, 0, 4\] names one twice"):
         load_comparison(tmp_path / "c.yaml")
 
 

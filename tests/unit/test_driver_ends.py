@@ -26,6 +26,25 @@ def test_run_without_a_site_left_has_failed(tmp_path: Path) -> None:
     assert (state.status, state.last_complete_round) == ("failed", 1)
 
 
+@pytest.mark.parametrize(("method", "later"), [("local", "finished"), ("fedavg", "failed")])
+def test_run_in_which_nobody_has_trained_has_failed(tmp_path: Path, method: str, later: str) -> None:
+    """Two failures in a row give no site up. A resume trains from the start; with a server nobody's mean is kept."""
+    config = fake_config(tmp_path, method={"name": method}, federation={"rounds": 2})
+    run = run_locally(config, *(fault for site in "ABC" for fault in raises_in(range(1, 3), site=site)))
+    assert (run.summary.status, run.folder.read_state().status) == ("failed", "failed")
+    assert run.folder.cases() == ()
+    again = run_locally(config, resume=True)
+    assert (again.summary.status, again.folder.cases() == ()) == (later, later == "failed")
+
+
+def test_one_site_that_has_trained_is_a_result(tmp_path: Path) -> None:
+    config = fake_config(tmp_path, method={"name": "local"}, federation={"rounds": 2})
+    run = run_locally(config, *(fault for site in "AB" for fault in raises_in(range(1, 3), site=site)))
+    assert run.summary.status == "finished"
+    assert {score.site for score in run.folder.cases()} == {"C"}
+    assert sorted(run.summary.dropped) == ["A", "B"]
+
+
 def test_resume_of_a_run_that_lost_all_sites_tries_them_again(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     """Their disk was full, for example: what they had finished is there, and nothing else is wrong with them."""
     config = fake_config(tmp_path, sites=("A", "B"), federation={"rounds": 9})

@@ -45,6 +45,20 @@ def test_same_seed_gives_identical_voxels(cases: tuple[Case, ...], tmp_path: Pat
     assert all_voxels(cases) == all_voxels(again)
 
 
+def test_datalist_of_what_is_written_over_is_gone_before_the_first_image(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old = tmp_path / "datalist.json"
+    old.write_text("{}")
+    monkeypatch.setattr("gcml_ray.data.phantom.make_case", lambda *_, **__: 1 / 0)
+    with pytest.raises(DataError):
+        prepare_phantom(tmp_path, sites=None, cases_per_site=0, shape=SHAPE, seed=SEED, replaces=old)
+    assert old.exists()
+    with pytest.raises(ZeroDivisionError):
+        prepare_phantom(tmp_path, sites=None, cases_per_site=4, shape=SHAPE, seed=SEED, replaces=old)
+    assert not old.exists()
+
+
 def test_another_seed_gives_other_voxels(cases: tuple[Case, ...], tmp_path: Path) -> None:
     other = prepare_phantom(tmp_path, sites=["north"], cases_per_site=4, shape=SHAPE, seed=SEED + 1)
     assert not set(all_voxels(cases)) & set(all_voxels(other))

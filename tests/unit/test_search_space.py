@@ -41,6 +41,13 @@ def test_a_misspelt_searched_key_is_an_error_before_any_trial(tmp_path: Path) ->
         make_search(tmp_path, space={"method.dcml.lamda": {"name": "uniform", "low": 0, "high": 1}})
 
 
+def test_a_key_and_its_own_section_cannot_both_be_searched(tmp_path: Path) -> None:
+    part, whole = "method.topology.name", "method.topology"
+    choice = {"name": "choice", "values": ["ring", "matching"]}
+    with pytest.raises(ConfigError, match=f"space.{part} is part of space.{whole}"):
+        make_search(tmp_path, space={whole: choice, part: choice})
+
+
 @pytest.mark.parametrize(
     "key", ["federation.seed", "federation.rounds", "data.split.test", "output.folder", "resources", "data"]
 )
