@@ -185,7 +185,7 @@ class Driver:
         self.folder.truncate_after(done)
         rounds = self.folder.rounds()
         self.recent.extend(rounds[-REMEMBERED_ROUNDS:])
-        self._has_trained = not rounds or any(record.trained for record in rounds)
+        self._has_trained = done > 0 and (not rounds or any(record.trained for record in rounds))
         self._seconds_before = sum(record.seconds for record in rounds)
         if (last := rounds[-1].plan.round_number if rounds else 0) < done:
             log.warning(
