@@ -121,7 +121,7 @@ def check_config(config: Config, machine: Machine, nodes: Sequence[Node]) -> Ite
     yield configuration.check_output_folder(config)
     yield configuration.check_tracking(config)
     try:
-        sites = case_sites_of(config)
+        sites, training = case_sites_of(config), sites_of(config)
         listed_cases = read_datalist(config.data.datalist)
     except GcmlError as error:
         remedy = "mend data.datalist, or federation.sites and site_networks; `gcml prepare` writes datalists"
@@ -132,15 +132,15 @@ def check_config(config: Config, machine: Machine, nodes: Sequence[Node]) -> Ite
         remedy = "list cases of further sites, or name more in federation.sites"
         yield Check("sites", "WARN", f"{sites[0]} is the only one: there is nobody to learn from", remedy)
     try:
-        check_schedule(config, sites_of(config))
-        check_sites(config.chaos, sites_of(config), server=SERVER if has_server(config.method) else "")
+        check_schedule(config, training)
+        check_sites(config.chaos, training, server=SERVER if has_server(config.method) else "")
     except GcmlError as error:
         yield Check("sites", "FAIL", str(error), "mend federation.schedule or chaos as it says")
     if nodes:
-        yield check_capacity(config, sites_of(config), nodes)
+        yield check_capacity(config, training, nodes)
     cases = yield from _check_splits(config, sites, listed_cases)
     headers = yield from _check_cases(config, cases)
-    place = _place(config, sites_of(config), machine, nodes)
+    place = _place(config, training, machine, nodes)
     probes = yield from _check_steps(config, headers)
     if headers:  # after the steps, whose memory is measured
         yield case_reading.check_voxels([header.case for header in headers], config.data)

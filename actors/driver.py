@@ -113,7 +113,7 @@ class Driver:
         self.attendance = Attendance(config, folder, self.roster)
         self.recent: deque[RoundRecord] = deque(maxlen=REMEMBERED_ROUNDS)
         self.last_record = 0
-        self._has_trained = False  # any site, in any round of the run
+        self.has_trained = False  # any site, in any round of the run
         self._resumable = 0
         self._written: RunState | None = None
         self._seconds_before = 0.0  # of rounds before a resume
@@ -157,7 +157,7 @@ class Driver:
                 done = rounds.run(done)
                 is_over = rounds.is_over
             status: RunOutcome = "failed" if not self.roster.members else "finished" if is_over else "stopped"
-            if status == "finished" and done > 0 and not self._has_trained:
+            if status == "finished" and done > 0 and not self.has_trained:
                 log.warning("no site has trained in any round: their models are the initial ones, and are not tested")
                 status = "failed"
             final = FinalTest(self)
@@ -185,7 +185,7 @@ class Driver:
         self.folder.truncate_after(done)
         rounds = self.folder.rounds()
         self.recent.extend(rounds[-REMEMBERED_ROUNDS:])
-        self._has_trained = done > 0 and (not rounds or any(record.trained for record in rounds))
+        self.has_trained = done > 0 and (not rounds or any(record.trained for record in rounds))
         self._seconds_before = sum(record.seconds for record in rounds)
         if (last := rounds[-1].plan.round_number if rounds else 0) < done:
             log.warning(
@@ -277,7 +277,7 @@ class Driver:
         self.folder.check_present()
         self.folder.append_round(record)
         self.recent.append(record)
-        self._has_trained = self._has_trained or bool(record.trained)
+        self.has_trained = self.has_trained or bool(record.trained)
         self.last_record = record.plan.round_number
         self.write_state("running")
         self.tracker.log_round(record)
@@ -290,7 +290,7 @@ class Driver:
         last = self.recent.pop()
         record = replace(last, trained=(*last.trained, *trained), failures=(*last.failures, *failures))
         self.recent.append(record)
-        self._has_trained = self._has_trained or bool(trained)
+        self.has_trained = self.has_trained or bool(trained)
         self.folder.replace_last_round(record)
         self.write_state("running")
         self.tracker.log_round(record)

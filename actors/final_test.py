@@ -41,7 +41,6 @@ class FinalTest:
         self._untested: dict[tuple[str, str], None] = {}
         self._not_across: list[str] = []
         self._lost: set[str] = set()
-        self._has_trained = False
 
     @property
     def untested(self) -> tuple[str, ...]:
@@ -51,7 +50,6 @@ class FinalTest:
     def run(self, done: int) -> None:
         """Tests every model there is after ``done`` rounds."""
         config = self.driver.config
-        self._has_trained = done > 0
         self.roster.end_rounds()
         self._wait_for_absent()
         last_round = done if config.federation.mode == "sync" else None  # else it counts records
@@ -101,7 +99,7 @@ class FinalTest:
         return again
 
     def _keep(self, report: EvaluationReport) -> None:
-        if self._has_trained and (report.model, report.round_number) == (PERSONALISED, 0):
+        if self.driver.has_trained and (report.model, report.round_number) == (PERSONALISED, 0):
             self._untested = {key: None for key in self._untested if key[0] != report.site}
             self.roster.drop(report.site, "it has trained in no round, its model is the initial one")
             return

@@ -243,13 +243,11 @@ def _exit_for(summary: RunSummary, config: Config) -> None:
     folder = config.output.folder
     if summary.status == "stopped":
         _stopped(config)
-    if summary.status == "failed" and summary.infos:
-        words = f"no site has trained in any round; see {folder}/log.txt, mend the cause and start in another folder"
-        console.print(words, style="red")
-        raise typer.Exit(1)
     if summary.status == "failed":
-        words = f"every site was lost; see {folder}/log.txt, mend the cause and try again: gcml run --resume "
-        console.print(words + in_shell(folder), style="red")
+        cause, remedy = "every site was lost", f"try again: gcml run --resume {in_shell(folder)}"
+        if summary.infos:
+            cause, remedy = "no site has trained in any round", "start in another folder"
+        console.print(f"{cause}; see {folder}/log.txt, mend the cause and {remedy}", style="red")
         raise typer.Exit(1)
     if summary.untested:
         names = ", ".join(summary.untested)

@@ -1,7 +1,7 @@
 """Tracking a comparison in MLflow: one run for the comparison, the runs of its cells below it.
 
 Each cell tracks itself, as any federation does; when it has ended, its run is put below the comparison's. That one has
-the table: ``METHOD/test/dice``, ``dice_sd``, ``hd95``, ``surface_dice``, ``dice_against_best``,
+the table: ``METHOD/test/dice``, ``dice_sd``, ``hd95``, ``hd95_num_undefined``, ``surface_dice``, ``dice_against_best``,
 ``METHOD/traffic/megabytes`` and ``METHOD/time/seconds``, and the tables and plots as artifacts.
 """
 

@@ -11,6 +11,7 @@ import hashlib
 import json
 import logging
 import os
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -71,11 +72,13 @@ def check_splits(folder: Path, cases: Sequence[Case], *, source: str) -> None:
 
 def warn_of_changed_images(folder: Path, cases: Sequence[Case]) -> None:
     """Tells of cases whose images hold something else than when they were written down."""
-    known, now = known_cases(folder), _splits(cases)
+    known = known_cases(folder)
     if not any(name.startswith(CONTENT) for name in known):
         return  # of a run whose version kept none
-    new = {name for name in now if name.startswith(CONTENT)} - known.keys()
-    changed = [case.name for case in cases if _own_name(case) in known and content_key(case) in new]
+    keys = [content_key(case) for case in cases]
+    splits = Counter(key for key, _ in {(key, case.split) for key, case in zip(keys, cases, strict=True)})
+    new = {key for key, number in splits.items() if key and number == 1} - known.keys()  # in two splits: never kept
+    changed = [case.name for key, case in zip(keys, cases, strict=True) if key in new and _own_name(case) in known]
     if changed:
         log.warning(
             "%s not as when the run began: %s. Scores before and after are not of the same images",

@@ -233,10 +233,10 @@ def _ranking(row: MethodRow, best: MethodRow) -> str:
 def _methods(rows: Sequence[MethodRow], *, unit: str) -> Section:
     lead = (
         "Each mark is one site's mean test Dice, the bar the mean over sites. In the table, 'against best' is in Dice "
-        "points (hundredths), with "
-        "the interval in which it lies with 95 % certainty over these cases; p is the probability of such a difference "
-        "by chance (Wilcoxon's test, corrected by Holm). sd is the spread of the mean over repetitions. Steps "
-        "count the training of both models where two learn."
+        "points (hundredths), with the interval in which it lies with 95 % certainty over these cases; p is the "
+        "probability of such a difference by chance (Wilcoxon's test, corrected by Holm). sd is the spread of the mean "
+        "over repetitions. HD95 leaves out cases in which nothing was found; 'no HD95' counts them per repetition. "
+        "Steps count the training of both models where two learn."
     )
     lines = tuple(tuple(table_cells(row, is_best=index == 0)) for index, row in enumerate(rows))
     blocks: list[Block] = [dice_by_method(rows), Table("", tuple(headings(rows, unit=unit)), lines)]
